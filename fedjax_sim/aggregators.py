@@ -1,0 +1,59 @@
+"""How the server combines a cohort's updates.
+
+An aggregator is a pure function of stacked updates [C, ...] and weights [C]; see `base.Aggregator`.
+To write your own, write `apply`; give `summand` and `from_sum` too if it is a sum, and the engine
+never holds more than `width` updates.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim import trees
+from fedjax_sim.base import Aggregator, Array, Key, PyTree
+
+
+def mean() -> Aggregator:
+    """Weighted mean: sum_c weights[c] * update[c] / sum_c weights[c].
+
+    With every client's number of examples as its weight this is FedAvg's rule (McMahan et al.,
+    "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017,
+    algorithm 1). Prefer `uniform_mean` where every client should count alike. Not robust: one
+    client can move it anywhere.
+
+    Returns:
+        An aggregator without state; the aggregate is 0 where all weights are 0.
+    """
+    return _mean_of(lambda weight: weight)
+
+
+def uniform_mean() -> Aggregator:
+    """Mean of the updates of all clients with a positive weight, each counting the same."""
+    return _mean_of(lambda weight: (weight > 0).astype(weight.dtype))
+
+
+def _mean_of(share: Callable[[Array], Array]) -> Aggregator:
+    def summand(update: PyTree, weight: Array) -> PyTree:
+        part = share(weight)
+        masked = jax.tree.map(lambda u: jnp.where(part > 0, u * part.astype(u.dtype), 0), update)
+        return masked, part
+
+    def from_sum(key: Key, state: PyTree, total: PyTree) -> tuple[PyTree, PyTree, dict[str, Array]]:
+        updates, weight = total
+        scale = jnp.where(weight > 0, 1 / jnp.where(weight > 0, weight, 1), 0)
+        return state, trees.scale(updates, scale), {}
+
+    return _sum(summand, from_sum)
+
+
+def _sum(summand: Callable, from_sum: Callable) -> Aggregator:
+    """An aggregator that is a sum; its stacked form follows from the streamed one."""
+
+    def apply(
+        key: Key, state: PyTree, updates: PyTree, weights: Array
+    ) -> tuple[PyTree, PyTree, dict[str, Array]]:
+        terms = jax.vmap(summand)(updates, weights)
+        return from_sum(key, state, jax.tree.map(lambda x: x.sum(axis=0), terms))
+
+    return Aggregator(lambda update: (), apply, summand, from_sum)

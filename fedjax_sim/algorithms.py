@@ -1,0 +1,308 @@
+"""Named algorithms: recipes that bind parts into the engine. Copy one to make your own."""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fedjax_sim import aggregators, checks, clients, metrics, rounds, sampling, simplex, trees
+from fedjax_sim.base import (
+    Aggregator,
+    Algorithm,
+    Array,
+    ClientRule,
+    Cohort,
+    Examples,
+    Key,
+    Loss,
+    Mean,
+    Model,
+    Params,
+    PyTree,
+    Report,
+    RoundInfo,
+    Sampler,
+    Server,
+    Status,
+)
+from fedjax_sim.data import Batching, FederatedData
+
+
+Regularizer = clients.Regularizer
+
+
+class ServerState(NamedTuple):
+    """params: the global model. optimizer: the state of the server optimizer."""
+
+    params: Params
+    optimizer: PyTree
+
+
+def server_optimizer(optimizer: optax.GradientTransformation) -> Server:
+    """A server that broadcasts its params and gives -aggregate to an optax optimizer as gradient.
+
+    `optax.sgd(1.0)` adds the mean update as it is (FedAvg); see `fedavg` for the others.
+
+    References:
+        Reddi et al., "Adaptive Federated Optimization", ICLR 2021, algorithm 1 (FedOpt).
+    """
+
+    def init(key: Key, params: Params) -> ServerState:
+        return ServerState(params, optimizer.init(params))
+
+    def broadcast(key: Key, state: ServerState, cohort: Cohort, data: FederatedData) -> Params:
+        return state.params
+
+    def apply(
+        key: Key, state: ServerState, aggregate: Params, report: Report
+    ) -> tuple[ServerState, dict[str, Array]]:
+        gradient = trees.scale(aggregate, -1.0)
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
+        return ServerState(optax.apply_updates(state.params, updates), optimizer_state), {}
+
+    return Server(init, broadcast, apply, lambda state: state.params)
+
+
+def fedavg(
+    model: Model,
+    *,
+    client_optimizer: optax.GradientTransformation,
+    batching: Batching,
+    sampler: Sampler | None = None,
+    server: optax.GradientTransformation | None = None,
+    aggregator: Aggregator | None = None,
+    loss: Loss = metrics.cross_entropy,
+    rule: ClientRule | None = None,
+    width: rounds.Width = "auto",
+) -> Algorithm:
+    """FedAvg, and with another server optimizer the whole FedOpt family.
+
+    One line each: FedAvg is `server=optax.sgd(1.0)` (the default), FedAvgM
+    `optax.sgd(1.0, momentum=0.9)`, FedAdam `optax.adam(0.01, b2=0.99, eps=1e-3)`, FedYogi
+    `optax.yogi(0.01, b2=0.99, eps=1e-3)`, FedAdagrad `optax.adagrad(0.1, eps=1e-3)`; FedProx is
+    `rule=clients.prox(...)`, FedSGD `Batching(batch_size=None, num_steps=1)`.
+
+    Args:
+        model: what is trained.
+        client_optimizer: optimizer of the local steps, fresh every round.
+        batching: batch size and number of local epochs or steps.
+        sampler: who takes part; everyone by default.
+        server: server optimizer; `optax.sgd(1.0)` by default.
+        aggregator: `aggregators.mean()` (weights by number of examples) by default.
+        loss: per-example loss of the local steps.
+        rule: what a client does, instead of `clients.local_sgd(model, client_optimizer, loss=loss)`.
+        width: see `rounds.federated`.
+
+    References:
+        McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
+        AISTATS 2017, algorithm 1; Reddi et al., "Adaptive Federated Optimization", ICLR 2021.
+    """
+    return rounds.federated(
+        rule=rule or clients.local_sgd(model, client_optimizer, loss=loss),
+        sampler=sampler or sampling.everyone(),
+        aggregator=aggregator or aggregators.mean(),
+        server=server_optimizer(server or optax.sgd(1.0)),
+        batching=batching,
+        width=width,
+    )
+
+
+class AgnosticState(NamedTuple):
+    """What agnostic federated learning keeps.
+
+    params, mixture: the last iterates w_t and lambda_t [p].
+    optimizer: the state of the optimizer of w.
+    mean_params, mean_mixture: running means of the iterates 1 ... t.
+    num_steps: int32, t.
+    """
+
+    params: Params
+    mixture: Array
+    optimizer: PyTree
+    mean_params: Params
+    mean_mixture: Array
+    num_steps: Array
+
+
+def agnostic(
+    model: Model,
+    *,
+    optimizer: optax.GradientTransformation,
+    mixture_step_size: float | Array,
+    initial_mixture: Array | None = None,
+    batch_size: int | None = None,
+    estimator: Literal["per_domain", "weighted"] = "per_domain",
+    output: Literal["average", "last"] = "average",
+    loss: Loss = metrics.cross_entropy,
+    regularizer: Regularizer | None = None,
+) -> Algorithm:
+    """Agnostic federated learning (AFL): min over w of the max over mixtures of the clients' losses.
+
+        min_w max_{lambda in simplex} sum_k lambda_k L_k(w)
+
+    Each client of the data is one domain k = 1 ... p, and all take part in every round: one
+    gradient step on w and one projected ascent step on lambda, both from the same iterate. Prefer it
+    to `fedavg` when no client may be left behind and p is small. With `mixture_step_size=0` it is
+    plain SGD on a fixed mixture of the domains.
+
+    Args:
+        model: what is trained; convergence is guaranteed for losses convex in the params.
+        optimizer: optimizer of w, e.g. `optax.sgd(0.5, momentum=0.9)`.
+        mixture_step_size: gamma_lambda >= 0, may be traced.
+        initial_mixture: lambda_0 [p] on the simplex, uniform by default; may be traced.
+        batch_size: B examples a domain (`per_domain`) or in all (`weighted`), drawn with
+            replacement; None takes every example of every domain (no noise, `per_domain` only).
+        estimator: how gradients are estimated, both without bias. "per_domain" draws B examples of
+            each domain: g_w = sum_k lambda_k grad L_k, g_lambda = (L_1, ..., L_p). "weighted" draws
+            B pairs (domain ~ lambda, example) for g_w and B pairs (domain ~ uniform, example) for
+            g_lambda; its cost does not grow with p.
+        output: what `params(state)` is, the running "average" of the iterates (as the paper has
+            it) or the "last" one.
+        loss: per-example loss; a domain's loss is its mean.
+        regularizer: scalar added to the objective, e.g. a ridge.
+
+    Returns:
+        An Algorithm whose state is an AgnosticState and whose info is a RoundInfo:
+        `info.server["mixture"]` is lambda_{t-1} [p], `info.cohort.clients["loss"]` [p] is the
+        estimate of every domain's loss at w_{t-1} (0 for a domain that was not drawn). A step whose
+        gradient is not finite is not taken.
+
+    Cost: one forward and backward pass over p * B (or B, or all M) examples a round.
+
+    References:
+        Mohri, Sivek, Suresh, "Agnostic Federated Learning", ICML 2019, figure 3 (Stochastic-AFL).
+    """
+    checks.in_range("mixture_step_size", mixture_step_size, 0.0)
+    checks.one_of("estimator", estimator, ("per_domain", "weighted"))
+    checks.one_of("output", output, ("average", "last"))
+    if batch_size is not None:
+        checks.positive_int("batch_size", batch_size, hint="None takes all examples.")
+    elif estimator == "weighted":
+        raise ValueError('batch_size must be a number with estimator="weighted", got None.')
+
+    def init(key: Key, params: Params, data: FederatedData) -> AgnosticState:
+        mixture = _initial_mixture(initial_mixture, data.num_clients)
+        return AgnosticState(
+            params, mixture, optimizer.init(params), params, mixture, jnp.int32(0)
+        )
+
+    def objective(
+        params: Params, examples: Examples, domains: Array, weights: Array, key: Key
+    ) -> tuple[Array, Array]:
+        """sum_k weights_k L_k (or the plain mean, for weights None) and L [p]."""
+        mean = loss(model.apply(params, examples["x"], key), examples["y"])
+        by_domain = jax.tree.map(lambda x: _domain_sum(x, domains, weights.shape[0]), mean)
+        if estimator == "weighted":
+            value = Mean(mean.total.sum(), mean.count.sum()).value
+        else:
+            value = weights @ by_domain.value
+        extra = 0.0 if regularizer is None else regularizer(params)
+        return value + extra, by_domain.value
+
+    gradient_of = jax.value_and_grad(objective, has_aux=True)
+
+    def estimate(key: Key, state: AgnosticState, data: FederatedData) -> tuple[Params, Array, Array]:
+        """(g_w, g_lambda [p], losses [p]) at the current iterates."""
+        num_domains = data.num_clients
+        draw_key, model_key, domain_key = jax.random.split(key, 3)
+        if batch_size is None:
+            examples, domains = data.examples, data.owners
+        elif estimator == "per_domain":
+            domains = jnp.repeat(jnp.arange(num_domains), batch_size)
+            examples = _draw(draw_key, data, domains)
+        else:
+            domains = jax.random.categorical(
+                domain_key, jnp.log(state.mixture), shape=(batch_size,)
+            )
+            examples = _draw(draw_key, data, domains)
+        (_, losses), gradient = gradient_of(
+            state.params, examples, domains, state.mixture, model_key
+        )
+        if estimator == "per_domain":
+            return gradient, losses, losses
+        uniform = jax.random.randint(domain_key, (batch_size,), 0, num_domains)
+        examples = _draw(jax.random.fold_in(draw_key, 1), data, uniform)
+        mean = loss(model.apply(state.params, examples["x"], model_key), examples["y"])
+        each = _domain_sum(mean.value, uniform, num_domains)
+        drawn = _domain_sum(jnp.ones(batch_size), uniform, num_domains)
+        return gradient, num_domains / batch_size * each, Mean(each, drawn).value
+
+    def step(
+        key: Key, state: AgnosticState, data: FederatedData
+    ) -> tuple[AgnosticState, RoundInfo]:
+        gradient, ascent, losses = estimate(key, state, data)
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        mixture = simplex.project(state.mixture + mixture_step_size * ascent)
+        num_steps = state.num_steps + 1
+        new = AgnosticState(
+            params,
+            mixture,
+            optimizer_state,
+            _running_mean(state.mean_params, params, num_steps),
+            _running_mean(state.mean_mixture, mixture, num_steps),
+            num_steps,
+        )
+        finite = trees.all_finite((gradient, ascent))
+        num_domains = data.num_clients
+        report = Report(
+            ids=jnp.arange(num_domains, dtype=jnp.int32),
+            weights=state.mixture,
+            dropped=~jnp.isfinite(losses),
+            clients={"loss": losses, "num_steps": jnp.ones(num_domains, jnp.int32)},
+        )
+        info = RoundInfo(
+            status=jnp.where(finite, 0, int(Status.NON_FINITE_UPDATE)).astype(jnp.int32),
+            cohort=report,
+            aggregator={},
+            server={"mixture": state.mixture},
+            bytes_down=jnp.float32(num_domains * trees.num_bytes(params)),
+            bytes_up=jnp.float32(num_domains * (trees.num_bytes(params) + 4)),
+        )
+        return trees.where(finite, new, state), info
+
+    def params(state: AgnosticState) -> Params:
+        return state.mean_params if output == "average" else state.params
+
+    return Algorithm(init, step, params)
+
+
+def _initial_mixture(mixture: Array | None, num_domains: int) -> Array:
+    if mixture is None:
+        return jnp.full(num_domains, 1 / num_domains, jnp.float32)
+    if jnp.shape(mixture) != (num_domains,):
+        raise ValueError(
+            f"initial_mixture must have one entry a client ({num_domains}), got shape "
+            f"{jnp.shape(mixture)}."
+        )
+    if not checks.is_traced(mixture):
+        host = np.asarray(mixture, np.float64)
+        if (host < 0).any() or abs(host.sum() - 1) > 1e-5:
+            raise ValueError(
+                f"initial_mixture must be >= 0 and sum to 1, got {host.tolist()} with sum "
+                f"{host.sum():g}. Divide it by its sum."
+            )
+    return jnp.asarray(mixture, jnp.float32)
+
+
+def _draw(key: Key, data: FederatedData, domains: Array) -> Examples:
+    """One example of each of the given domains [B], uniformly: arrays [B, ...]."""
+    sizes = data.sizes[domains]
+    rows = data.starts[domains] + jax.random.randint(key, domains.shape, 0, sizes)
+    return {name: array[rows] for name, array in data.examples.items()}
+
+
+def _domain_sum(values: Array, domains: Array, num_domains: int) -> Array:
+    """Sum of `values` [B] within each domain: [p]."""
+    if num_domains > 128:
+        return jax.ops.segment_sum(values, domains, num_domains)
+    # A product with the one-hot domains is far faster than a scatter while p is small.
+    member = domains[None, :] == jnp.arange(num_domains)[:, None]
+    return member.astype(values.dtype) @ values
+
+
+def _running_mean(mean: PyTree, value: PyTree, count: Array) -> PyTree:
+    """The mean of `count` values, from that of the first count - 1 and the newest."""
+    return jax.tree.map(lambda m, x: m + (x - m) / count.astype(m.dtype), mean, value)

@@ -1,0 +1,58 @@
+"""Host-side validation. Every error names the argument, the value, what is allowed, what to do.
+
+Traced values cannot be looked at and pass: `sweep` hands traced hyperparameters to factories.
+"""
+
+import difflib
+import math
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+
+
+def is_traced(value: Any) -> bool:
+    """Whether `value` is only known once the compiled program runs."""
+    return isinstance(value, jax.core.Tracer)
+
+
+def positive_int(name: str, value: Any, *, hint: str = "") -> None:
+    """Raise unless `value` is an integer >= 1."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer >= 1, got {value!r}. {hint}".rstrip())
+    if value < 1:
+        raise ValueError(f"{name} must be >= 1, got {value}. {hint}".rstrip())
+
+
+def in_range(
+    name: str,
+    value: Any,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    open_low: bool = False,
+    hint: str = "",
+) -> None:
+    """Raise unless low <= value <= high (low < value with `open_low`); traced values pass."""
+    if is_traced(value):
+        return
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, got {value!r}. {hint}".rstrip()) from None
+    if not (low < number if open_low else low <= number) or not number <= high:
+        left = f"{'(' if open_low or low == -math.inf else '['}{low:g}"
+        right = f"{high:g}{')' if high == math.inf else ']'}"
+        raise ValueError(f"{name} must lie in {left}, {right}, got {value}. {hint}".rstrip())
+
+
+def one_of(name: str, value: Any, allowed: Iterable[Any], *, hint: str = "") -> None:
+    """Raise unless `value` is one of `allowed`; the message suggests the nearest."""
+    options = list(allowed)
+    if value in options:
+        return
+    near = difflib.get_close_matches(str(value), [str(option) for option in options], n=1)
+    guess = f" Did you mean {near[0]!r}?" if near else ""
+    listed = ", ".join(repr(option) for option in options)
+    raise ValueError(f"unknown {name} {value!r}.{guess} Choose one of: {listed}. {hint}".rstrip())

@@ -1,0 +1,134 @@
+"""What ONE client does in a round. Nothing here is batched over clients; the engine does that.
+
+A rule is `begin` (server message -> work), `step` (one batch) and `finish` (work -> update); see
+`base.ClientRule`. To write your own objective, copy `prox`: it is `local_sgd` plus one term.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_sim import checks, trees
+from fedjax_sim.base import Array, Batch, Client, ClientRule, Key, Loss, Mean, Model, Params, PyTree
+
+Regularizer = Callable[[Params], Array]
+"""regularizer(params) -> scalar, added to every batch's mean loss."""
+
+
+class Work(NamedTuple):
+    """What local training carries from step to step.
+
+    params: the client's model.
+    optimizer: the state of its optimizer, fresh every round.
+    loss: merged mean of the training loss so far, without regularizer.
+    extra: what a rule adds (the control correction of `scaffold`), else ().
+    """
+
+    params: Params
+    optimizer: PyTree
+    loss: Mean
+    extra: PyTree
+
+
+def local_sgd(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    *,
+    loss: Loss,
+    regularizer: Regularizer | None = None,
+) -> ClientRule:
+    """Train the server's model on the client's own examples with any optax optimizer.
+
+    The client of FedAvg (McMahan et al., AISTATS 2017, algorithm 1, ClientUpdate). Each batch
+    contributes its mean loss, the short last batch of an epoch included. The optimizer starts afresh
+    in every round.
+
+    Args:
+        model: the model; its `apply_train` is used where it has one.
+        optimizer: e.g. `optax.sgd(0.1)`; its hyperparameters may be traced.
+        loss: per-example loss, e.g. `metrics.cross_entropy`.
+        regularizer: scalar added to every batch's loss, e.g. `lambda p: 1e-4 * norm(p) ** 2`.
+
+    Returns:
+        A rule without client state, for a server that broadcasts params. The update is
+        `client params - server params`, the weight is the client's number of examples, and info
+        holds "loss", the mean training loss over the round.
+    """
+    return _training(model, optimizer, loss, regularizer)
+
+
+def prox(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    *,
+    mu: float | Array,
+    loss: Loss,
+    regularizer: Regularizer | None = None,
+) -> ClientRule:
+    """`local_sgd` with a pull to the server's model: loss + mu / 2 * ||w - w_server||^2.
+
+    Prefer it to `local_sgd` when clients make many local steps on unlike data and drift apart.
+
+    Args:
+        model, optimizer, loss, regularizer: as in `local_sgd`.
+        mu: strength of the pull, >= 0, may be traced; 0 is `local_sgd`.
+
+    References:
+        Li et al., "Federated Optimization in Heterogeneous Networks" (FedProx), MLSys 2020, eq. 2.
+    """
+    checks.in_range("mu", mu, 0.0)
+
+    def pull(gradient: Params, work: Work, broadcast: Params) -> Params:
+        return jax.tree.map(lambda g, w, s: g + mu * (w - s), gradient, work.params, broadcast)
+
+    return _training(model, optimizer, loss, regularizer, correct=pull)
+
+
+def _training(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    loss: Loss,
+    regularizer: Regularizer | None,
+    correct: Callable[[Params, Work, Params], Params] | None = None,
+) -> ClientRule:
+    """Local training; `correct(gradient, work, broadcast)` replaces each step's gradient."""
+    gradient_of = jax.value_and_grad(_objective(model, loss, regularizer), has_aux=True)
+
+    def begin(key: Key, client_state: PyTree, broadcast: Params, client: Client) -> Work:
+        zero = Mean(jnp.float32(0), jnp.float32(0))
+        return Work(broadcast, optimizer.init(broadcast), zero, ())
+
+    def step(key: Key, work: Work, broadcast: Params, batch: Batch) -> Work:
+        (_, (mean, moved)), gradient = gradient_of(work.params, batch, key)
+        if correct is not None:
+            gradient = correct(gradient, work, broadcast)
+        updates, state = optimizer.update(gradient, work.optimizer, work.params)
+        seen = jax.tree.map(lambda a, b: a + b.astype(a.dtype), work.loss, mean)
+        return Work(optax.apply_updates(moved, updates), state, seen, work.extra)
+
+    def finish(
+        key: Key, client_state: PyTree, broadcast: Params, client: Client, work: Work
+    ) -> tuple[PyTree, PyTree, Array, dict[str, Array]]:
+        delta = trees.subtract(work.params, broadcast)
+        return client_state, delta, client.size.astype(jnp.float32), {"loss": work.loss.value}
+
+    return ClientRule(lambda params: (), begin, step, finish)
+
+
+def _objective(model: Model, loss: Loss, regularizer: Regularizer | None) -> Callable:
+    """objective(params, batch, key) -> (value, (merged mean loss, params with moved statistics))."""
+
+    def objective(params: Params, batch: Batch, key: Key) -> tuple[Array, tuple[Mean, Params]]:
+        inputs, labels = batch.examples["x"], batch.examples["y"]
+        if model.apply_train is None:
+            outputs, moved = model.apply(params, inputs, key), params
+        else:
+            outputs, moved = model.apply_train(params, inputs, key)
+        mean = loss(outputs, labels).over(batch.mask)
+        value = mean.value if regularizer is None else mean.value + regularizer(params)
+        return value, (mean, jax.lax.stop_gradient(moved))
+
+    return objective

@@ -1,0 +1,245 @@
+"""FederatedData: every example stored once, flat, plus which client owns it; and local batches.
+
+The examples of a client stand next to each other, so that a client is (start, size), an epoch is a
+permutation of 0 ... size - 1 computed on the fly, and a pass over everybody is a pass over one array.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_sim import checks, shuffling
+from fedjax_sim.base import Array, Batch, Examples
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FederatedData:
+    """The examples of N clients, on the device. Build it with `federate`.
+
+    Attributes:
+        examples: dict of arrays [M, ...], the rows of each client next to each other. uint8 stays
+            uint8.
+        owners: [M] int32, the client of each row, ascending.
+        starts: [N] int32, the first row of each client.
+        sizes: [N] int32, >= 1, the rows of each client.
+        min_size, max_size: the range of `sizes`, static.
+    """
+
+    examples: Examples
+    owners: Array
+    starts: Array
+    sizes: Array
+    min_size: int = dataclasses.field(metadata={"static": True})
+    max_size: int = dataclasses.field(metadata={"static": True})
+
+    @property
+    def num_clients(self) -> int:
+        """N."""
+        return self.sizes.shape[0]
+
+    @property
+    def num_examples(self) -> int:
+        """M."""
+        return self.owners.shape[0]
+
+    def client(self, client_id: int) -> Examples:
+        """The examples of one client, as NumPy arrays [size, ...]."""
+        self._check_ids("client_id", [client_id])
+        start, size = int(self.starts[client_id]), int(self.sizes[client_id])
+        return {name: np.asarray(a[start : start + size]) for name, a in self.examples.items()}
+
+    def select(self, client_ids: Sequence[int]) -> "FederatedData":
+        """The population of these clients alone, renumbered 0, 1, ... in the given order."""
+        self._check_ids("client_ids", client_ids)
+        starts, sizes = np.asarray(self.starts), np.asarray(self.sizes)
+        partition = [np.arange(starts[i], starts[i] + sizes[i]) for i in client_ids]
+        examples = {name: np.asarray(a) for name, a in self.examples.items()}
+        return federate(examples, partition)
+
+    def pooled(self) -> "FederatedData":
+        """All examples as one single client: centralised training with the same code."""
+        return self.select(range(self.num_clients))._merged()
+
+    def _merged(self) -> "FederatedData":
+        m = self.num_examples
+        zero = jnp.zeros(1, jnp.int32)
+        return FederatedData(self.examples, jnp.zeros(m, jnp.int32), zero, zero + m, m, m)
+
+    def _check_ids(self, name: str, ids: Sequence[int]) -> None:
+        wrong = [i for i in ids if not 0 <= i < self.num_clients]
+        if wrong or len(ids) == 0:
+            what = f"got {wrong[:5]}" if wrong else "got none"
+            raise ValueError(f"{name} must be ids in [0, {self.num_clients}), {what}.")
+
+
+def federate(
+    examples: Examples, partition: Sequence[np.ndarray], *, num_classes: int | None = None
+) -> FederatedData:
+    """Put examples on the device, client after client.
+
+    Args:
+        examples: dict of arrays with one leading axis [M, ...]; by convention "x" inputs and "y"
+            labels, to which own columns may be added.
+        partition: N arrays of row numbers, one a client (see `fedjax_sim.partition`). Rows that no
+            client owns are left out; a row that two clients own is stored twice.
+        num_classes: if given, integer labels "y" must lie in [0, num_classes), or be negative for
+            positions that do not count.
+
+    Returns:
+        The data, on JAX's default device.
+
+    Raises:
+        ValueError: lengths that differ, a client without examples, row numbers out of range,
+            features that are not finite, labels out of range.
+
+    Example:
+        >>> data = federate({"x": np.eye(4), "y": np.arange(4)}, [np.array([2]), np.array([0, 3])])
+        >>> data.num_clients, data.sizes.tolist(), data.client(1)["y"].tolist()
+        (2, [1, 2], [0, 3])
+    """
+    num_rows = _check_examples(examples, num_classes)
+    if len(partition) == 0:
+        raise ValueError("partition must have at least one client, got an empty list.")
+    parts = [np.asarray(part) for part in partition]
+    sizes = np.array([len(part) for part in parts])
+    if (sizes == 0).any():
+        empty = np.flatnonzero(sizes == 0)
+        raise ValueError(
+            f"{len(empty)} of {len(parts)} clients have no examples (ids {empty[:5].tolist()} ...). "
+            "Drop them, or partition with min_size=1."
+        )
+    rows = np.concatenate(parts)
+    if not np.issubdtype(rows.dtype, np.integer):
+        raise TypeError(f"partition must hold integer row numbers, got dtype {rows.dtype}.")
+    if rows.min() < 0 or rows.max() >= num_rows:
+        raise ValueError(
+            f"partition must hold row numbers in [0, {num_rows}), got {rows.min()} ... {rows.max()}."
+        )
+    narrow = {name: _narrow(np.asarray(array)[rows]) for name, array in examples.items()}
+    return FederatedData(
+        examples={name: jnp.asarray(array) for name, array in narrow.items()},
+        owners=jnp.asarray(np.repeat(np.arange(len(sizes)), sizes), jnp.int32),
+        starts=jnp.asarray(np.cumsum(sizes) - sizes, jnp.int32),
+        sizes=jnp.asarray(sizes, jnp.int32),
+        min_size=int(sizes.min()),
+        max_size=int(sizes.max()),
+    )
+
+
+def _narrow(array: np.ndarray) -> np.ndarray:
+    """64-bit numbers to the 32-bit ones JAX computes with."""
+    wide = {np.dtype(np.float64): np.float32, np.dtype(np.int64): np.int32}
+    return array.astype(wide.get(array.dtype, array.dtype))
+
+
+def _check_examples(examples: Examples, num_classes: int | None) -> int:
+    if not examples:
+        raise ValueError("examples must hold at least one array, got an empty dict.")
+    lengths = {name: len(array) for name, array in examples.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"examples must share their leading axis, got lengths {lengths}.")
+    for name, array in examples.items():
+        array = np.asarray(array)
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            where = np.argwhere(~np.isfinite(array))[0].tolist()
+            raise ValueError(
+                f"examples[{name!r}] must be finite, got {array[tuple(where)]} at index {where}. "
+                "Clean or impute the data first."
+            )
+    labels = np.asarray(examples.get("y", ()))
+    if num_classes is not None and labels.size and labels.max() >= num_classes:
+        row = int(np.argmax(labels.reshape(len(labels), -1).max(axis=1)))
+        raise ValueError(
+            f"labels must lie in [0, {num_classes}) (num_classes), got {labels.max()} in row {row}."
+        )
+    return next(iter(lengths.values()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Batching:
+    """How a client cuts its examples into local steps.
+
+    Attributes:
+        batch_size: B >= 1, or None for the whole client as one batch (padded to the largest client).
+        num_epochs: passes over the client's examples; 0.5 is half a pass. The last batch of an epoch
+            is short, never dropped: a client of n examples makes ceil(n / B) steps an epoch.
+        num_steps: a fixed number of local steps instead of `num_epochs`; epochs follow each other.
+        shuffle: "epoch" for a new order every epoch, "replacement" for independent draws (every batch
+            full), "none" for the stored order.
+    """
+
+    batch_size: int | None = 32
+    num_epochs: float | None = None
+    num_steps: int | None = None
+    shuffle: Literal["epoch", "replacement", "none"] = "epoch"
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None:
+            checks.positive_int("batch_size", self.batch_size, hint="None takes the whole client.")
+        if self.num_epochs is not None and self.num_steps is not None:
+            raise ValueError(
+                f"give num_epochs or num_steps, not both: {self.num_epochs} and {self.num_steps}."
+            )
+        if self.num_epochs is not None:
+            checks.in_range("num_epochs", self.num_epochs, 0.0, open_low=True)
+        if self.num_steps is not None:
+            checks.positive_int("num_steps", self.num_steps)
+        checks.one_of("shuffle", self.shuffle, ("epoch", "replacement", "none"))
+
+    def slots(self, max_size: int) -> int:
+        """The static width B of a batch."""
+        return max_size if self.batch_size is None else min(self.batch_size, max_size)
+
+    def steps(self, size: Array | int, max_size: int) -> Array:
+        """How many local steps a client of `size` examples makes, int32 of `size`'s shape."""
+        size = jnp.asarray(size, jnp.int32)
+        if self.num_steps is not None:
+            return jnp.where(size > 0, self.num_steps, 0).astype(jnp.int32)
+        per_epoch = -(-size // self.slots(max_size))
+        epochs = 1.0 if self.num_epochs is None else self.num_epochs
+        whole = math.floor(epochs)
+        part = jnp.ceil(per_epoch * np.float32(epochs - whole)).astype(jnp.int32)
+        return per_epoch * whole + part
+
+    def positions(
+        self, words: Array, size: Array, step: Array, max_size: int
+    ) -> tuple[Array, Array]:
+        """Which of its own examples a client takes in a local step.
+
+        Args:
+            words: [shuffling.NUM_WORDS] uint32, the client's randomness of the round.
+            size: int32 scalar, the client's number of examples.
+            step: int32 scalar, the local step.
+            max_size: static, the largest client.
+
+        Returns:
+            positions [B] int32 in [0, size) and mask [B] bool, False for the empty end of a short
+            batch, whose positions repeat others of the same epoch.
+        """
+        size = jnp.maximum(size, 1)
+        num_slots = self.slots(max_size)
+        per_epoch = -(-size // num_slots)
+        slot = jnp.arange(num_slots, dtype=jnp.int32)
+        if self.shuffle == "replacement":
+            return shuffling.draw(words, size, step * num_slots + slot), slot >= 0
+        epoch = step // per_epoch
+        index = (step - epoch * per_epoch) * num_slots + slot
+        mask = index < size
+        index = jnp.where(mask, index, index % size)
+        if self.shuffle == "epoch":
+            index = shuffling.permute(words, size, index, epoch)
+        return index, mask
+
+
+def take(data: FederatedData, start: Array, positions: Array, mask: Array) -> Batch:
+    """Gather one client's rows: `positions` [B] within the client that starts at row `start`."""
+    # The barrier keeps XLA from computing the permutation again for every feature it gathers.
+    rows = jax.lax.optimization_barrier(start + positions)
+    examples = {name: array.at[rows].get(mode="clip") for name, array in data.examples.items()}
+    return Batch(examples, mask)

@@ -1,0 +1,395 @@
+"""The engine: parts -> Algorithm(init, step, params).
+
+The ONLY place that batches over clients. It walks the cohort in chunks of `width` clients: a chunk
+is one `vmap`, the chunks are one `scan`. It names no concrete part; parts arrive as values.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim import checks, data as data_lib, shuffling, trees
+from fedjax_sim.base import (
+    Aggregator,
+    Algorithm,
+    Array,
+    Client,
+    ClientRule,
+    Cohort,
+    Key,
+    Mean,
+    Model,
+    Params,
+    PyTree,
+    Report,
+    RoundInfo,
+    Sampler,
+    Server,
+    Status,
+    Stream,
+)
+from fedjax_sim.data import Batching, FederatedData
+
+Width = int | Literal["auto"]
+
+
+class FederatedState(NamedTuple):
+    """What a federated algorithm keeps between rounds.
+
+    server, aggregator, sampler: the states of the parts.
+    clients: leaves [N, ...], the state of every client, `()` for rules without one.
+    """
+
+    server: PyTree
+    aggregator: PyTree
+    sampler: PyTree
+    clients: PyTree
+
+
+class _Slots(NamedTuple):
+    """What the engine knows of each cohort slot; leaves [C, ...]."""
+
+    client: Client
+    mask: Array
+    start: Array
+    key: Array
+    words: Array
+    state: PyTree
+
+
+class _Outcome(NamedTuple):
+    """What a cohort's local work gives, in cohort order; `combined` is stacked or summed."""
+
+    combined: PyTree
+    states: PyTree
+    weights: Array
+    info: dict[str, Array]
+
+
+def federated(
+    *,
+    rule: ClientRule,
+    sampler: Sampler,
+    aggregator: Aggregator,
+    server: Server,
+    batching: Batching,
+    width: Width = "auto",
+) -> Algorithm:
+    """Compose one federated round: sample, broadcast, work locally, aggregate, update the server.
+
+    Args:
+        rule: what one client does.
+        sampler: which clients take part.
+        aggregator: how their updates are combined.
+        server: what is sent and what happens to the aggregate.
+        batching: how a client cuts its examples into local steps.
+        width: how many clients train at once, in [1, C]. 1 is a loop over clients, C one big vmap.
+            The result is the same; speed and memory differ: `width` client models are alive at once
+            (and all C updates, if the aggregator is not a sum). "auto" takes 1 on a CPU, where a
+            client fills the core, and elsewhere as many as a share of the device's memory holds.
+
+    Returns:
+        An Algorithm whose state is a FederatedState and whose info is a RoundInfo. Per client
+        `info.cohort.clients` holds "num_steps", "update_norm" and what the rule reports.
+
+    Unequal clients: the cohort is ordered by local steps and each chunk runs as long as its longest
+    member. A client's result does not depend on `width`, its slot or the other clients: its
+    randomness is `fold_in(fold_in(round_key, CLIENTS), client_id)`.
+    """
+    if width != "auto":
+        checks.positive_int("width", width, hint='Or "auto".')
+
+    def init(key: Key, params: Params, data: FederatedData) -> FederatedState:
+        server_state = server.init(key, params)
+        sampler_state = sampler.init(data.sizes)
+        client = rule.init(params)
+        update = jax.eval_shape(lambda: _update_like(key, rule, server, sampler, data, params))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), update)
+        num_clients = data.num_clients
+        clients = jax.tree.map(
+            lambda x: jnp.broadcast_to(x, (num_clients, *jnp.shape(x))).copy(), client
+        )
+        return FederatedState(server_state, aggregator.init(zeros), sampler_state, clients)
+
+    def step(
+        key: Key, state: FederatedState, data: FederatedData
+    ) -> tuple[FederatedState, RoundInfo]:
+        keys = {stream: jax.random.fold_in(key, stream) for stream in Stream}
+        with _stage("sampling the cohort"):
+            sampled, cohort = sampler.apply(keys[Stream.SAMPLING], state.sampler, data.sizes)
+        with _stage("broadcasting"):
+            message = server.broadcast(keys[Stream.SERVER], state.server, cohort, data)
+        slots = _slots(keys[Stream.CLIENTS], cohort, state.clients, data, batching)
+        done = _work(rule, aggregator, slots, message, data, batching, width)
+        with _stage("aggregating"):
+            combine = aggregator.apply if _is_stacked(aggregator) else aggregator.from_sum
+            args = (done.combined, done.weights) if _is_stacked(aggregator) else (done.combined,)
+            aggregated, aggregate, aggregator_info = combine(
+                keys[Stream.AGGREGATOR], state.aggregator, *args
+            )
+        dropped = cohort.mask & ~jnp.isfinite(done.info["update_norm"])
+        report = Report(cohort.ids, done.weights, dropped, done.info)
+        with _stage("updating the server"):
+            served, server_info = server.apply(
+                keys[Stream.SERVER], state.server, aggregate, report
+            )
+        empty = ~(done.weights > 0).any()
+        new_state = FederatedState(
+            server=trees.where(empty, state.server, served),
+            aggregator=trees.where(empty, state.aggregator, aggregated),
+            sampler=sampled,
+            clients=_scatter(state.clients, cohort.ids, done.states),
+        )
+        status = dropped.any() * int(Status.NON_FINITE_UPDATE) + empty * int(Status.EMPTY_COHORT)
+        live = cohort.mask.sum().astype(jnp.float32)
+        info = RoundInfo(
+            status=status.astype(jnp.int32),
+            cohort=report,
+            aggregator=aggregator_info,
+            server=server_info,
+            bytes_down=live * trees.num_bytes(message),
+            bytes_up=live * trees.num_bytes(aggregate),
+        )
+        return new_state, info
+
+    return Algorithm(init, step, lambda state: server.params(state.server))
+
+
+def _is_stacked(aggregator: Aggregator) -> bool:
+    return aggregator.summand is None
+
+
+def _update_like(
+    key: Key,
+    rule: ClientRule,
+    server: Server,
+    sampler: Sampler,
+    data: FederatedData,
+    params: Params,
+) -> PyTree:
+    """One client's update without any local step, for its structure."""
+    server_state = server.init(key, params)
+    _, cohort = sampler.apply(key, sampler.init(data.sizes), data.sizes)
+    message = server.broadcast(key, server_state, cohort, data)
+    state = rule.init(params)
+    client = Client(cohort.ids[0], data.sizes[0], jnp.int32(0))
+    _, update, _, _ = rule.finish(
+        key, state, message, client, rule.begin(key, state, message, client)
+    )
+    return update
+
+
+def _slots(
+    key: Key, cohort: Cohort, states: PyTree, data: FederatedData, batching: Batching
+) -> _Slots:
+    """Look up every slot's client. Empty slots get size 0 and no steps."""
+    size = jnp.where(cohort.mask, data.sizes.at[cohort.ids].get(mode="clip"), 0)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, cohort.ids)
+    # All the threefry of the batch order happens here, once a round for the whole cohort: inside the
+    # local steps it would be a loop in a loop.
+    shuffle_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, Stream.SHUFFLE)
+    return _Slots(
+        client=Client(cohort.ids, size, batching.steps(size, data.max_size)),
+        mask=cohort.mask,
+        start=data.starts.at[cohort.ids].get(mode="clip"),
+        key=keys,
+        words=jax.vmap(shuffling.words)(shuffle_keys),
+        state=jax.tree.map(lambda x: x.at[cohort.ids].get(mode="clip"), states),
+    )
+
+
+def _work(
+    rule: ClientRule,
+    aggregator: Aggregator,
+    slots: _Slots,
+    message: PyTree,
+    data: FederatedData,
+    batching: Batching,
+    width: Width,
+) -> _Outcome:
+    """Walk the cohort in chunks of `width` clients."""
+    num_slots = slots.mask.shape[0]
+    width = _resolve(width, num_slots, message)
+    num_chunks = -(-num_slots // width)
+    ragged = batching.num_steps is None and data.min_size != data.max_size
+    if ragged:
+        order = jnp.argsort(-slots.client.num_steps)
+        slots = jax.tree.map(lambda x: x[order], slots)
+    slots = _pad(slots, num_chunks * width, data.num_clients)
+    chunks = jax.tree.map(lambda x: x.reshape(num_chunks, width, *x.shape[1:]), slots)
+
+    def chunk(members: _Slots) -> tuple[PyTree, tuple[PyTree, ...]]:
+        states, updates, weights, info = _train(rule, members, message, data, batching, ragged)
+        if aggregator.summand is None:
+            return (), (updates, states, weights, info)
+        terms = _batched(aggregator.summand, width)(updates, weights)
+        return jax.tree.map(lambda x: x.sum(axis=0), terms), ((), states, weights, info)
+
+    def accumulate(total: PyTree, members: _Slots) -> tuple[PyTree, tuple[PyTree, ...]]:
+        terms, out = chunk(members)
+        return trees.add(total, terms), out
+
+    shapes, _ = jax.eval_shape(chunk, jax.tree.map(lambda x: x[0], chunks))
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    total, out = jax.lax.scan(accumulate, zero, chunks)
+
+    def unchunk(x: Array) -> Array:
+        x = x.reshape(num_chunks * width, *x.shape[2:])[:num_slots]
+        return x[jnp.argsort(order)] if ragged else x
+
+    updates, states, weights, info = jax.tree.map(unchunk, out)
+    return _Outcome(updates if _is_stacked(aggregator) else total, states, weights, info)
+
+
+def _train(
+    rule: ClientRule,
+    members: _Slots,
+    message: PyTree,
+    data: FederatedData,
+    batching: Batching,
+    ragged: bool,
+) -> tuple[PyTree, PyTree, Array, dict[str, Array]]:
+    """Local work of one chunk: leaves [W, ...] in and out."""
+    width = members.mask.shape[0]
+
+    def begin(member: _Slots) -> PyTree:
+        return rule.begin(member.key, member.state, message, member.client)
+
+    def advance(step: Array, member: _Slots, work: PyTree) -> PyTree:
+        positions, mask = batching.positions(
+            member.words, member.client.size, step, data.max_size
+        )
+        batch = data_lib.take(data, member.start, positions, mask)
+        key = jax.random.fold_in(jax.random.fold_in(member.key, Stream.MODEL), step)
+        new = rule.step(key, work, message, batch)
+        # Alone, or among equals, a client stops when the loop does; nothing needs to be held back.
+        return trees.where(step < member.client.num_steps, new, work) if ragged and width > 1 else new
+
+    def finish(member: _Slots, work: PyTree) -> tuple[PyTree, PyTree, Array, dict[str, Array]]:
+        state, update, weight, info = rule.finish(
+            member.key, member.state, message, member.client, work
+        )
+        norm = trees.norm(update)
+        counts = member.mask & jnp.isfinite(norm)
+        facts = {"num_steps": member.client.num_steps, "update_norm": norm}
+        state = trees.where(counts, state, member.state)
+        return state, update, jnp.where(counts, weight, 0.0), facts | info
+
+    # Equal clients make the trip count static, which compiles to a better loop on an accelerator.
+    steps = members.client.num_steps.max() if ragged else int(_static_steps(batching, data))
+    with _stage("local work", members.client.id):
+        work = _batched(begin, width)(members)
+        work = jax.lax.fori_loop(
+            0, steps, lambda s, w: _batched(advance, width, shared=1)(s, members, w), work
+        )
+        return _batched(finish, width)(members, work)
+
+
+def _static_steps(batching: Batching, data: FederatedData) -> int:
+    with jax.ensure_compile_time_eval():
+        return int(batching.steps(data.max_size, data.max_size))
+
+
+def _batched(function: Callable, width: int, shared: int = 0) -> Callable:
+    """`function` over a leading axis of `width`; its first `shared` arguments have no such axis.
+
+    A single client is not batched at all: XLA has no fast path for batches of one.
+    """
+    if width > 1:
+        return lambda *args: jax.vmap(
+            function, in_axes=(None,) * shared + (0,) * (len(args) - shared)
+        )(*args)
+
+    def alone(*args: Any) -> Any:
+        rest = jax.tree.map(lambda x: x[0], args[shared:])
+        return jax.tree.map(lambda x: jnp.asarray(x)[None], function(*args[:shared], *rest))
+
+    return alone
+
+
+def _pad(slots: _Slots, length: int, num_clients: int) -> _Slots:
+    """Append empty slots: copies of the last one, without steps, that nobody is."""
+    missing = length - slots.mask.shape[0]
+    if missing == 0:
+        return slots
+    last = jax.tree.map(lambda x: jnp.repeat(x[-1:], missing, axis=0), slots)
+    nobody = jnp.full(missing, num_clients, jnp.int32)
+    none = jnp.zeros(missing, jnp.int32)
+    last = last._replace(client=Client(nobody, none, none), mask=jnp.zeros(missing, bool))
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), slots, last)
+
+
+def _scatter(states: PyTree, ids: Array, new: PyTree) -> PyTree:
+    """Write the cohort's client states back; nobody's (id N) are dropped."""
+    return jax.tree.map(lambda all_, x: all_.at[ids].set(x, mode="drop"), states, new)
+
+
+def _resolve(width: Width, num_slots: int, message: PyTree) -> int:
+    """The chunk width as a number."""
+    if width != "auto":
+        return min(width, num_slots)
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        return 1
+    memory = (device.memory_stats() or {}).get("bytes_limit", 8 << 30)
+    # A training client holds its parameters, gradient, optimizer state, update and activations:
+    # about ten models. A quarter of the memory leaves room for data and stacked updates.
+    share = memory // 4 // (10 * max(trees.num_bytes(message), 1))
+    return int(min(num_slots, max(1, share)))
+
+
+@contextlib.contextmanager
+def _stage(name: str, clients: Array | None = None) -> Iterator[None]:
+    """Name the stage, and the clients where they are known, in any exception that passes."""
+    try:
+        yield
+    except Exception as error:
+        known = clients is not None and not checks.is_traced(clients)
+        who = f" of client {clients.tolist()}" if known else ""
+        error.add_note(f"This happened in the round's stage: {name}{who}.")
+        raise
+
+
+def evaluator(
+    model: Model, metrics: dict[str, Callable[[Array, Array], Mean]], *, block_size: int = 2048
+) -> Callable[[Params, FederatedData], dict[str, Mean]]:
+    """Per-client metrics of one model in a single pass over everybody's examples.
+
+    Args:
+        model: used in evaluation mode.
+        metrics: name -> per-example metric(outputs, labels) -> Mean of [B].
+        block_size: examples at once; memory grows with it.
+
+    Returns:
+        evaluate(params, data) -> name -> Mean with leaves [N], one entry a client. Pure: jit it, or
+        vmap it over params.
+
+    Cost: one forward pass of ceil(M / block_size) blocks, whatever the clients' sizes are.
+    """
+    checks.positive_int("block_size", block_size)
+
+    def evaluate(params: Params, data: FederatedData) -> dict[str, Mean]:
+        num_rows = data.num_examples
+        width = min(block_size, num_rows)
+        num_blocks = -(-num_rows // width)
+
+        def block(first: Array) -> dict[str, Mean]:
+            rows = jnp.minimum(first + jnp.arange(width), num_rows - 1)
+            batch = jax.tree.map(lambda a: a[rows], data.examples)
+            outputs = model.apply(params, batch["x"])
+            return {name: metric(outputs, batch["y"]) for name, metric in metrics.items()}
+
+        per_row = jax.lax.map(block, jnp.arange(num_blocks) * width)
+
+        def by_client(x: Array) -> Array:
+            flat = x.reshape(-1)[:num_rows]
+            return jax.ops.segment_sum(
+                flat, data.owners, data.num_clients, indices_are_sorted=True
+            )
+
+        return jax.tree.map(by_client, per_row)
+
+    return evaluate

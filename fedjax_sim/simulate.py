@@ -1,0 +1,479 @@
+"""Run an algorithm: scan over rounds in segments, evaluate, show progress, keep what is done.
+
+`run` drives one program on the host: it starts a segment of rounds, and while the device works it
+reads the results of the segment before. `sweep` makes many runs one program and hands it to `run`.
+"""
+
+import contextlib
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_sim import checks
+from fedjax_sim.base import Algorithm, Array, Key, Mean, Params, PyTree, RoundInfo, Status
+from fedjax_sim.data import FederatedData
+
+Evaluate = Callable[[Params, FederatedData], dict[str, Mean]]
+"""evaluate(params, data) -> metric name -> Mean of [N]; see `rounds.evaluator`."""
+
+
+class Evaluations(NamedTuple):
+    """Per-client results of every evaluation.
+
+    rounds: [E] int, the number of rounds done at each; the first is 0, before any training.
+    values: split -> metric -> Mean with NumPy leaves [E, N] ([E, G, N] in a sweep).
+    """
+
+    rounds: np.ndarray
+    values: dict[str, dict[str, Mean]]
+
+
+class Result(NamedTuple):
+    """What a run leaves. Leaves are NumPy arrays unless said otherwise.
+
+    params: the model to ship, JAX arrays (leading axis [G] in a sweep).
+    state: the algorithm's state after `num_rounds`, JAX arrays; give it to `run` to go on.
+    num_rounds: rounds done so far, those before `first_round` included.
+    info: RoundInfo with a leading axis [R] ([R, G] in a sweep), or None for no rounds at all.
+    evaluations: see Evaluations.
+    seconds: wall time of the rounds, without compilation.
+    compile_seconds: time to trace and compile the segment.
+    interrupted: True if Ctrl-C ended the run early.
+    """
+
+    params: Params
+    state: PyTree
+    num_rounds: int
+    info: Any
+    evaluations: Evaluations
+    seconds: float
+    compile_seconds: float
+    interrupted: bool = False
+
+
+class Progress(NamedTuple):
+    """What a progress callback is told after every segment.
+
+    num_rounds, total_rounds: rounds done, rounds asked for.
+    seconds: since the first segment was started, without compilation.
+    client_steps: local steps of all clients (and runs) so far; 0 if the algorithm counts none.
+    status: bits of `Status` of the segment.
+    latest: split/metric -> the newest evaluation's example-weighted mean over clients (and runs).
+    """
+
+    num_rounds: int
+    total_rounds: int
+    seconds: float
+    client_steps: int
+    status: Status
+    latest: dict[str, float]
+
+
+class SimulationError(RuntimeError):
+    """A round went wrong. `result` holds everything computed until then."""
+
+    def __init__(self, message: str, result: Result) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+def run(
+    algorithm: Algorithm,
+    params: Params,
+    data: FederatedData,
+    *,
+    key: Key,
+    num_rounds: int,
+    evaluate: Evaluate | None = None,
+    eval_data: Mapping[str, FederatedData] | None = None,
+    eval_every: int | None = None,
+    segment_rounds: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    on_error: Literal["raise", "continue"] = "raise",
+    state: PyTree | None = None,
+    first_round: int = 0,
+    debug: bool = False,
+) -> Result:
+    """Run rounds `first_round` ... `num_rounds` - 1 of an algorithm.
+
+    Round r gets the key `fold_in(key, r)`, so that a run that is continued from a saved `state`
+    (with `first_round`) is bit for bit the run that was never stopped.
+
+    Args:
+        algorithm: what to run.
+        params: initial parameters; they are copied, never donated.
+        data: the training population.
+        key: typed JAX key of the whole run ([G] keys for a batched algorithm).
+        num_rounds: rounds in all, >= 0.
+        evaluate: jittable evaluate(params, data) -> name -> Mean of [N]; see `rounds.evaluator`.
+        eval_data: split name -> population, e.g. {"train": ..., "test": ...}.
+        eval_every: rounds between evaluations; None evaluates before the first and after the last.
+        segment_rounds: rounds dispatched at once, at most `eval_every`; None takes up to 100. One
+            program serves segments of any length.
+        progress: called after each segment, on the host; see `progress_bar`.
+        on_error: "raise" stops after the segment in which a client sent a NaN or infinity, or in
+            which a cohort was empty; "continue" drops such updates and goes on (see `Status`).
+        state: continue from this state instead of `algorithm.init(key, params, data)`.
+        first_round: rounds that `state` has behind it.
+        debug: a plain Python loop with jit off; exceptions name round, stage and client. Slow.
+
+    Returns:
+        The Result. On Ctrl-C, everything done so far, with `interrupted=True`.
+
+    Raises:
+        SimulationError: with `on_error="raise"`; its `result` holds what was computed.
+    """
+    _check_options(num_rounds, first_round, eval_every, segment_rounds, on_error, state)
+    if state is None:
+        state = jax.jit(algorithm.init)(key, params, data)
+    else:
+        state = jax.tree.map(jnp.copy, state)  # the segments donate their state
+    history = _History(num_rounds, progress)
+    splits = dict(eval_data or {}) if evaluate is not None else {}
+    assess = jax.jit(evaluate) if evaluate is not None else None
+    output = jax.jit(algorithm.params)
+
+    def assessed(at: PyTree) -> dict[str, dict[str, Mean]]:
+        return {split: assess(output(at), d) for split, d in splits.items()} if assess else {}
+
+    stops = _stops(first_round, num_rounds, eval_every, segment_rounds)
+    length = max((stop - start for start, stop, _ in stops), default=0)
+    segment = _debug_segment(algorithm) if debug else _segment(algorithm, length)
+    if not debug and stops:
+        started = time.perf_counter()
+        segment = segment.lower(key, state, data, np.int32(0), np.int32(0)).compile()
+        history.compile_seconds = time.perf_counter() - started
+    history.start(first_round, assessed(state))
+    pending: _Segment | None = None
+    failure = None
+    try:
+        for start, stop, evaluates in stops:
+            state, info = segment(key, state, data, np.int32(start), np.int32(stop))
+            scores = assessed(state) if evaluates else None
+            # The device works on this segment while the host reads the one before it.
+            previous, pending = pending, _Segment(start, stop, info, scores)
+            failure = history.add(previous, on_error)
+            if failure:
+                break
+    except KeyboardInterrupt:
+        history.interrupted = True
+    failure = failure or history.add(pending, on_error)
+    result = history.result(output(state), state)
+    if failure:
+        raise SimulationError(failure, result)
+    return result
+
+
+class _Segment(NamedTuple):
+    """Rounds `start` ... `stop` - 1, dispatched but perhaps not finished."""
+
+    start: int
+    stop: int
+    info: PyTree
+    scores: dict[str, dict[str, Mean]] | None
+
+
+def _segment(algorithm: Algorithm, length: int) -> Callable:
+    """segment(key, state, data, start, stop) -> (state, info [length, ...]).
+
+    A scan whose length is only known when it runs, so that one compilation serves every segment,
+    the short last one too.
+    """
+
+    def segment(
+        key: Key, state: PyTree, data: FederatedData, start: Array, stop: Array
+    ) -> tuple[PyTree, PyTree]:
+        _, shapes = jax.eval_shape(algorithm.step, key, state, data)
+        infos = jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), shapes)
+
+        def body(i: Array, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+            state, infos = carry
+            state, info = algorithm.step(round_key(key, start + i), state, data)
+            return state, jax.tree.map(lambda all_, x: all_.at[i].set(x), infos, info)
+
+        return jax.lax.fori_loop(0, stop - start, body, (state, infos))
+
+    return jax.jit(segment, donate_argnames="state")
+
+
+def _debug_segment(algorithm: Algorithm) -> Callable:
+    def segment(
+        key: Key, state: PyTree, data: FederatedData, start: int, stop: int
+    ) -> tuple[PyTree, PyTree]:
+        infos = []
+        with jax.disable_jit():
+            for r in range(int(start), int(stop)):
+                try:
+                    state, info = algorithm.step(round_key(key, r), state, data)
+                except Exception as error:
+                    error.add_note(f"This happened in round {r}.")
+                    raise
+                infos.append(info)
+        return state, jax.tree.map(lambda *x: jnp.stack(x), *infos)
+
+    return segment
+
+
+def round_key(key: Key, round_number: Array | int) -> Key:
+    """The key of a round: `fold_in(key, round_number)`, for one key or an array of keys [G]."""
+    fold = jax.random.fold_in
+    return jax.vmap(fold, (0, None))(key, round_number) if key.ndim else fold(key, round_number)
+
+
+def _stops(
+    first: int, last: int, eval_every: int | None, segment_rounds: int | None
+) -> list[tuple[int, int, bool]]:
+    """(start, stop, evaluate at stop) of every segment."""
+    period = eval_every or max(last - first, 1)
+    longest = min(segment_rounds or 100, period)
+    marks = {*range(first, last, longest), *range(0, last, period), last}
+    edges = sorted(mark for mark in marks if first <= mark <= last)
+    return [(a, b, b % period == 0 or b == last) for a, b in itertools.pairwise(edges)]
+
+
+def _check_options(
+    num_rounds: int,
+    first_round: int,
+    eval_every: int | None,
+    segment_rounds: int | None,
+    on_error: str,
+    state: PyTree | None,
+) -> None:
+    checks.in_range("num_rounds", num_rounds, 0)
+    checks.in_range("first_round", first_round, 0, num_rounds)
+    if first_round > 0 and state is None:
+        raise ValueError(f"first_round={first_round} needs the state to continue from: pass state=.")
+    if eval_every is not None:
+        checks.positive_int("eval_every", eval_every)
+    if segment_rounds is not None:
+        checks.positive_int("segment_rounds", segment_rounds)
+    checks.one_of("on_error", on_error, ("raise", "continue"))
+
+
+class _History:
+    """The host's side of a run: what has been read back so far."""
+
+    def __init__(self, total_rounds: int, progress: Callable[[Progress], None] | None) -> None:
+        self.total_rounds = total_rounds
+        self.progress = progress
+        self.compile_seconds = 0.0
+        self.interrupted = False
+        self.num_rounds = 0
+        self.infos: list[PyTree] = []
+        self.eval_rounds: list[int] = []
+        self.scores: list[dict[str, dict[str, Mean]]] = []
+        self.client_steps = 0
+        self.seconds = 0.0
+
+    def start(self, first_round: int, scores: dict[str, dict[str, Mean]]) -> None:
+        self.num_rounds = first_round
+        self._keep_scores(first_round, scores)
+        self.started = time.perf_counter()
+
+    def add(self, segment: _Segment | None, on_error: str) -> str | None:
+        """Wait for a segment and keep it; a message if it has to end the run."""
+        if segment is None:
+            return None
+        length = segment.stop - segment.start
+        info = jax.tree.map(lambda x: np.asarray(x)[:length], segment.info)
+        self.infos.append(info)
+        self.num_rounds = segment.stop
+        if segment.scores is not None:
+            self._keep_scores(segment.stop, segment.scores)
+        self.seconds = time.perf_counter() - self.started
+        status = Status.OK
+        if isinstance(info, RoundInfo):
+            status = Status(int(np.bitwise_or.reduce(info.status, axis=None)))
+            steps = info.cohort.clients.get("num_steps")
+            self.client_steps += 0 if steps is None else int(steps.sum())
+        if self.progress is not None:
+            self.progress(
+                Progress(
+                    self.num_rounds,
+                    self.total_rounds,
+                    self.seconds,
+                    self.client_steps,
+                    status,
+                    self._latest(),
+                )
+            )
+        return _explain(segment.start, info) if status and on_error == "raise" else None
+
+    def _keep_scores(self, at: int, scores: dict[str, dict[str, Mean]]) -> None:
+        self.eval_rounds.append(at)
+        self.scores.append(jax.tree.map(np.asarray, scores))
+
+    def _latest(self) -> dict[str, float]:
+        return {
+            f"{split}/{name}": float(mean.total.sum() / max(mean.count.sum(), 1))
+            for split, metrics in (self.scores[-1] if self.scores else {}).items()
+            for name, mean in metrics.items()
+        }
+
+    def result(self, params: Params, state: PyTree) -> Result:
+        info = jax.tree.map(lambda *x: np.concatenate(x), *self.infos) if self.infos else None
+        values = jax.tree.map(lambda *x: np.stack(x), *self.scores)
+        return Result(
+            params=params,
+            state=state,
+            num_rounds=self.num_rounds,
+            info=info,
+            evaluations=Evaluations(np.array(self.eval_rounds), values),
+            seconds=self.seconds,
+            compile_seconds=self.compile_seconds,
+            interrupted=self.interrupted,
+        )
+
+
+def _explain(start: int, info: RoundInfo) -> str:
+    """Say which round, which run and which clients went wrong first."""
+    where = np.argwhere(info.status != 0)[0]
+    status = Status(int(info.status[tuple(where)]))
+    run_text = f", run {where[1]}" if len(where) > 1 else ""
+    place = f"round {start + where[0]}{run_text}"
+    dropped = info.cohort.dropped[tuple(where)]
+    ids = info.cohort.ids[tuple(where)]
+    if Status.NON_FINITE_UPDATE in status:
+        return (
+            f"in {place}, clients {ids[dropped].tolist()[:10]} sent an update that is "
+            "not finite. Lower the learning rate or clip the gradients, look closer with "
+            'debug=True, or drop such updates with on_error="continue". The error\'s `result` '
+            "holds the rounds until here."
+        )
+    return (
+        f"in {place}, no client with a positive weight took part. Sample more clients, or go on "
+        'with on_error="continue". The error\'s `result` holds the rounds until here.'
+    )
+
+
+def batched(
+    make: Callable[..., Algorithm], hyperparameters: Mapping[str, Array | np.ndarray]
+) -> Algorithm:
+    """G runs as one algorithm: every state, parameter and info gets a leading axis [G].
+
+    Args:
+        make: make(**hyperparameters of one run) -> Algorithm. It is traced: hyperparameters are
+            scalars known only to the compiled program, so they may be numbers in formulas (learning
+            rates, mu, lambda) but not sizes or choices.
+        hyperparameters: name -> [G, ...] values, one row a run; see `product`.
+
+    Returns:
+        An Algorithm for keys [G] and params with leaves [G, ...]; the data is shared.
+    """
+    values = {name: jnp.asarray(value) for name, value in hyperparameters.items()}
+    if not values:
+        raise ValueError("hyperparameters must name at least one [G] array, got none.")
+    sizes = {name: value.shape[:1] for name, value in values.items()}
+    if len(set(sizes.values())) != 1 or () in sizes.values():
+        shapes = {name: value.shape for name, value in values.items()}
+        raise ValueError(f"hyperparameters must share their leading axis [G], got shapes {shapes}.")
+
+    def init(key: Key, params: Params, data: FederatedData) -> PyTree:
+        state = jax.vmap(lambda h, k, p: make(**h).init(k, p, data))(values, key, params)
+        return values, state
+
+    def step(key: Key, state: PyTree, data: FederatedData) -> tuple[PyTree, PyTree]:
+        hyper, inner = state
+        inner, info = jax.vmap(lambda h, k, s: make(**h).step(k, s, data))(hyper, key, inner)
+        return (hyper, inner), info
+
+    def params(state: PyTree) -> Params:
+        return jax.vmap(lambda h, s: make(**h).params(s))(*state)
+
+    return Algorithm(init, step, params)
+
+
+def sweep(
+    make: Callable[..., Algorithm],
+    hyperparameters: Mapping[str, Array | np.ndarray],
+    init_params: Callable[[Key], Params],
+    data: FederatedData,
+    *,
+    seeds: Iterable[int] | np.ndarray,
+    num_rounds: int,
+    evaluate: Evaluate | None = None,
+    **options: Any,
+) -> Result:
+    """Run G whole runs, seeds x hyperparameters, as one compiled program.
+
+    Args:
+        make: make(**hyperparameters of one run) -> Algorithm; see `batched`.
+        hyperparameters: name -> [G, ...] values.
+        init_params: init_params(key) -> params; each run gets its own from its own key.
+        data: the training population, shared.
+        seeds: [G] integers; run g's key is `jax.random.key(seeds[g])`, as if it ran alone.
+        num_rounds, evaluate, **options: as in `run`.
+
+    Returns:
+        One Result whose params and states have a leading axis [G], infos [R, G, ...] and
+        evaluations [E, G, N]. Run g equals `run` with its seed and hyperparameters, to rounding.
+
+    Cost: G times the memory of a run's state; on small models far less than G times the time.
+
+    Example:
+        >>> points = product(seed=range(2), learning_rate=[0.1, 0.3])
+        >>> points["learning_rate"]
+        array([0.1, 0.3, 0.1, 0.3])
+    """
+    keys = jax.vmap(jax.random.key)(jnp.asarray(list(seeds), jnp.uint32))
+    algorithm = batched(make, hyperparameters)
+    lengths = {name: len(np.asarray(v)) for name, v in hyperparameters.items()}
+    if any(length != keys.shape[0] for length in lengths.values()):
+        raise ValueError(
+            f"seeds and hyperparameters must have one entry a run, got {keys.shape[0]} seeds and "
+            f"{lengths}."
+        )
+    params = jax.jit(jax.vmap(init_params))(keys)
+    spread = jax.vmap(evaluate, in_axes=(0, None)) if evaluate is not None else None
+    return run(
+        algorithm, params, data, key=keys, num_rounds=num_rounds, evaluate=spread, **options
+    )
+
+
+def product(**axes: Iterable[Any]) -> dict[str, np.ndarray]:
+    """All combinations of the given values, as arrays [G]; the last axis varies fastest."""
+    rows = list(itertools.product(*axes.values()))
+    return {name: np.array([row[i] for row in rows]) for i, name in enumerate(axes)}
+
+
+@contextlib.contextmanager
+def progress_bar(title: str = "training") -> Iterator[Callable[[Progress], None]]:
+    """A progress bar for `run`: rounds, rounds/s, client-steps/s, time left, newest metrics.
+
+    Example:
+        >>> with progress_bar() as show:
+        ...     show(Progress(5, 10, 1.0, 500, Status.OK, {"test/accuracy": 0.5}))
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[latest]}"),
+    )
+    with Bar(*columns, transient=False) as bar:
+        task = bar.add_task(title, total=None, speed="", latest="")
+
+        def show(progress: Progress) -> None:
+            seconds = max(progress.seconds, 1e-9)
+            speed = f"{progress.num_rounds / seconds:,.1f} rounds/s"
+            if progress.client_steps:
+                speed += f", {progress.client_steps / seconds:,.0f} client-steps/s"
+            bar.update(
+                task,
+                total=progress.total_rounds,
+                completed=progress.num_rounds,
+                speed=speed,
+                latest="  ".join(f"{k} {v:.4g}" for k, v in progress.latest.items()),
+            )
+
+        yield show

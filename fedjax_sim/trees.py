@@ -1,0 +1,84 @@
+"""Pytree algebra: what every part needs and jax.tree does not have."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_sim.base import Array, PyTree
+
+
+def add(a: PyTree, b: PyTree) -> PyTree:
+    """a + b, leaf by leaf."""
+    return jax.tree.map(jnp.add, a, b)
+
+
+def subtract(a: PyTree, b: PyTree) -> PyTree:
+    """a - b, leaf by leaf."""
+    return jax.tree.map(jnp.subtract, a, b)
+
+
+def scale(tree: PyTree, factor: Array | float) -> PyTree:
+    """factor * tree in each leaf's own dtype."""
+    return jax.tree.map(lambda leaf: (leaf * factor).astype(leaf.dtype), tree)
+
+
+def where(condition: Array, a: PyTree, b: PyTree) -> PyTree:
+    """Leaf by leaf `where`, with `condition` [...] broadcast from the left over leaves [..., *]."""
+
+    def pick(x: Array, y: Array) -> Array:
+        x = jnp.asarray(x)
+        return jnp.where(condition.reshape(condition.shape + (1,) * (x.ndim - condition.ndim)), x, y)
+
+    return jax.tree.map(pick, a, b)
+
+
+def norm(tree: PyTree) -> Array:
+    """Euclidean norm of all leaves together, a float32 scalar."""
+    return optax.tree.norm(tree)
+
+
+def all_finite(tree: PyTree) -> Array:
+    """True if no leaf holds a NaN or an infinity, a bool scalar."""
+    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(leaves)) if leaves else jnp.bool_(True)
+
+
+def weighted_sum(tree: PyTree, weights: Array) -> PyTree:
+    """sum_c weights[c] * leaf[c] over the leading axis; rows of weight 0 may hold NaN.
+
+    Args:
+        tree: leaves [C, ...].
+        weights: [C], >= 0.
+
+    Returns:
+        Leaves [...], each in its own dtype.
+    """
+
+    def total(leaf: Array) -> Array:
+        live = (weights > 0).reshape((-1,) + (1,) * (leaf.ndim - 1))
+        rows = jnp.where(live, leaf, 0)
+        return jnp.tensordot(weights.astype(leaf.dtype), rows, axes=1)
+
+    return jax.tree.map(total, tree)
+
+
+def flatten(tree: PyTree) -> Array:
+    """[C, ...] leaves -> one [C, D] matrix, leaves in tree order."""
+    leaves = jax.tree.leaves(tree)
+    return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in leaves], axis=1)
+
+
+def num_parameters(tree: PyTree) -> int:
+    """How many numbers a tree holds (host, static)."""
+    return sum(int(leaf.size) for leaf in jax.tree.leaves(tree))
+
+
+def num_bytes(tree: PyTree) -> int:
+    """How many bytes a tree holds, uncompressed (host, static)."""
+    return sum(int(leaf.size) * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
+
+
+def flat_dict(tree: PyTree) -> dict[str, Array]:
+    """{"a/b/0": leaf} for every leaf, for files and error messages."""
+    pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/") or "value": leaf for path, leaf in pairs}
