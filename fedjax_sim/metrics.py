@@ -6,7 +6,7 @@ clients gives the metric of the whole, in any grouping.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,15 @@ from fedjax_sim import checks, trees
 from fedjax_sim.base import Array, Mean
 
 
-class Metric(NamedTuple):
-    """A metric that knows its direction, so that "worst" does.
+@dataclass(frozen=True)
+class Metric:
+    """A metric that knows its direction, so that "worst" does; called like a function.
 
-    fn(outputs, labels) -> Mean, per example; called by calling the metric. A plain function is a
-        metric of which lower is better (`as_metric`).
+    A plain function is a metric of which lower is better (`as_metric`).
+
+    Attributes:
+        fn: fn(outputs [B, ...], labels [B, ...]) -> Mean of [B] totals and counts.
+        higher_is_better: the direction, static.
     """
 
     fn: Callable[[Array, Array], Mean]

@@ -1,0 +1,333 @@
+"""Metrics against plain NumPy in float64, and their laws."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fedjax_sim import metrics
+from fedjax_sim.base import Mean
+
+# Compiled whole, which is much faster than operation by operation.
+summarize = jax.jit(metrics.summarize, static_argnames="higher_is_better")
+
+KEYS = {
+    "mean",
+    "uniform_mean",
+    "worst",
+    "worst_10_percent",
+    "percentile_10",
+    "percentile_50",
+    "percentile_90",
+    "variance",
+}
+
+
+def reference_cross_entropy(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Per position, 0 for padding."""
+    losses = np.zeros(labels.shape)
+    for position in np.ndindex(labels.shape):
+        label = labels[position]
+        if label >= 0:
+            row = outputs[position].astype(np.float64)
+            top = row.max()
+            losses[position] = top + np.log(np.exp(row - top).sum()) - row[label]
+    return losses
+
+
+def reference_hits(outputs: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
+    """Per position, whether the label is among the k largest; the lower class wins a tie."""
+    hits = np.zeros(labels.shape)
+    for position in np.ndindex(labels.shape):
+        ranking = np.argsort(-outputs[position], kind="stable")
+        hits[position] = labels[position] in ranking[:k]
+    return hits
+
+
+def reference_summary(
+    totals: np.ndarray, counts: np.ndarray, higher_is_better: bool
+) -> dict[str, float]:
+    """One vector of clients."""
+    there = counts > 0
+    totals, counts = totals[there].astype(np.float64), counts[there].astype(np.float64)
+    if not len(totals):
+        return dict.fromkeys(KEYS, 0.0)
+    values = totals / counts
+    worst_first = np.sort(values) if higher_is_better else np.sort(values)[::-1]
+    return {
+        "mean": totals.sum() / counts.sum(),
+        "uniform_mean": values.mean(),
+        "worst": worst_first[0],
+        "worst_10_percent": worst_first[: int(np.ceil(len(values) / 10))].mean(),
+        "percentile_10": np.percentile(values, 10),
+        "percentile_50": np.percentile(values, 50),
+        "percentile_90": np.percentile(values, 90),
+        "variance": values.var(),
+    }
+
+
+@st.composite
+def classified(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    """Logits [B, K] or [B, T, K] with ties, and labels with padding."""
+    # Few shapes, because JAX compiles for each.
+    shape, num_classes = draw(st.sampled_from([((6,), 4), ((1,), 1), ((3, 5), 3)]))
+    logits = st.one_of(st.integers(-3, 3), st.floats(-80, 80, width=32)).map(np.float32)
+    outputs = draw(hnp.arrays(np.float32, (*shape, num_classes), elements=logits))
+    labels = draw(hnp.arrays(np.int32, shape, elements=st.integers(-1, num_classes - 1)))
+    return outputs, labels
+
+
+@settings(max_examples=40)
+@given(classified())
+def test_cross_entropy_equals_reference(case: tuple[np.ndarray, np.ndarray]) -> None:
+    outputs, labels = case
+    mean = metrics.cross_entropy(jnp.asarray(outputs), jnp.asarray(labels))
+    axes = tuple(range(1, labels.ndim))
+    expected = reference_cross_entropy(outputs, labels).sum(axes)
+    np.testing.assert_allclose(mean.total, expected, rtol=2e-6, atol=1e-4)
+    np.testing.assert_array_equal(mean.count, (labels >= 0).sum(axes))
+    assert mean.total.dtype == mean.count.dtype == jnp.float32
+
+
+@settings(max_examples=40)
+@given(classified(), st.integers(1, 4))
+def test_top_k_accuracy_equals_reference(case: tuple[np.ndarray, np.ndarray], k: int) -> None:
+    outputs, labels = case
+    k = min(k, outputs.shape[-1])
+    mean = metrics.top_k_accuracy(k)(jnp.asarray(outputs), jnp.asarray(labels))
+    axes = tuple(range(1, labels.ndim))
+    np.testing.assert_array_equal(mean.total, reference_hits(outputs, labels, k).sum(axes))
+    np.testing.assert_array_equal(mean.count, (labels >= 0).sum(axes))
+
+
+def test_accuracy_is_argmax(rng: np.random.Generator) -> None:
+    outputs, labels = rng.normal(size=(50, 4)), rng.integers(0, 4, 50)
+    mean = metrics.accuracy(jnp.asarray(outputs), jnp.asarray(labels))
+    np.testing.assert_array_equal(mean.total, outputs.argmax(1) == labels)
+    assert metrics.accuracy.higher_is_better
+
+
+def test_cross_entropy_is_safe_for_huge_logits() -> None:
+    outputs = jnp.array([[1e30, -1e30], [1e30, -1e30]])
+    labels = jnp.array([0, 1])
+    loss, gradient = jax.value_and_grad(
+        lambda outputs: metrics.cross_entropy(outputs, labels).total.sum()
+    )(outputs)
+    assert loss == jnp.float32(2e30)
+    np.testing.assert_array_equal(gradient, [[0, 0], [1, -1]])
+
+
+def test_cross_entropy_gradient_is_softmax_minus_one_hot(rng: np.random.Generator) -> None:
+    outputs, labels = rng.normal(size=(6, 3)), np.array([0, 2, -1, 1, 1, -2])
+    gradient = jax.grad(
+        lambda outputs: metrics.cross_entropy(outputs, jnp.asarray(labels)).total.sum()
+    )(jnp.asarray(outputs, jnp.float32))
+    softmax = np.exp(outputs) / np.exp(outputs).sum(1, keepdims=True)
+    expected = (softmax - np.eye(3)[labels]) * (labels >= 0)[:, None]
+    np.testing.assert_allclose(gradient, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("metric", [metrics.cross_entropy, metrics.accuracy])
+def test_padding_may_be_nan_in_value_and_gradient(metric: Any) -> None:
+    outputs = jnp.array([[[1.0, 2.0], [jnp.nan, jnp.nan]], [[3.0, 1.0], [0.0, 1.0]]])
+    labels = jnp.array([[1, -1], [0, 0]])
+    value, gradient = jax.value_and_grad(lambda outputs: metric(outputs, labels).total.sum())(
+        outputs
+    )
+    assert jnp.isfinite(value)
+    assert jnp.isfinite(gradient).all()
+    np.testing.assert_array_equal(gradient[0, 1], 0)
+
+
+def test_a_diverged_model_scores_nothing_and_loses_nan() -> None:
+    outputs, labels = jnp.full((3, 4), jnp.nan), jnp.array([0, 1, 3])
+    assert metrics.accuracy(outputs, labels).value.tolist() == [0, 0, 0]
+    assert metrics.top_k_accuracy(4)(outputs, labels).value.tolist() == [0, 0, 0]
+    assert jnp.isnan(metrics.cross_entropy(outputs, labels).total).all()
+    partly = jnp.array([[1.0, jnp.nan, 0.0]])
+    assert metrics.accuracy(partly, jnp.array([0])).value.tolist() == [0]
+    assert metrics.top_k_accuracy(2)(partly, jnp.array([0])).value.tolist() == [1]
+
+
+def test_a_label_out_of_range_is_not_passed_over() -> None:
+    outputs, labels = jnp.zeros((2, 3)), jnp.array([2, 3], jnp.uint8)
+    assert jnp.isnan(metrics.cross_entropy(outputs, labels).total).tolist() == [False, True]
+    assert metrics.top_k_accuracy(3)(outputs, labels).value.tolist() == [1, 0]
+
+
+def test_low_precision_outputs_are_summed_in_float32() -> None:
+    outputs = jnp.array([[1.0, 2.0, 3.0]], jnp.bfloat16)
+    loss = metrics.cross_entropy(outputs, jnp.array([0])).total
+    assert loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, reference_cross_entropy(np.array([[1, 2, 3]]), np.array([0])))
+
+
+def test_mean_squared_error_equals_reference(rng: np.random.Generator) -> None:
+    outputs, labels = rng.normal(size=(5, 3)), rng.normal(size=(5, 3))
+    mean = metrics.mean_squared_error(jnp.asarray(outputs), jnp.asarray(labels))
+    np.testing.assert_allclose(mean.value, ((outputs - labels) ** 2).mean(1), rtol=1e-5)
+    np.testing.assert_array_equal(mean.count, np.full(5, 3))
+    column = metrics.mean_squared_error(jnp.asarray(outputs[:, :1]), jnp.asarray(labels[:, 0]))
+    np.testing.assert_allclose(column.value, (outputs[:, 0] - labels[:, 0]) ** 2, rtol=1e-5)
+
+
+@settings(max_examples=40)
+@given(classified(), st.data())
+def test_merging_any_split_is_the_whole(
+    case: tuple[np.ndarray, np.ndarray], data: st.DataObject
+) -> None:
+    """Split, mask one half of the rows out in turn, merge: nothing is lost or counted twice."""
+    outputs, labels = (jnp.asarray(part) for part in case)
+    mask = jnp.asarray(data.draw(hnp.arrays(bool, len(labels))))
+    for metric in metrics.METRICS["cross_entropy"], metrics.METRICS["accuracy"]:
+        rows = metric(outputs, labels)
+        whole = metrics.batch_mean(rows, jnp.ones(len(labels), bool))
+        left, right = metrics.batch_mean(rows, mask), metrics.batch_mean(rows, ~mask)
+        for merged in metrics.merge(left, right), metrics.merge(right, left):
+            np.testing.assert_allclose(merged.total, whole.total, rtol=1e-5, atol=1e-4)
+            np.testing.assert_array_equal(merged.count, whole.count)
+        np.testing.assert_array_equal(whole.count, (case[1] >= 0).sum())
+
+
+def test_batch_mean_leaves_masked_rows_out_of_value_and_gradient() -> None:
+    mask = jnp.array([True, False, True])
+
+    def value(total: jax.Array) -> jax.Array:
+        return metrics.batch_mean(Mean(total, jnp.array([1.0, jnp.nan, 2.0])), mask).value
+
+    result, gradient = jax.value_and_grad(value)(jnp.array([2.0, jnp.nan, 4.0]))
+    assert result == 2
+    np.testing.assert_allclose(gradient, [1 / 3, 0, 1 / 3], rtol=1e-6)
+    nothing = metrics.batch_mean(Mean(jnp.ones((3, 2)), jnp.ones((3, 2))), jnp.zeros(3, bool))
+    assert nothing.value.tolist() == [0, 0]
+
+
+@settings(max_examples=40)
+@given(
+    st.sampled_from([(1,), (2,), (23,), (2, 3, 11)]).flatmap(
+        lambda shape: st.tuples(
+            hnp.arrays(np.float32, shape, elements=st.floats(-100, 100, width=32)),
+            hnp.arrays(np.int32, shape, elements=st.integers(0, 4)),
+        )
+    ),
+    st.booleans(),
+)
+def test_summary_equals_reference(
+    case: tuple[np.ndarray, np.ndarray], higher_is_better: bool
+) -> None:
+    totals, counts = case
+    # What an absent client holds must not matter.
+    held = np.where(counts > 0, totals, np.nan)
+    mean = Mean(jnp.asarray(held), jnp.asarray(counts))
+    summary = summarize(mean, higher_is_better=higher_is_better)
+    assert set(summary) == KEYS
+    for row in np.ndindex(totals.shape[:-1]):
+        expected = reference_summary(totals[row], counts[row], higher_is_better)
+        for name, array in summary.items():
+            assert array.shape == totals.shape[:-1]
+            np.testing.assert_allclose(
+                array[row], expected[name], rtol=1e-4, atol=1e-3, err_msg=name
+            )
+
+
+@pytest.mark.parametrize("num_clients", [1, 2, 10, 11, 101, 1000])
+def test_percentiles_equal_numpy(rng: np.random.Generator, num_clients: int) -> None:
+    values = rng.uniform(size=num_clients).astype(np.float32)
+    mean = Mean(jnp.asarray(values), jnp.ones(num_clients))
+    for higher_is_better in (True, False):
+        summary = summarize(mean, higher_is_better=higher_is_better)
+        for percent in (10, 50, 90):
+            expected = np.percentile(values.astype(np.float64), percent)
+            np.testing.assert_allclose(summary[f"percentile_{percent}"], expected, rtol=1e-5)
+
+
+def test_summary_of_a_diverged_client() -> None:
+    """It is the worst in either direction, and the median of the others stays readable."""
+    mean = Mean(jnp.array([1.0, 2.0, 3.0, jnp.nan, 9.0]), jnp.array([1.0, 1, 1, 1, 0]))
+    for higher_is_better in (True, False):
+        summary = summarize(mean, higher_is_better=higher_is_better)
+        for name in ("mean", "uniform_mean", "worst", "worst_10_percent", "variance"):
+            assert jnp.isnan(summary[name]), name
+        median = 1.5 if higher_is_better else 2.5
+        assert summary["percentile_50"] == median
+        far = "percentile_10" if higher_is_better else "percentile_90"
+        assert jnp.isnan(summary[far])
+
+
+def test_summary_of_an_infinite_loss() -> None:
+    totals = jnp.concatenate([jnp.arange(10.0), jnp.array([jnp.inf])])
+    summary = summarize(Mean(totals, jnp.ones(11)))
+    assert summary["worst"] == jnp.inf
+    assert summary["percentile_90"] == 9
+    assert summary["percentile_10"] == 1
+
+
+def test_summary_has_no_negative_zero() -> None:
+    for total in ([0.0, 0.0, 1.0], [0.0, 0.0, 0.0]):
+        mean = Mean(jnp.array(total), jnp.ones(3))
+        for array in summarize(mean, higher_is_better=True).values():
+            assert not jnp.signbit(array)
+    for array in summarize(Mean(jnp.ones(3), jnp.zeros(3)), higher_is_better=True).values():
+        assert array == 0
+        assert not jnp.signbit(array)
+
+
+def test_summary_under_vmap_is_the_summary_of_each(rng: np.random.Generator) -> None:
+    mean = Mean(jnp.asarray(rng.uniform(size=(3, 7))), jnp.asarray(rng.integers(0, 3, (3, 7))))
+    batched = jax.vmap(summarize)(mean)
+    for name, array in summarize(mean).items():
+        np.testing.assert_allclose(batched[name], array, rtol=1e-6, err_msg=name)
+
+
+def test_metric_directions() -> None:
+    assert metrics.METRICS["loss"].fn is metrics.cross_entropy
+    assert {name for name, m in metrics.METRICS.items() if m.higher_is_better} == {"accuracy"}
+    assert metrics.as_metric(metrics.cross_entropy) == metrics.METRICS["cross_entropy"]
+    assert metrics.as_metric(metrics.accuracy) is metrics.accuracy
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: metrics.cross_entropy(jnp.zeros((2, 3)), jnp.zeros((3,), int)),
+            ValueError,
+            r"\(2, 3\) and labels \(3,\)",
+        ),
+        (
+            lambda: metrics.cross_entropy(jnp.zeros((2, 3)), jnp.zeros(2)),
+            TypeError,
+            "float32.*mean_squared_error",
+        ),
+        (
+            lambda: metrics.accuracy(jnp.zeros((2, 4, 3)), jnp.zeros(2, int)),
+            ValueError,
+            r"\(2, 4, 3\) and labels \(2,\)",
+        ),
+        (lambda: metrics.top_k_accuracy(0), ValueError, "k must be >= 1, got 0"),
+        (lambda: metrics.top_k_accuracy(1.5), TypeError, "integer"),  # type: ignore[arg-type]
+        (
+            lambda: metrics.top_k_accuracy(4)(jnp.zeros((2, 3)), jnp.zeros(2, int)),
+            ValueError,
+            "k must be <= the 3 classes, got 4",
+        ),
+        (
+            lambda: metrics.mean_squared_error(jnp.zeros((2, 1, 1)), jnp.zeros(2)),
+            ValueError,
+            r"\(2, 1, 1\) and labels \(2,\)",
+        ),
+        (
+            lambda: metrics.mean_squared_error(jnp.zeros(2), jnp.zeros((2, 1))),
+            ValueError,
+            r"\(2,\) and labels \(2, 1\)",
+        ),
+    ],
+)
+def test_bad_input_is_named(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
