@@ -1,0 +1,163 @@
+"""Pictures of partitions and runs.
+
+Every function returns a matplotlib `Figure` of its own and leaves pyplot alone, so nothing needs a
+display, nothing has to be closed, and a notebook shows what is returned.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito, Color Universal Design, 2008: told apart with every common colour blindness. Their
+# black is left to text, and grey stands in for it.
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
+_STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same picture everywhere
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "legend.frameon": False,
+    "image.cmap": "Blues",  # nothing is white, and lightness alone carries the value
+}
+_MAX_NAMES = 40  # that fit along an axis
+_MAX_COLUMNS = 600  # of a heat map, each still wider than a pixel
+
+
+def label_counts(
+    counts: ArrayLike,
+    *,
+    class_names: Sequence[str] | None = None,
+    client_names: Sequence[str] | None = None,
+    sort: bool = False,
+) -> "Figure":
+    """Draw how many examples of each class every client has.
+
+    Up to 40 clients and 8 classes are stacked bars of counts. More are a heat map of each client's
+    label mixture below its number of examples, readable up to many thousands of clients.
+
+    Args:
+        counts: [N, K] numbers of examples, from `partition.label_counts`.
+        class_names: [K]; default 0, 1, ...
+        client_names: [N]; default 0, 1, ... With more than 40 clients the axis shows positions.
+        sort: put clients with the same most frequent class side by side.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If the shape is wrong, a count is negative, or there are too few names.
+    """
+    table = np.asarray(counts, np.float64)
+    if table.ndim != 2 or 0 in table.shape:
+        raise ValueError(f"counts must have shape [clients, classes], got {table.shape}.")
+    if not (np.isfinite(table).all() and (table >= 0).all()):
+        raise ValueError("counts must be finite and >= 0.")
+    num_clients, num_classes = table.shape
+    classes = _names("class_names", class_names, num_classes)
+    clients = _names("client_names", client_names, num_clients)
+    client_label = "client"
+    if sort:
+        share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+        order = np.lexsort((-share.max(axis=1), share.argmax(axis=1)))
+        table, clients = table[order], [clients[i] for i in order]
+        client_label = "client (sorted by most frequent class)"
+    if num_clients <= _MAX_NAMES and num_classes <= len(_COLOURS):
+        return _count_bars(table, classes, clients, client_label)
+    return _mixture_map(table, classes, clients, client_label)
+
+
+def save(figure: "Figure", path: str | os.PathLike[str]) -> None:
+    """Write a figure to a file, in the format that the suffix names (.png, .pdf, .svg).
+
+    Missing folders are made.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def _count_bars(
+    table: NDArray[np.float64], classes: list[str], clients: list[str], client_label: str
+) -> "Figure":
+    with _figure(7, 1.3 + 0.22 * max(len(clients), len(classes))) as figure:
+        axes = figure.subplots()
+        rows = np.arange(len(clients))
+        left = np.zeros(len(clients))
+        for k, name in enumerate(classes):
+            axes.barh(
+                rows, table[:, k], left=left, color=_COLOURS[k], label=name, edgecolor="white",
+                linewidth=0.5,
+            )  # fmt: skip
+            left += table[:, k]
+        axes.set(xlabel="examples", ylabel=client_label)
+        axes.set_yticks(rows, clients)
+        axes.set_ylim(len(clients) - 0.5, -0.5)
+        axes.grid(axis="x")
+        axes.tick_params(axis="y", length=0)
+        figure.legend(title="class", loc="outside right upper")
+    return figure
+
+
+def _mixture_map(
+    table: NDArray[np.float64], classes: list[str], clients: list[str], client_label: str
+) -> "Figure":
+    num_clients, num_classes = table.shape
+    sizes = table.sum(axis=1)
+    mixture = table / np.maximum(sizes[:, None], 1)
+    # Neighbours that would be narrower than a pixel are averaged; dropping some would mislead.
+    starts = np.linspace(0, num_clients, min(num_clients, _MAX_COLUMNS), endpoint=False).astype(int)
+    widths = np.diff(starts, append=num_clients)
+    mixture = np.add.reduceat(mixture, starts, axis=0) / widths[:, None]
+    height = min(max(0.2 * num_classes, 1), 7)
+    with _figure(8, 2.2 + height) as figure:
+        top, bottom = figure.subplots(2, sharex=True, height_ratios=[1.1, height])
+        top.stairs(sizes, np.arange(num_clients + 1) - 0.5, fill=True, color=_COLOURS[0])
+        top.set_ylabel("examples")
+        top.grid(axis="y")
+        if sizes.max() > 30 * max(np.median(sizes), 1):
+            top.set_yscale("log")
+        image = bottom.imshow(
+            mixture.T,
+            aspect="auto",
+            interpolation="nearest",
+            vmin=0,
+            vmax=max(mixture.max(), min(4 / num_classes, 1)),  # an even mixture is a light tone
+            extent=(-0.5, num_clients - 0.5, num_classes - 0.5, -0.5),
+        )
+        bottom.set(xlabel=client_label, ylabel="class")
+        step = -(-num_classes // _MAX_NAMES)
+        bottom.set_yticks(range(0, num_classes, step), classes[::step])
+        if num_clients <= _MAX_NAMES:
+            upright = max(map(len, clients)) <= 3
+            bottom.set_xticks(range(num_clients), clients, rotation=0 if upright else 90)
+        figure.colorbar(image, ax=bottom, label="share of the client's examples")
+    return figure
+
+
+@contextmanager
+def _figure(width: float, height: float) -> Iterator["Figure"]:
+    """An empty figure of `width` x `height` inches; inside the block the house style holds."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(_STYLE):
+        yield Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def _names(argument: str, names: Sequence[str] | None, length: int) -> list[str]:
+    if names is None:
+        return [str(i) for i in range(length)]
+    if len(names) != length:
+        raise ValueError(f"{argument} must hold {length} names, got {len(names)}.")
+    return [str(name) for name in names]

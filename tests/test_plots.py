@@ -1,0 +1,168 @@
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fedjax_sim import plots
+
+
+def drawn_bars(axes: Axes) -> np.ndarray:
+    """[clients, classes] widths of the stacked bars, each bar starting where the last one ended."""
+    stacks: list[Any] = list(axes.containers)
+    left = np.array([[bar.get_x() for bar in stack] for stack in stacks]).T
+    width = np.array([[bar.get_width() for bar in stack] for stack in stacks]).T
+    np.testing.assert_allclose(left[:, 1:], np.cumsum(width, axis=1)[:, :-1])
+    return width
+
+
+def drawn_map(figure: Figure) -> np.ndarray:
+    """[clients, classes] values of the heat map."""
+    return np.asarray(figure.axes[1].images[0].get_array()).T
+
+
+def tick_names(figure: Figure, axes: Axes, axis: str) -> list[str]:
+    """The names along an axis as rendered; fails where two of them overlap."""
+    figure.draw_without_rendering()
+    labels = [label for label in getattr(axes, f"get_{axis}ticklabels")() if label.get_text()]
+    boxes = sorted((label.get_window_extent() for label in labels), key=lambda b: (b.x0, b.y0))
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
+    return [label.get_text() for label in labels]
+
+
+def test_few_clients_are_stacked_bars_of_counts() -> None:
+    counts = np.array([[306, 107], [24_412, 0]])
+    figure = plots.label_counts(
+        counts, class_names=["<=50K", ">50K"], client_names=["doctorate", "others"]
+    )
+    (axes,) = figure.axes
+    np.testing.assert_array_equal(drawn_bars(axes), counts)
+    assert tick_names(figure, axes, "y") == ["doctorate", "others"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["<=50K", ">50K"]
+    assert axes.get_ylim() == (1.5, -0.5)  # the first client on top
+    assert figure.dpi == 150
+
+
+def test_many_classes_are_a_heat_map_of_mixtures_below_the_sizes(rng: np.random.Generator) -> None:
+    counts = rng.integers(0, 50, (12, 10))
+    counts[3] = 0  # an empty client
+    figure = plots.label_counts(counts, class_names=[f"class {k}" for k in range(10)])
+    sizes, mixture = figure.axes[:2]
+    np.testing.assert_allclose(
+        drawn_map(figure), counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    )
+    stairs: Any = sizes.patches[0]
+    np.testing.assert_array_equal(stairs.get_data().values, counts.sum(axis=1))
+    assert tick_names(figure, mixture, "y") == [f"class {k}" for k in range(10)]
+    assert tick_names(figure, mixture, "x") == [str(i) for i in range(12)]
+    assert sizes.get_xlim() == mixture.get_xlim() == (-0.5, 11.5)
+
+
+@pytest.mark.parametrize(
+    ("num_clients", "num_classes"), [(1, 1), (2, 8), (40, 8), (40, 62), (41, 2), (1_000, 10)]
+)
+@pytest.mark.parametrize("sort", [False, True])
+def test_names_never_overlap(
+    num_clients: int, num_classes: int, sort: bool, rng: np.random.Generator
+) -> None:
+    figure = plots.label_counts(
+        rng.integers(0, 99, (num_clients, num_classes)),
+        client_names=[f"writer {i}" for i in range(num_clients)],
+        sort=sort,
+    )
+    axes = figure.axes[-2:][0]
+    assert tick_names(figure, axes, "x")
+    assert tick_names(figure, axes, "y")
+
+
+def test_more_clients_than_columns_are_averaged(rng: np.random.Generator) -> None:
+    counts = rng.integers(1, 9, (12_000, 3))
+    mixture = counts / counts.sum(axis=1, keepdims=True)
+    figure = plots.label_counts(counts)
+    found = drawn_map(figure)
+    assert len(found) < 1_000
+    np.testing.assert_allclose(found, mixture.reshape(len(found), -1, 3).mean(axis=1))
+    assert figure.axes[1].get_xlim() == (-0.5, 11_999.5)
+
+
+def test_sort_puts_clients_with_the_same_main_class_side_by_side() -> None:
+    counts = np.array([[1, 5], [9, 1], [0, 0], [2, 90], [3, 1]])
+    figure = plots.label_counts(counts, client_names=list("abcde"), sort=True)
+    (axes,) = figure.axes
+    assert tick_names(figure, axes, "y") == ["b", "e", "c", "d", "a"]
+    np.testing.assert_array_equal(drawn_bars(axes), counts[[1, 4, 2, 3, 0]])
+    assert "sorted" in axes.get_ylabel()
+
+
+@pytest.mark.parametrize(("largest", "scale"), [(100, "linear"), (100_000, "log")])
+def test_sizes_are_logarithmic_only_when_one_client_dwarfs_the_rest(
+    largest: int, scale: str
+) -> None:
+    counts = np.full((50, 2), 10)
+    counts[7] = largest
+    assert plots.label_counts(counts).axes[0].get_yscale() == scale
+
+
+@pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG"), (".pdf", b"%PDF")])
+def test_save_makes_folders_and_a_file_of_the_named_format(
+    tmp_path: Path, suffix: str, magic: bytes
+) -> None:
+    path = tmp_path / "new" / "folder" / f"counts{suffix}"
+    plots.save(plots.label_counts([[1, 2], [3, 4]]), path)
+    assert path.read_bytes().startswith(magic)
+
+
+def test_the_picture_holds_every_colour_it_should(tmp_path: Path) -> None:
+    plots.save(plots.label_counts(np.ones((3, 8))), tmp_path / "bars.png")
+    from matplotlib.image import imread
+
+    pixels = np.round(imread(tmp_path / "bars.png")[..., :3] * 255).astype(int)
+    seen = {tuple(colour) for colour in np.unique(pixels.reshape(-1, 3), axis=0)}
+    expected = {
+        tuple(int(c[i : i + 2], 16) for i in (1, 3, 5))
+        for c in ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
+    }
+    assert expected <= seen
+
+
+def test_leaves_global_settings_alone() -> None:
+    before = dict(matplotlib.rcParams)
+    plots.label_counts([[1, 2], [3, 4]])
+    with pytest.raises(ValueError):
+        plots.label_counts([[1, 2]], class_names=["one"])
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_needs_neither_pyplot_nor_matplotlib_at_import(tmp_path: Path) -> None:
+    script = """if True:
+        import sys
+        from fedjax_sim import plots
+        assert "matplotlib" not in sys.modules
+        plots.save(plots.label_counts([[1, 2], [3, 4]]), sys.argv[1])
+        assert "matplotlib.pyplot" not in sys.modules
+    """
+    path = tmp_path / "counts.png"
+    subprocess.run([sys.executable, "-c", script, str(path)], check=True)
+    assert path.exists()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: plots.label_counts([1, 2]), r"counts must have shape .* got \(2,\)"),
+        (lambda: plots.label_counts(np.zeros((0, 3))), r"got \(0, 3\)"),
+        (lambda: plots.label_counts([[1, -1]]), "finite and >= 0"),
+        (lambda: plots.label_counts([[1, np.nan]]), "finite and >= 0"),
+        (lambda: plots.label_counts([[1, 2]], class_names=["a"]), "class_names must hold 2 names"),
+        (lambda: plots.label_counts([[1, 2]], client_names=[]), "client_names must hold 1 names"),
+    ],
+)
+def test_bad_input(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
