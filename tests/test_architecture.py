@@ -22,8 +22,8 @@ TIERS = [
     },
     {"rounds"},
     {"algorithms", "simulate"},
-    {"plots"},
-    {"experiments"},
+    {"options", "plots", "runfolder"},
+    {"experiments", "train"},
     {"cli"},
     {"__init__"},
 ]
