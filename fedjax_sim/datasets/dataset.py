@@ -58,8 +58,8 @@ def from_arrays(
     name: str = "arrays",
     num_classes: int | None = None,
     class_names: Sequence[str] = (),
-    train_groups: Groups | None = None,
-    test_groups: Groups | None = None,
+    train_groups: Mapping[str, Any] | None = None,
+    test_groups: Mapping[str, Any] | None = None,
     feature_names: Sequence[str] = (),
     tokens: bool = False,
     ignore_label: int | None = None,
@@ -193,7 +193,7 @@ def _in_classes(name: str, y: np.ndarray, num_classes: int, ignore_label: int | 
     return y.astype(np.int32)
 
 
-def _group_arrays(name: str, groups: Groups, length: int) -> dict[str, np.ndarray]:
+def _group_arrays(name: str, groups: Mapping[str, Any], length: int) -> dict[str, np.ndarray]:
     arrays = {str(key): np.asarray(values) for key, values in groups.items()}
     for key, values in arrays.items():
         if values.shape != (length,):

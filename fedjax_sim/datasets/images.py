@@ -397,7 +397,7 @@ def _read_idx(path: Path, ndim: int) -> np.ndarray:
             f"{path} should hold {shape} = {math.prod(shape):,} bytes by its header, but holds "
             f"{len(content) - header:,}. Get the file again"
         )
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy()  # writable
 
 
 def _read_npz_splits(path: Path, class_names: Sequence[str]) -> _Images:

@@ -136,13 +136,14 @@ def read_uci_adult(folder: StrPath) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     for split, file in (("train", "adult.data"), ("test", "adult.test")):
         path = existing("folder", Path(folder) / file, hint)
-        rows = [_parse_adult(line, path, i) for i, line in enumerate(_lines(path), start=1)]
-        codes, numbers, labels = zip(*filter(None, rows), strict=True)
-        if len(labels) != _ADULT_ROWS[split]:
+        parsed = (_parse_adult(line, path, i) for i, line in enumerate(_lines(path), start=1))
+        rows = [row for row in parsed if row is not None]
+        if len(rows) != _ADULT_ROWS[split]:
             raise ValueError(
-                f"{path} has {len(labels):,} rows; UCI's has {_ADULT_ROWS[split]:,}. It is "
+                f"{path} has {len(rows):,} rows; UCI's has {_ADULT_ROWS[split]:,}. It is "
                 "truncated or another file: get it again, or read your own with from_csv"
             )
+        codes, numbers, labels = zip(*rows, strict=True)
         arrays[f"{split}_codes"] = np.array(codes, np.uint8)
         arrays[f"{split}_numbers"] = np.array(numbers, np.int32)
         arrays[f"{split}_labels"] = np.array(labels, np.uint8)
@@ -333,8 +334,8 @@ def _is_numeric(table: _Table, column: str, missing: Sequence[str]) -> bool:
         row = present[~numeric][0]
         raise ValueError(
             f"{table.path}, line {table.lines[row]}: column {column!r} holds numbers, but here "
-            f"{table.columns[column][row]!r}. Correct it, add it to missing=, or list the column "
-            "in categorical_columns"
+            f"{str(table.columns[column][row])!r}. Correct it, add it to missing=, or list the "
+            "column in categorical_columns"
         )
     return bool(numeric.all())
 
@@ -349,8 +350,8 @@ def _numbers(table: _Table, column: str, missing: Sequence[str]) -> np.ndarray:
         row = np.flatnonzero(wrong)[0]
         raise ValueError(
             f"{table.path}, line {table.lines[row]}: column {column!r} is numeric, but here "
-            f"{text[row]!r} ({np.count_nonzero(wrong)} such rows). Fill the gaps, remove the rows, "
-            "leave the column out of feature_columns, or list it in categorical_columns"
+            f"{str(text[row])!r} ({np.count_nonzero(wrong)} such rows). Fill the gaps, remove the "
+            "rows, leave the column out of feature_columns, or list it in categorical_columns"
         )
     return values[:, None]
 
@@ -382,8 +383,8 @@ def _codes(table: _Table, column: str, classes: Sequence[str]) -> np.ndarray:
     if (codes < 0).any():
         row = np.flatnonzero(codes < 0)[0]
         raise ValueError(
-            f"{table.path}, line {table.lines[row]}: the label {table.columns[column][row]!r} does "
-            f"not occur in the training rows, which have {[*classes]}"
+            f"{table.path}, line {table.lines[row]}: the label {str(table.columns[column][row])!r} "
+            f"does not occur in the training rows, which have {[*classes]}"
         )
     return codes
 
