@@ -1,5 +1,6 @@
 """Named algorithms: recipes that bind parts into the engine. Copy one to make your own."""
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
@@ -29,7 +30,6 @@ from fedjax_sim.base import (
 )
 from fedjax_sim.data import Batching, FederatedData
 
-
 Regularizer = clients.Regularizer
 
 
@@ -49,7 +49,7 @@ def server_optimizer(optimizer: optax.GradientTransformation) -> Server:
         Reddi et al., "Adaptive Federated Optimization", ICLR 2021, algorithm 1 (FedOpt).
     """
 
-    def init(key: Key, params: Params) -> ServerState:
+    def init(key: Key, params: Params, data: FederatedData) -> ServerState:
         return ServerState(params, optimizer.init(params))
 
     def broadcast(key: Key, state: ServerState, cohort: Cohort, data: FederatedData) -> Params:
@@ -92,8 +92,8 @@ def fedavg(
         server: server optimizer; `optax.sgd(1.0)` by default.
         aggregator: `aggregators.mean()` (weights by number of examples) by default.
         loss: per-example loss of the local steps.
-        rule: what a client does, instead of `clients.local_sgd(model, client_optimizer, loss=loss)`.
-        width: see `rounds.federated`.
+        rule: what a client does, instead of `clients.local_sgd(model, client_optimizer,
+        loss=loss)`. width: see `rounds.federated`.
 
     References:
         McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
@@ -104,6 +104,70 @@ def fedavg(
         sampler=sampler or sampling.everyone(),
         aggregator=aggregator or aggregators.mean(),
         server=server_optimizer(server or optax.sgd(1.0)),
+        batching=batching,
+        width=width,
+    )
+
+
+class ScaffoldState(NamedTuple):
+    """model: the global params and control variate. num_clients: N, as float32."""
+
+    model: clients.ControlledModel
+    num_clients: Array
+
+
+def scaffold(
+    model: Model,
+    *,
+    client_learning_rate: float | Array,
+    server_learning_rate: float | Array = 1.0,
+    batching: Batching,
+    sampler: Sampler | None = None,
+    loss: Loss = metrics.cross_entropy,
+    width: rounds.Width = "auto",
+) -> Algorithm:
+    """SCAFFOLD: FedAvg whose local steps are corrected by control variates.
+
+    w <- w + eta_server * mean of updates, c <- c + C / N * mean of control changes; the clients'
+    side is `clients.scaffold`. Every client counts the same. Keeps one model a client.
+
+    Args:
+        model, batching, sampler, loss, width: as in `fedavg`.
+        client_learning_rate, server_learning_rate: > 0, may be traced.
+
+    References:
+        Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning",
+        ICML 2020, algorithm 1.
+    """
+    checks.in_range("server_learning_rate", server_learning_rate, 0.0, open_low=True)
+
+    def init(key: Key, params: Params, data: FederatedData) -> ScaffoldState:
+        zero = jax.tree.map(jnp.zeros_like, params)
+        return ScaffoldState(clients.ControlledModel(params, zero), jnp.float32(data.num_clients))
+
+    def broadcast(
+        key: Key, state: ScaffoldState, cohort: Cohort, data: FederatedData
+    ) -> clients.ControlledModel:
+        return state.model
+
+    def apply(
+        key: Key, state: ScaffoldState, aggregate: clients.ControlledModel, report: Report
+    ) -> tuple[ScaffoldState, dict[str, Array]]:
+        fraction = (report.weights > 0).sum() / state.num_clients
+        rates = clients.ControlledModel(server_learning_rate, fraction)
+        moved = clients.ControlledModel(
+            *(
+                trees.add(old, trees.scale(new, rate))
+                for old, new, rate in zip(state.model, aggregate, rates, strict=True)
+            )
+        )
+        return state._replace(model=moved), {}
+
+    return rounds.federated(
+        rule=clients.scaffold(model, learning_rate=client_learning_rate, loss=loss),
+        sampler=sampler or sampling.everyone(),
+        aggregator=aggregators.uniform_mean(),
+        server=Server(init, broadcast, apply, lambda state: state.model.params),
         batching=batching,
         width=width,
     )
@@ -138,14 +202,14 @@ def agnostic(
     loss: Loss = metrics.cross_entropy,
     regularizer: Regularizer | None = None,
 ) -> Algorithm:
-    """Agnostic federated learning (AFL): min over w of the max over mixtures of the clients' losses.
+    """Agnostic federated learning (AFL): the best model for the worst mixture of the clients.
 
         min_w max_{lambda in simplex} sum_k lambda_k L_k(w)
 
     Each client of the data is one domain k = 1 ... p, and all take part in every round: one
-    gradient step on w and one projected ascent step on lambda, both from the same iterate. Prefer it
-    to `fedavg` when no client may be left behind and p is small. With `mixture_step_size=0` it is
-    plain SGD on a fixed mixture of the domains.
+    gradient step on w and one projected ascent step on lambda, both from the same iterate. Prefer
+    it to `fedavg` when no client may be left behind and p is small. With `mixture_step_size=0` it
+    is plain SGD on a fixed mixture of the domains.
 
     Args:
         model: what is trained; convergence is guaranteed for losses convex in the params.
@@ -181,58 +245,22 @@ def agnostic(
         checks.positive_int("batch_size", batch_size, hint="None takes all examples.")
     elif estimator == "weighted":
         raise ValueError('batch_size must be a number with estimator="weighted", got None.')
+    if model.apply_train is not None:
+        raise ValueError(
+            "model keeps running statistics (apply_train), which an average over iterates and "
+            "domains does not define. Use a model with group or layer normalisation."
+        )
+    make_estimate = _per_domain_estimate if estimator == "per_domain" else _weighted_estimate
+    estimate = make_estimate(model, loss, regularizer or (lambda params: 0.0), batch_size)
 
     def init(key: Key, params: Params, data: FederatedData) -> AgnosticState:
         mixture = _initial_mixture(initial_mixture, data.num_clients)
-        return AgnosticState(
-            params, mixture, optimizer.init(params), params, mixture, jnp.int32(0)
-        )
-
-    def objective(
-        params: Params, examples: Examples, domains: Array, weights: Array, key: Key
-    ) -> tuple[Array, Array]:
-        """sum_k weights_k L_k (or the plain mean, for weights None) and L [p]."""
-        mean = loss(model.apply(params, examples["x"], key), examples["y"])
-        by_domain = jax.tree.map(lambda x: _domain_sum(x, domains, weights.shape[0]), mean)
-        if estimator == "weighted":
-            value = Mean(mean.total.sum(), mean.count.sum()).value
-        else:
-            value = weights @ by_domain.value
-        extra = 0.0 if regularizer is None else regularizer(params)
-        return value + extra, by_domain.value
-
-    gradient_of = jax.value_and_grad(objective, has_aux=True)
-
-    def estimate(key: Key, state: AgnosticState, data: FederatedData) -> tuple[Params, Array, Array]:
-        """(g_w, g_lambda [p], losses [p]) at the current iterates."""
-        num_domains = data.num_clients
-        draw_key, model_key, domain_key = jax.random.split(key, 3)
-        if batch_size is None:
-            examples, domains = data.examples, data.owners
-        elif estimator == "per_domain":
-            domains = jnp.repeat(jnp.arange(num_domains), batch_size)
-            examples = _draw(draw_key, data, domains)
-        else:
-            domains = jax.random.categorical(
-                domain_key, jnp.log(state.mixture), shape=(batch_size,)
-            )
-            examples = _draw(draw_key, data, domains)
-        (_, losses), gradient = gradient_of(
-            state.params, examples, domains, state.mixture, model_key
-        )
-        if estimator == "per_domain":
-            return gradient, losses, losses
-        uniform = jax.random.randint(domain_key, (batch_size,), 0, num_domains)
-        examples = _draw(jax.random.fold_in(draw_key, 1), data, uniform)
-        mean = loss(model.apply(state.params, examples["x"], model_key), examples["y"])
-        each = _domain_sum(mean.value, uniform, num_domains)
-        drawn = _domain_sum(jnp.ones(batch_size), uniform, num_domains)
-        return gradient, num_domains / batch_size * each, Mean(each, drawn).value
+        return AgnosticState(params, mixture, optimizer.init(params), params, mixture, jnp.int32(0))
 
     def step(
         key: Key, state: AgnosticState, data: FederatedData
     ) -> tuple[AgnosticState, RoundInfo]:
-        gradient, ascent, losses = estimate(key, state, data)
+        gradient, ascent, losses = estimate(key, state.params, state.mixture, data)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         mixture = simplex.project(state.mixture + mixture_step_size * ascent)
@@ -267,6 +295,61 @@ def agnostic(
         return state.mean_params if output == "average" else state.params
 
     return Algorithm(init, step, params)
+
+
+def _per_domain_estimate(
+    model: Model, loss: Loss, regularizer: Callable, batch_size: int | None
+) -> Callable:
+    """estimate(key, params, mixture, data) -> (g_w, g_lambda [p], losses [p])."""
+
+    def objective(
+        params: Params, key: Key, examples: Examples, domains: Array, mixture: Array
+    ) -> tuple[Array, Array]:
+        mean = loss(model.apply(params, examples["x"], key), examples["y"])
+        sums = jax.tree.map(lambda x: _domain_sum(x, domains, mixture.shape[0]), mean)
+        return mixture @ sums.value + regularizer(params), sums.value
+
+    def estimate(
+        key: Key, params: Params, mixture: Array, data: FederatedData
+    ) -> tuple[Params, Array, Array]:
+        draw_key, model_key = jax.random.split(key)
+        if batch_size is None:
+            examples, domains = data.examples, data.owners
+        else:
+            domains = jnp.repeat(jnp.arange(data.num_clients), batch_size)
+            examples = _draw(draw_key, data, domains)
+        gradient_of = jax.value_and_grad(objective, has_aux=True)
+        (_, losses), gradient = gradient_of(params, model_key, examples, domains, mixture)
+        return gradient, losses, losses
+
+    return estimate
+
+
+def _weighted_estimate(
+    model: Model, loss: Loss, regularizer: Callable, batch_size: int
+) -> Callable:
+    """estimate(key, params, mixture, data) -> (g_w, g_lambda [p], losses [p])."""
+
+    def mean_loss(params: Params, key: Key, examples: Examples) -> Mean:
+        return loss(model.apply(params, examples["x"], key), examples["y"])
+
+    def objective(params: Params, key: Key, examples: Examples) -> Array:
+        return mean_loss(params, key, examples).value.mean() + regularizer(params)
+
+    def estimate(
+        key: Key, params: Params, mixture: Array, data: FederatedData
+    ) -> tuple[Params, Array, Array]:
+        num_domains = data.num_clients
+        keys = jax.random.split(key, 6)
+        drawn = jax.random.categorical(keys[0], jnp.log(mixture), shape=(batch_size,))
+        gradient = jax.grad(objective)(params, keys[1], _draw(keys[2], data, drawn))
+        uniform = jax.random.randint(keys[3], (batch_size,), 0, num_domains)
+        mean = mean_loss(params, keys[4], _draw(keys[5], data, uniform))
+        total = _domain_sum(mean.value, uniform, num_domains)
+        count = _domain_sum(jnp.ones(batch_size), uniform, num_domains)
+        return gradient, num_domains / batch_size * total, Mean(total, count).value
+
+    return estimate
 
 
 def _initial_mixture(mixture: Array | None, num_domains: int) -> Array:

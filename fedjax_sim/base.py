@@ -14,7 +14,8 @@ wants). A part without state uses `()`. State is what the next round needs, info
 at. Data is an argument, never closed over.
 
 Sign convention, written once: **an update (delta) is `client params - server params`**, so the
-server *adds* the aggregated update, and `-delta` is the pseudo-gradient given to an optax optimizer.
+server *adds* the aggregated update, and `-delta` is the pseudo-gradient given to an optax
+optimizer.
 """
 
 import enum
@@ -39,8 +40,6 @@ class Stream(enum.IntEnum):
     CLIENTS = 1
     AGGREGATOR = 2
     SERVER = 3
-    SHUFFLE = 4
-    MODEL = 5
 
 
 class Status(enum.IntFlag):
@@ -60,7 +59,7 @@ class Mean(NamedTuple):
     """
 
     total: Array
-    count: Array
+    count: Array  # type: ignore[assignment]  # of the field's word, not tuple.count
 
     @property
     def value(self) -> Array:
@@ -192,14 +191,14 @@ class Report(NamedTuple):
 class Server(NamedTuple):
     """What the server keeps, sends and does with the aggregate.
 
-    init(key, params) -> state.
+    init(key, params, data) -> state. Of `data` only static facts are used.
     broadcast(key, state, cohort: Cohort, data) -> message: what every client of the cohort gets; a
         client picks its own part by its id. May look at the data (a first pass over the cohort).
     apply(key, state, aggregate, report: Report) -> (state, info).
     params(state) -> the model to evaluate and to ship.
     """
 
-    init: Callable[[Key, Params], PyTree]
+    init: Callable[[Key, Params, Any], PyTree]
     broadcast: Callable[[Key, PyTree, Cohort, Any], PyTree]
     apply: Callable[[Key, PyTree, PyTree, Report], tuple[PyTree, dict[str, Array]]]
     params: Callable[[PyTree], Params]

@@ -43,8 +43,8 @@ def local_sgd(
     """Train the server's model on the client's own examples with any optax optimizer.
 
     The client of FedAvg (McMahan et al., AISTATS 2017, algorithm 1, ClientUpdate). Each batch
-    contributes its mean loss, the short last batch of an epoch included. The optimizer starts afresh
-    in every round.
+    contributes its mean loss, the short last batch of an epoch included. The optimizer starts
+    afresh in every round.
 
     Args:
         model: the model; its `apply_train` is used where it has one.
@@ -87,6 +87,69 @@ def prox(
     return _training(model, optimizer, loss, regularizer, correct=pull)
 
 
+class ControlledModel(NamedTuple):
+    """What the server of SCAFFOLD sends: its params and its control variate, alike in shape."""
+
+    params: Params
+    control: Params
+
+
+def scaffold(
+    model: Model,
+    *,
+    learning_rate: float | Array,
+    loss: Loss,
+    regularizer: Regularizer | None = None,
+) -> ClientRule:
+    """Local SGD whose every gradient is corrected by control variates: g - c_i + c.
+
+    Prefer it to `prox` when clients are unlike each other and take part often enough for their
+    control variate c_i to be fresh. The client keeps c_i between rounds (one model per client of
+    memory) and renews it by option II: c_i - c + (w_server - w_client) / (steps * learning_rate).
+
+    Args:
+        model, loss, regularizer: as in `local_sgd`.
+        learning_rate: of the local steps, > 0, may be traced.
+
+    Returns:
+        A rule for a server that broadcasts a ControlledModel; its update is a ControlledModel of
+        changes, its weight 1.
+
+    References:
+        Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning",
+        ICML 2020, algorithm 1.
+    """
+    checks.in_range("learning_rate", learning_rate, 0.0, open_low=True)
+    base = _training(
+        model,
+        optax.sgd(learning_rate),
+        loss,
+        regularizer,
+        correct=lambda gradient, work, broadcast: trees.add(gradient, work.extra),
+    )
+
+    def begin(key: Key, control: Params, broadcast: ControlledModel, client: Client) -> Work:
+        work = base.begin(key, (), broadcast.params, client)
+        return work._replace(extra=trees.subtract(broadcast.control, control))
+
+    def step(key: Key, work: Work, broadcast: ControlledModel, batch: Batch) -> Work:
+        return base.step(key, work, broadcast.params, batch)
+
+    def finish(
+        key: Key, control: Params, broadcast: ControlledModel, client: Client, work: Work
+    ) -> tuple[Params, ControlledModel, Array, dict[str, Array]]:
+        _, delta, _, info = base.finish(key, (), broadcast.params, client, work)
+        travelled = jnp.maximum(client.num_steps, 1) * learning_rate
+        change = jax.tree.map(lambda d, c: -d / travelled - c, delta, broadcast.control)
+        update = ControlledModel(delta, change)
+        return trees.add(control, change), update, jnp.float32(1), info
+
+    def init(params: Params) -> Params:
+        return jax.tree.map(jnp.zeros_like, params)
+
+    return ClientRule(init, begin, step, finish)
+
+
 def _training(
     model: Model,
     optimizer: optax.GradientTransformation,
@@ -119,7 +182,7 @@ def _training(
 
 
 def _objective(model: Model, loss: Loss, regularizer: Regularizer | None) -> Callable:
-    """objective(params, batch, key) -> (value, (merged mean loss, params with moved statistics))."""
+    """objective(params, batch, key) -> (value, (mean loss, params with moved statistics))."""
 
     def objective(params: Params, batch: Batch, key: Key) -> tuple[Array, tuple[Mean, Params]]:
         inputs, labels = batch.examples["x"], batch.examples["y"]

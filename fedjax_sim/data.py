@@ -1,7 +1,8 @@
 """FederatedData: every example stored once, flat, plus which client owns it; and local batches.
 
 The examples of a client stand next to each other, so that a client is (start, size), an epoch is a
-permutation of 0 ... size - 1 computed on the fly, and a pass over everybody is a pass over one array.
+permutation of 0 ... size - 1 computed on the fly, and a pass over everybody is a pass over one
+array.
 """
 
 import dataclasses
@@ -111,15 +112,16 @@ def federate(
     if (sizes == 0).any():
         empty = np.flatnonzero(sizes == 0)
         raise ValueError(
-            f"{len(empty)} of {len(parts)} clients have no examples (ids {empty[:5].tolist()} ...). "
-            "Drop them, or partition with min_size=1."
+            f"{len(empty)} of {len(parts)} clients have no examples, ids {empty[:5].tolist()} "
+            "first. Drop them, or partition with min_size=1."
         )
     rows = np.concatenate(parts)
     if not np.issubdtype(rows.dtype, np.integer):
         raise TypeError(f"partition must hold integer row numbers, got dtype {rows.dtype}.")
     if rows.min() < 0 or rows.max() >= num_rows:
         raise ValueError(
-            f"partition must hold row numbers in [0, {num_rows}), got {rows.min()} ... {rows.max()}."
+            f"partition must hold row numbers in [0, {num_rows}), got numbers from {rows.min()} "
+            f"to {rows.max()}."
         )
     narrow = {name: _narrow(np.asarray(array)[rows]) for name, array in examples.items()}
     return FederatedData(
@@ -166,12 +168,12 @@ class Batching:
     """How a client cuts its examples into local steps.
 
     Attributes:
-        batch_size: B >= 1, or None for the whole client as one batch (padded to the largest client).
-        num_epochs: passes over the client's examples; 0.5 is half a pass. The last batch of an epoch
-            is short, never dropped: a client of n examples makes ceil(n / B) steps an epoch.
+        batch_size: B >= 1, or None for the whole client as one batch (padded to the largest).
+        num_epochs: passes over the client's examples, 1 by default; 0.5 is half a pass. The last
+            batch of an epoch is short, never dropped: n examples make ceil(n / B) steps.
         num_steps: a fixed number of local steps instead of `num_epochs`; epochs follow each other.
-        shuffle: "epoch" for a new order every epoch, "replacement" for independent draws (every batch
-            full), "none" for the stored order.
+        shuffle: "epoch" for a new order every epoch, "replacement" for independent draws (every
+            batch full), "none" for the stored order.
     """
 
     batch_size: int | None = 32
@@ -239,7 +241,6 @@ class Batching:
 
 def take(data: FederatedData, start: Array, positions: Array, mask: Array) -> Batch:
     """Gather one client's rows: `positions` [B] within the client that starts at row `start`."""
-    # The barrier keeps XLA from computing the permutation again for every feature it gathers.
-    rows = jax.lax.optimization_barrier(start + positions)
+    rows = start + positions
     examples = {name: array.at[rows].get(mode="clip") for name, array in data.examples.items()}
     return Batch(examples, mask)

@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim import checks, data as data_lib, shuffling, trees
+from fedjax_sim import checks, shuffling, trees
+from fedjax_sim import data as data_lib
 from fedjax_sim.base import (
     Aggregator,
     Algorithm,
@@ -103,7 +104,7 @@ def federated(
         checks.positive_int("width", width, hint='Or "auto".')
 
     def init(key: Key, params: Params, data: FederatedData) -> FederatedState:
-        server_state = server.init(key, params)
+        server_state = server.init(key, params, data)
         sampler_state = sampler.init(data.sizes)
         client = rule.init(params)
         update = jax.eval_shape(lambda: _update_like(key, rule, server, sampler, data, params))
@@ -117,7 +118,7 @@ def federated(
     def step(
         key: Key, state: FederatedState, data: FederatedData
     ) -> tuple[FederatedState, RoundInfo]:
-        keys = {stream: jax.random.fold_in(key, stream) for stream in Stream}
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.array(list(Stream)))
         with _stage("sampling the cohort"):
             sampled, cohort = sampler.apply(keys[Stream.SAMPLING], state.sampler, data.sizes)
         with _stage("broadcasting"):
@@ -125,17 +126,13 @@ def federated(
         slots = _slots(keys[Stream.CLIENTS], cohort, state.clients, data, batching)
         done = _work(rule, aggregator, slots, message, data, batching, width)
         with _stage("aggregating"):
-            combine = aggregator.apply if _is_stacked(aggregator) else aggregator.from_sum
-            args = (done.combined, done.weights) if _is_stacked(aggregator) else (done.combined,)
-            aggregated, aggregate, aggregator_info = combine(
-                keys[Stream.AGGREGATOR], state.aggregator, *args
+            aggregated, aggregate, aggregator_info = _aggregate(
+                aggregator, keys[Stream.AGGREGATOR], state.aggregator, done
             )
         dropped = cohort.mask & ~jnp.isfinite(done.info["update_norm"])
         report = Report(cohort.ids, done.weights, dropped, done.info)
         with _stage("updating the server"):
-            served, server_info = server.apply(
-                keys[Stream.SERVER], state.server, aggregate, report
-            )
+            served, server_info = server.apply(keys[Stream.SERVER], state.server, aggregate, report)
         empty = ~(done.weights > 0).any()
         new_state = FederatedState(
             server=trees.where(empty, state.server, served),
@@ -158,8 +155,12 @@ def federated(
     return Algorithm(init, step, lambda state: server.params(state.server))
 
 
-def _is_stacked(aggregator: Aggregator) -> bool:
-    return aggregator.summand is None
+def _aggregate(
+    aggregator: Aggregator, key: Key, state: PyTree, done: _Outcome
+) -> tuple[PyTree, PyTree, dict[str, Array]]:
+    if aggregator.from_sum is not None:
+        return aggregator.from_sum(key, state, done.combined)
+    return aggregator.apply(key, state, done.combined, done.weights)
 
 
 def _update_like(
@@ -171,7 +172,7 @@ def _update_like(
     params: Params,
 ) -> PyTree:
     """One client's update without any local step, for its structure."""
-    server_state = server.init(key, params)
+    server_state = server.init(key, params, data)
     _, cohort = sampler.apply(key, sampler.init(data.sizes), data.sizes)
     message = server.broadcast(key, server_state, cohort, data)
     state = rule.init(params)
@@ -188,15 +189,12 @@ def _slots(
     """Look up every slot's client. Empty slots get size 0 and no steps."""
     size = jnp.where(cohort.mask, data.sizes.at[cohort.ids].get(mode="clip"), 0)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, cohort.ids)
-    # All the threefry of the batch order happens here, once a round for the whole cohort: inside the
-    # local steps it would be a loop in a loop.
-    shuffle_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, Stream.SHUFFLE)
     return _Slots(
         client=Client(cohort.ids, size, batching.steps(size, data.max_size)),
         mask=cohort.mask,
         start=data.starts.at[cohort.ids].get(mode="clip"),
         key=keys,
-        words=jax.vmap(shuffling.words)(shuffle_keys),
+        words=jax.vmap(shuffling.words)(keys),
         state=jax.tree.map(lambda x: x.at[cohort.ids].get(mode="clip"), states),
     )
 
@@ -241,7 +239,7 @@ def _work(
         return x[jnp.argsort(order)] if ragged else x
 
     updates, states, weights, info = jax.tree.map(unchunk, out)
-    return _Outcome(updates if _is_stacked(aggregator) else total, states, weights, info)
+    return _Outcome(updates if aggregator.summand is None else total, states, weights, info)
 
 
 def _train(
@@ -259,14 +257,14 @@ def _train(
         return rule.begin(member.key, member.state, message, member.client)
 
     def advance(step: Array, member: _Slots, work: PyTree) -> PyTree:
-        positions, mask = batching.positions(
-            member.words, member.client.size, step, data.max_size
-        )
+        positions, mask = batching.positions(member.words, member.client.size, step, data.max_size)
         batch = data_lib.take(data, member.start, positions, mask)
-        key = jax.random.fold_in(jax.random.fold_in(member.key, Stream.MODEL), step)
+        key = jax.random.fold_in(member.key, step)
         new = rule.step(key, work, message, batch)
         # Alone, or among equals, a client stops when the loop does; nothing needs to be held back.
-        return trees.where(step < member.client.num_steps, new, work) if ragged and width > 1 else new
+        return (
+            trees.where(step < member.client.num_steps, new, work) if ragged and width > 1 else new
+        )
 
     def finish(member: _Slots, work: PyTree) -> tuple[PyTree, PyTree, Array, dict[str, Array]]:
         state, update, weight, info = rule.finish(
@@ -347,8 +345,9 @@ def _stage(name: str, clients: Array | None = None) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        known = clients is not None and not checks.is_traced(clients)
-        who = f" of client {clients.tolist()}" if known else ""
+        who = ""
+        if clients is not None and not checks.is_traced(clients):
+            who = f" of client {clients.tolist()}"
         error.add_note(f"This happened in the round's stage: {name}{who}.")
         raise
 
@@ -386,9 +385,7 @@ def evaluator(
 
         def by_client(x: Array) -> Array:
             flat = x.reshape(-1)[:num_rows]
-            return jax.ops.segment_sum(
-                flat, data.owners, data.num_clients, indices_are_sorted=True
-            )
+            return jax.ops.segment_sum(flat, data.owners, data.num_clients, indices_are_sorted=True)
 
         return jax.tree.map(by_client, per_row)
 

@@ -40,7 +40,7 @@ def uniform(cohort_size: int) -> Sampler:
 
     def apply(key: Key, state: PyTree, sizes: Array) -> tuple[PyTree, Cohort]:
         slots = jnp.arange(cohort_size, dtype=jnp.int32)
-        ids = shuffling.permute(shuffling.words(key), sizes.shape[0], slots)
+        ids = shuffling.permute(shuffling.words(key), sizes.shape[0], slots, unroll=False)
         return state, Cohort(ids, slots >= 0)
 
     return Sampler(init, apply)
@@ -51,10 +51,10 @@ def by_weight(
 ) -> Sampler:
     """Sample clients with probability proportional to a weight.
 
-    With replacement and the number of examples as the weight, the *uniform* mean of the cohort is an
-    unbiased estimate of the data-weighted mean of the population (Li et al., "Federated Optimization
-    in Heterogeneous Networks", MLSys 2020): combine it with `aggregators.uniform_mean`. A client that
-    is drawn twice works once and counts twice.
+    With replacement and the number of examples as the weight, the *uniform* mean of the cohort is
+    an unbiased estimate of the data-weighted mean of the population (Li et al., "Federated
+    Optimization in Heterogeneous Networks", MLSys 2020): combine it with
+    `aggregators.uniform_mean`. A client that is drawn twice does the same work and counts twice.
 
     Args:
         cohort_size: C >= 1; without replacement at most N.

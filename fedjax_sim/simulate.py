@@ -143,10 +143,11 @@ def run(
 
     stops = _stops(first_round, num_rounds, eval_every, segment_rounds)
     length = max((stop - start for start, stop, _ in stops), default=0)
-    segment = _debug_segment(algorithm) if debug else _segment(algorithm, length)
+    segment: Callable = _debug_segment(algorithm)
     if not debug and stops:
         started = time.perf_counter()
-        segment = segment.lower(key, state, data, np.int32(0), np.int32(0)).compile()
+        compiling = _segment(algorithm, length).lower(key, state, data, np.int32(0), np.int32(0))
+        segment = compiling.compile()
         history.compile_seconds = time.perf_counter() - started
     history.start(first_round, assessed(state))
     pending: _Segment | None = None
@@ -178,8 +179,8 @@ class _Segment(NamedTuple):
     scores: dict[str, dict[str, Mean]] | None
 
 
-def _segment(algorithm: Algorithm, length: int) -> Callable:
-    """segment(key, state, data, start, stop) -> (state, info [length, ...]).
+def _segment(algorithm: Algorithm, length: int) -> Any:
+    """Jitted segment(key, state, data, start, stop) -> (state, info [length, ...]).
 
     A scan whose length is only known when it runs, so that one compilation serves every segment,
     the short last one too.
@@ -247,7 +248,9 @@ def _check_options(
     checks.in_range("num_rounds", num_rounds, 0)
     checks.in_range("first_round", first_round, 0, num_rounds)
     if first_round > 0 and state is None:
-        raise ValueError(f"first_round={first_round} needs the state to continue from: pass state=.")
+        raise ValueError(
+            f"first_round={first_round} needs the state to continue from: pass state=."
+        )
     if eval_every is not None:
         checks.positive_int("eval_every", eval_every)
     if segment_rounds is not None:
@@ -310,7 +313,7 @@ class _History:
 
     def _latest(self) -> dict[str, float]:
         return {
-            f"{split}/{name}": float(mean.total.sum() / max(mean.count.sum(), 1))
+            f"{split}/{name}": float(np.sum(mean.total) / max(float(np.sum(mean.count)), 1.0))
             for split, metrics in (self.scores[-1] if self.scores else {}).items()
             for name, mean in metrics.items()
         }
@@ -430,9 +433,7 @@ def sweep(
         )
     params = jax.jit(jax.vmap(init_params))(keys)
     spread = jax.vmap(evaluate, in_axes=(0, None)) if evaluate is not None else None
-    return run(
-        algorithm, params, data, key=keys, num_rounds=num_rounds, evaluate=spread, **options
-    )
+    return run(algorithm, params, data, key=keys, num_rounds=num_rounds, evaluate=spread, **options)
 
 
 def product(**axes: Iterable[Any]) -> dict[str, np.ndarray]:

@@ -27,7 +27,9 @@ def where(condition: Array, a: PyTree, b: PyTree) -> PyTree:
 
     def pick(x: Array, y: Array) -> Array:
         x = jnp.asarray(x)
-        return jnp.where(condition.reshape(condition.shape + (1,) * (x.ndim - condition.ndim)), x, y)
+        return jnp.where(
+            condition.reshape(condition.shape + (1,) * (x.ndim - condition.ndim)), x, y
+        )
 
     return jax.tree.map(pick, a, b)
 
@@ -81,4 +83,7 @@ def num_bytes(tree: PyTree) -> int:
 def flat_dict(tree: PyTree) -> dict[str, Array]:
     """{"a/b/0": leaf} for every leaf, for files and error messages."""
     pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/") or "value": leaf for path, leaf in pairs}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/") or "value": leaf
+        for path, leaf in pairs
+    }
