@@ -1,8 +1,8 @@
 """Losses and metrics per example, means that merge, and how a metric spreads over clients.
 
 A metric is a function (outputs [B, ...], labels [B, ...]) -> Mean of [B] totals and [B] counts. A
-loss is a metric that can be differentiated. Adding totals and counts over batches, devices or
-clients gives the metric of the whole, in any grouping.
+loss is a metric that can be differentiated. `Mean.over(mask)` reduces a batch to the mean of its
+real rows; adding totals and counts (`trees.add`) merges batches, devices or clients in any order.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim import checks, trees
+from fedjax_sim import checks
 from fedjax_sim.base import Array, Mean
 
 
@@ -163,38 +163,6 @@ METRICS: dict[str, Metric] = {
     "mean_squared_error": Metric(mean_squared_error),
 }
 """Metrics by name."""
-
-
-# Over examples
-
-
-def batch_mean(mean: Mean, mask: Array) -> Mean:
-    """Reduce a batch of per-example means to one, leaving out the rows that are not real.
-
-    Args:
-        mean: Mean of [B, ...] totals and counts. Rows where `mask` is False may hold NaN: they
-            reach neither the result nor the gradient with respect to `mean`.
-        mask: [B] bool.
-
-    Returns:
-        Mean of [...] total and count; its `value` is 0 for a batch of nothing.
-
-    >>> batch = Mean(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([1.0, 1.0, 1.0]))
-    >>> float(batch_mean(batch, jnp.array([True, True, False])).value)
-    2.0
-    """
-    real = trees.where(mask, mean, jax.tree.map(jnp.zeros_like, mean))
-    return jax.tree.map(lambda rows: rows.sum(0), real)
-
-
-def merge(a: Mean, b: Mean) -> Mean:
-    """Merge the means of two disjoint sets of examples; associative and commutative.
-
-    >>> a, b = Mean(jnp.array(6.0), jnp.array(3.0)), Mean(jnp.array(4.0), jnp.array(1.0))
-    >>> float(merge(a, b).value)
-    2.5
-    """
-    return trees.add(a, b)
 
 
 # Over clients

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_sim import checks
 from fedjax_sim.base import Array, Key, Model, Params
@@ -25,7 +26,7 @@ _Initializer = Callable[..., Array]
 # Operations
 
 
-def as_float(inputs: Array) -> Array:
+def as_float(inputs: Array | np.ndarray) -> Array:
     """Give inputs as floating-point numbers: uint8 images are divided by 255, floats pass.
 
     Args:
@@ -657,7 +658,7 @@ def from_nnx(module: Any, *, train_argument: str | None = None, scale_images: bo
 def check_outputs(
     model: Model,
     params: Params,
-    inputs: Array,
+    inputs: Any,
     *,
     num_classes: int | None = None,
     labels: Any = None,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedjax_sim import metrics
+from fedjax_sim import metrics, trees
 from fedjax_sim.base import Mean
 
 # Compiled whole, which is much faster than operation by operation.
@@ -186,25 +186,24 @@ def test_merging_any_split_is_the_whole(
     mask = jnp.asarray(data.draw(hnp.arrays(bool, len(labels))))
     for metric in metrics.METRICS["cross_entropy"], metrics.METRICS["accuracy"]:
         rows = metric(outputs, labels)
-        whole = metrics.batch_mean(rows, jnp.ones(len(labels), bool))
-        left, right = metrics.batch_mean(rows, mask), metrics.batch_mean(rows, ~mask)
-        for merged in metrics.merge(left, right), metrics.merge(right, left):
+        whole = rows.over(jnp.ones(len(labels), bool))
+        left, right = rows.over(mask), rows.over(~mask)
+        for merged in trees.add(left, right), trees.add(right, left):
             np.testing.assert_allclose(merged.total, whole.total, rtol=1e-5, atol=1e-4)
             np.testing.assert_array_equal(merged.count, whole.count)
         np.testing.assert_array_equal(whole.count, (case[1] >= 0).sum())
 
 
-def test_batch_mean_leaves_masked_rows_out_of_value_and_gradient() -> None:
+def test_masked_rows_may_be_nan_in_value_and_gradient() -> None:
     mask = jnp.array([True, False, True])
 
     def value(total: jax.Array) -> jax.Array:
-        return metrics.batch_mean(Mean(total, jnp.array([1.0, jnp.nan, 2.0])), mask).value
+        return Mean(total, jnp.array([1.0, jnp.nan, 2.0])).over(mask).value
 
     result, gradient = jax.value_and_grad(value)(jnp.array([2.0, jnp.nan, 4.0]))
     assert result == 2
     np.testing.assert_allclose(gradient, [1 / 3, 0, 1 / 3], rtol=1e-6)
-    nothing = metrics.batch_mean(Mean(jnp.ones((3, 2)), jnp.ones((3, 2))), jnp.zeros(3, bool))
-    assert nothing.value.tolist() == [0, 0]
+    assert Mean(jnp.ones(3), jnp.ones(3)).over(jnp.zeros(3, bool)).value == 0
 
 
 @settings(max_examples=40)
