@@ -79,17 +79,11 @@ def lstm(params: Params, tokens: np.ndarray, num_layers: int) -> np.ndarray:
     return dense(params["dense"], x)
 
 
-def perturbed(model: Model, inputs: Any) -> Params:
-    """Parameters away from their initial values, so that no zero bias or kernel hides a mistake."""
-
-    @jax.jit
-    def draw() -> Params:
-        leaves, tree = jax.tree.flatten(model.init(KEY, inputs))
-        keys = jax.random.split(KEY, len(leaves))
-        noise = [0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-        return trees.add(jax.tree.unflatten(tree, leaves), jax.tree.unflatten(tree, noise))
-
-    return draw()
+def drawn(model: Model, inputs: Any, seed: int = 0) -> Params:
+    """Parameters of any sign without init, so that no zero bias or kernel hides a mistake."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(model.init, KEY, inputs)
+    return jax.tree.map(lambda leaf: jnp.asarray(0.2 * rng.normal(size=leaf.shape)), shapes)
 
 
 # The models
@@ -122,7 +116,7 @@ def test_logistic_equals_reference(init: str) -> None:
     model = models.logistic(3, init=init)
     params = model.init(KEY, IMAGES)
     assert bool(jnp.any(params["kernel"])) == (init != "zeros")
-    params = perturbed(model, IMAGES)
+    params = drawn(model, IMAGES)
     expected = dense(float64(params), IMAGES.reshape(5, -1) / 255)
     np.testing.assert_allclose(model.apply(params, IMAGES), expected, rtol=1e-5, atol=1e-5)
 
@@ -130,7 +124,7 @@ def test_logistic_equals_reference(init: str) -> None:
 @pytest.mark.parametrize("hidden", [(), (6,), (6, 4, 5)])
 def test_mlp_equals_reference(hidden: tuple[int, ...]) -> None:
     model = models.mlp(3, hidden=hidden)
-    params = perturbed(model, IMAGES)
+    params = drawn(model, IMAGES)
     expected = IMAGES.reshape(5, -1) / 255
     for i in range(len(hidden)):
         expected = relu(dense(float64(params)[f"dense_{i}"], expected))
@@ -141,7 +135,7 @@ def test_mlp_equals_reference(hidden: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("factory", [models.emnist_cnn, models.simple_cnn])
 def test_cnn_equals_reference(factory: Callable[..., Model]) -> None:
     model = factory(3)
-    params = perturbed(model, IMAGES)
+    params = drawn(model, IMAGES)
     expected = cnn(float64(params), IMAGES / 255)
     np.testing.assert_allclose(model.apply(params, IMAGES), expected, rtol=1e-4, atol=1e-4)
 
@@ -158,7 +152,7 @@ def test_images_without_channels_are_gray() -> None:
 def test_lstm_equals_reference(num_layers: int) -> None:
     model = models.char_lstm(6, embedding=3, hidden=4, num_layers=num_layers)
     tokens: Any = np.random.default_rng(0).integers(0, 6, (2, 5))
-    params = perturbed(model, tokens)
+    params = drawn(model, tokens)
     expected = lstm(float64(params), tokens, num_layers)
     outputs = jax.jit(model.apply)(params, tokens)
     assert outputs.shape == (2, 5, 6)
@@ -215,7 +209,7 @@ def mean_loss(model: Model, params: Params, inputs: Any, key: Key | None = None)
 def test_gradient_equals_finite_difference(name: str) -> None:
     """Along the gradient itself, where the slope is the gradient's norm."""
     model, inputs = small_models()[name]
-    params = perturbed(model, inputs)
+    params = drawn(model, inputs)
     loss = jax.jit(lambda params: mean_loss(model, params, inputs))
     gradient = jax.jit(jax.grad(loss))(params)
     norm = trees.norm(gradient)
@@ -283,21 +277,25 @@ def test_models_train_under_vmap_and_scan(name: str) -> None:
         loss, gradient = jax.value_and_grad(mean_loss, argnums=1)(model, params, inputs, key)
         return optax.apply_updates(params, trees.scale(gradient, -0.1)), loss
 
-    @jax.jit
-    @partial(jax.vmap, in_axes=(0, None))
-    def scanned(key: Key, keys: Array) -> tuple[Params, Array]:
-        return jax.lax.scan(step, model.init(key, inputs), keys)
-
+    clients = [drawn(model, inputs, seed) for seed in range(2)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *clients)
     keys = jax.random.split(KEY, 3)
-    params, losses = scanned(jax.random.split(KEY, 2), keys)
+    params, losses = jax.jit(jax.vmap(lambda params: jax.lax.scan(step, params, keys)))(stacked)
     single = jax.jit(step)
-    for client, key in enumerate(jax.random.split(KEY, 2)):
-        one = jax.jit(model.init)(key, inputs)
+    for n, one in enumerate(clients):
         for t in range(3):
             one, loss = single(one, keys[t])
-            np.testing.assert_allclose(losses[client, t], loss, rtol=2e-4)
-        for stacked, leaf in zip(jax.tree.leaves(params), jax.tree.leaves(one), strict=True):
-            np.testing.assert_allclose(stacked[client], leaf, rtol=1e-3, atol=1e-5)
+            np.testing.assert_allclose(losses[n, t], loss, rtol=2e-4)
+        for both, leaf in zip(jax.tree.leaves(params), jax.tree.leaves(one), strict=True):
+            np.testing.assert_allclose(both[n], leaf, rtol=1e-3, atol=1e-5)
+
+
+def test_init_under_vmap_follows_its_keys() -> None:
+    model = models.mlp(3, hidden=(5,))
+    params = jax.vmap(model.init, in_axes=(0, None))(jax.random.split(KEY, 2), IMAGES)
+    alone = model.init(jax.random.split(KEY, 2)[1], IMAGES)
+    np.testing.assert_array_equal(params["dense_0"]["kernel"][1], alone["dense_0"]["kernel"])
+    assert not np.allclose(params["dense_0"]["kernel"][0], alone["dense_0"]["kernel"])
 
 
 def test_as_float() -> None:
@@ -416,7 +414,8 @@ def test_running_statistics_have_zero_gradient_in_training(adapted: Model) -> No
 def test_linen_and_nnx_agree() -> None:
     """The same network with the same parameters gives the same outputs through both adapters."""
     linen, other = models.from_linen(LinenNet()), models.from_nnx(NnxNet)
-    params = perturbed(linen, FLOATS)
+    params = drawn(linen, FLOATS)
+    params["batch_stats"] = jax.tree.map(jnp.abs, params["batch_stats"])
     p, stats = params["params"], params["batch_stats"]["BatchNorm_0"]
     named = {"hidden": p["Dense_0"], "norm": p["BatchNorm_0"], "out": p["Dense_1"]}
     outputs = other.apply({"params": named, "state": {"norm": stats}}, FLOATS)
