@@ -5,7 +5,7 @@ display, nothing has to be closed, and a notebook shows what is returned.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.figure import Figure
 
 # Okabe and Ito, Color Universal Design, 2008: told apart with every common colour blindness. Their
@@ -76,6 +77,90 @@ def label_counts(
     if num_clients <= _MAX_NAMES and num_classes <= len(_COLOURS):
         return _count_bars(table, classes, clients, client_label)
     return _mixture_map(table, classes, clients, client_label)
+
+
+def learning_curves(
+    rounds: ArrayLike, summaries: Mapping[str, Mapping[str, ArrayLike]]
+) -> "Figure":
+    """Draw how metrics and their spread over clients develop, one panel a metric.
+
+    A solid line is the mean over examples, a dashed one the worst client, and the band reaches from
+    the 10th to the 90th percentile of the clients.
+
+    Args:
+        rounds: [E] rounds done at each evaluation.
+        summaries: "split/metric" -> statistic -> [E], as `metrics.summarize` gives them. Only
+            "mean" must be there.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If there is nothing to draw, or a length differs from that of `rounds`.
+    """
+    at = np.asarray(rounds)
+    if not summaries:
+        raise ValueError("summaries must hold at least one metric, got none.")
+    for name, summary in summaries.items():
+        for statistic, values in summary.items():
+            if np.shape(values) != at.shape:
+                raise ValueError(
+                    f"{statistic} of {name} must have a value for each of the {at.size} rounds, "
+                    f"got shape {np.shape(values)}."
+                )
+    splits = list(dict.fromkeys(name.rpartition("/")[0] for name in summaries))
+    panels = list(dict.fromkeys(name.rpartition("/")[2] for name in summaries))
+    with _figure(1.5 + 3.5 * len(panels), 3) as figure:
+        panel = dict(zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True))
+        lines: dict[str, Artist] = {}
+        band = None
+        for name, summary in summaries.items():
+            split, _, metric = name.rpartition("/")
+            axes, colour = panel[metric], _COLOURS[splits.index(split) % len(_COLOURS)]
+            if {"percentile_10", "percentile_90"} <= summary.keys():
+                ends = summary["percentile_10"], summary["percentile_90"]
+                axes.fill_between(at, *ends, color=colour, alpha=0.15, linewidth=0)
+                band = "band: 10th to 90th\npercentile of clients"
+            for statistic, text, dashes in (("mean", "mean", "-"), ("worst", "worst client", "--")):
+                if statistic in summary:
+                    # A single evaluation is a point, which no line shows.
+                    style = {"color": colour, "linestyle": dashes, "marker": "." * (at.size == 1)}
+                    label = f"{split} {text}".strip()
+                    lines[label], *_ = axes.plot(at, summary[statistic], **style)
+            axes.set(xlabel="round", ylabel=metric)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.grid(visible=True)
+        figure.legend(lines.values(), lines.keys(), title=band, loc="outside right upper")
+    return figure
+
+
+def client_distribution(values: Mapping[str, ArrayLike], *, label: str) -> "Figure":
+    """Draw how a metric is distributed over clients: the share of clients at or below each value.
+
+    The steeper a curve, the more alike the clients fare. It crosses 0.1 at the 10th percentile.
+
+    Args:
+        values: curve name -> [N] one value a client; clients with NaN are left out.
+        label: what the values are.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If there is nothing to draw.
+    """
+    finite = {name: np.asarray(each)[np.isfinite(each)] for name, each in values.items()}
+    finite = {name: each for name, each in finite.items() if each.size}
+    if not finite:
+        raise ValueError("values must hold at least one finite value, got none.")
+    with _figure(5, 3) as figure:
+        axes = figure.subplots()
+        for colour, (name, each) in zip(_COLOURS, finite.items(), strict=False):
+            axes.ecdf(each, color=colour, label=f"{name}, {each.size:,} clients")
+        axes.set(xlabel=label, ylabel="share of clients at or below", ylim=(0, 1.02))
+        axes.grid(visible=True)
+        axes.legend(loc="upper left")
+    return figure
 
 
 def save(figure: "Figure", path: str | os.PathLike[str]) -> None:

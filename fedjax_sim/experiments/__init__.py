@@ -1,0 +1,11 @@
+"""Experiments of papers, one module each; `fedjax-sim reproduce NAME` runs them.
+
+A module has a docstring, whose first line says what it shows; a dataclass `Options`, its options on
+the command line with `output: Path` and `overwrite: bool` among them; and `main(options: Options)`,
+which makes its `RunFolder`, prints its tables and writes results.json and pictures.
+"""
+
+EXPERIMENTS: dict[str, str] = {
+    "agnostic-adult": "fedjax_sim.experiments.agnostic_adult",
+}
+"""name -> module, imported only when it is run."""

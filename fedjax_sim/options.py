@@ -1,0 +1,361 @@
+"""The options of `fedjax-sim train`: what they mean, their defaults, and their form in TOML.
+
+Nothing here imports jax, so that `--help` is quick.
+"""
+
+import dataclasses
+import difflib
+import json
+import os
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+_COHORTS = ("fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedprox", "scaffold")
+_SYNTHETIC = ("iid", "dirichlet", "shards", "quantity_skew")
+
+DEFAULTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "num_clients": ("partition", dict.fromkeys(_SYNTHETIC, 100)),
+    "alpha": ("partition", {"dirichlet": 0.3}),
+    "shards_per_client": ("partition", {"shards": 2}),
+    "sigma": ("partition", {"quantity_skew": 1.0}),
+    "min_size": ("partition", {"dirichlet": 1, "quantity_skew": 1}),
+    "group": ("partition", {"by_group": "client"}),
+    "hidden": ("model", {"mlp": (200, 200)}),
+    "client_learning_rate": ("algorithm", {**dict.fromkeys(_COHORTS, 0.1), "agnostic": 0.1}),
+    "server_learning_rate": (
+        "algorithm",
+        {
+            **dict.fromkeys(("fedavg", "fedavgm", "fedprox", "scaffold"), 1.0),
+            **{"fedadam": 0.01, "fedyogi": 0.01, "fedadagrad": 0.1},
+        },
+    ),
+    "server_momentum": ("algorithm", dict.fromkeys(("fedavgm", "fedadam", "fedyogi"), 0.9)),
+    "server_epsilon": ("algorithm", dict.fromkeys(("fedadam", "fedyogi", "fedadagrad"), 1e-3)),
+    "prox_mu": ("algorithm", {"fedprox": 0.01}),
+    "mixture_learning_rate": ("algorithm", {"agnostic": 0.01}),
+    "cohort_size": ("algorithm", dict.fromkeys(_COHORTS, 10)),
+    "epochs": ("algorithm", dict.fromkeys(_COHORTS, 1.0)),
+    "local_steps": ("algorithm", dict.fromkeys(_COHORTS)),
+    "width": ("algorithm", dict.fromkeys(_COHORTS, "auto")),
+}
+"""option -> (the choice it belongs to, {value of that choice: default}).
+
+An option is None until `resolve` gives it the default of what was chosen; given for anything else
+it would silently do nothing, so `resolve` refuses it.
+"""
+
+
+def _part(name: str, metavar: str) -> Any:
+    """Help for an option in DEFAULTS: its defaults instead of "(default: None)"."""
+    _, defaults = DEFAULTS[name]
+    by_value: dict[Any, list[str]] = {}
+    for choice, default in defaults.items():
+        by_value.setdefault(default, []).append(choice)
+    if tuple(defaults) == (*_COHORTS, "agnostic"):
+        hint = str(*by_value)
+    elif tuple(defaults) == _COHORTS:
+        hint = "" if None in by_value else f"{', '.join(map(str, by_value))}; not for agnostic"
+    else:
+        hint = "; ".join(
+            f"{', '.join(choices)}: {' '.join(map(str, v)) if isinstance(v, tuple) else v}"
+            for v, choices in by_value.items()
+        )
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {hint})" if hint else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """The examples and how they are dealt out to clients.
+
+    Attributes:
+        dataset: Data set by name (`fedjax-sim datasets` lists them), or tfds:NAME for any of
+            tensorflow-datasets.
+        folder: Folder with the data set's own files.
+        partition: Who owns what. iid: equal mixtures and sizes. dirichlet: label skew of strength
+            --alpha. shards: a few classes a client. quantity_skew: equal mixtures, unequal sizes.
+            by_group: natural clients. The test examples are dealt out in the same proportions if
+            there are enough.
+        num_clients: Clients in the population, at least 1.
+        alpha: Dirichlet concentration, > 0: 0.1 is strong label skew, 100 almost none.
+        shards_per_client: Shards of the sorted examples that a client gets: about its number of
+            classes.
+        sigma: Standard deviation of the logarithm of client sizes, >= 0.
+        min_size: The fewest training examples of a client, at least 1.
+        group: The column whose values are the clients: "client" for natural clients (shakespeare,
+            federated_emnist); adult has education, race, doctorate ...
+    """
+
+    dataset: str = "fashion_small"
+    folder: Annotated[
+        Path | None,
+        tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: where it is found)"),
+    ] = None
+    partition: Literal["iid", "dirichlet", "shards", "quantity_skew", "by_group"] = "dirichlet"
+    num_clients: Annotated[int | None, _part("num_clients", "INT")] = None
+    alpha: Annotated[float | None, _part("alpha", "FLOAT")] = None
+    shards_per_client: Annotated[int | None, _part("shards_per_client", "INT")] = None
+    sigma: Annotated[float | None, _part("sigma", "FLOAT")] = None
+    min_size: Annotated[int | None, _part("min_size", "INT")] = None
+    group: Annotated[str | None, _part("group", "NAME")] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions:
+    """What is trained.
+
+    Attributes:
+        model: logistic and mlp take any features, the cnn models images, char_lstm text.
+        hidden: Widths of the hidden layers.
+    """
+
+    model: Literal["logistic", "mlp", "emnist_cnn", "simple_cnn", "char_lstm"] = "mlp"
+    hidden: Annotated[tuple[int, ...] | None, _part("hidden", "INT [INT ...]")] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class AlgorithmOptions:
+    """How it is trained.
+
+    Attributes:
+        algorithm: fedavg with a server optimizer (fedavgm, fedadam, fedyogi, fedadagrad), with a
+            proximal term (fedprox) or with control variates (scaffold); agnostic trains for the
+            worst client, with all clients in every round.
+        rounds: Rounds of communication, at least 1.
+        cohort_size: Clients that take part in a round, sampled uniformly; all for everyone.
+        batch_size: Examples in a local step; all takes all examples of the client.
+        epochs: Passes of a client over its examples in a round, > 0; 0.5 is half a pass.
+        local_steps: Local steps of every client in a round, instead of --epochs.
+        client_learning_rate: Step size of the clients' SGD (for agnostic: of the model), > 0.
+        server_learning_rate: Step size of the server optimizer on the mean update, > 0.
+        server_momentum: Momentum of the server optimizer, in [0, 1).
+        server_epsilon: Adaptivity of the server optimizer, > 0: larger is closer to plain SGD.
+        prox_mu: Strength of FedProx's pull to the server's model, >= 0.
+        mixture_learning_rate: Step size of the clients' weights in the agnostic mixture, >= 0.
+        width: Clients trained at once. Changes speed and memory, not results.
+        on_error: When a client's update is not finite: raise stops the run and keeps what is done,
+            continue drops such updates.
+    """
+
+    algorithm: Literal[
+        "fedavg",
+        "fedavgm",
+        "fedadam",
+        "fedyogi",
+        "fedadagrad",
+        "fedprox",
+        "scaffold",
+        "agnostic",
+    ] = "fedavg"
+    rounds: int = 100
+    cohort_size: Annotated[int | Literal["all"] | None, _part("cohort_size", "INT|all")] = None
+    batch_size: Annotated[int | Literal["all"], tyro.conf.arg(metavar="INT|all")] = 32
+    epochs: Annotated[float | None, _part("epochs", "FLOAT")] = None
+    local_steps: Annotated[int | None, _part("local_steps", "INT")] = None
+    client_learning_rate: Annotated[float | None, _part("client_learning_rate", "FLOAT")] = None
+    server_learning_rate: Annotated[float | None, _part("server_learning_rate", "FLOAT")] = None
+    server_momentum: Annotated[float | None, _part("server_momentum", "FLOAT")] = None
+    server_epsilon: Annotated[float | None, _part("server_epsilon", "FLOAT")] = None
+    prox_mu: Annotated[float | None, _part("prox_mu", "FLOAT")] = None
+    mixture_learning_rate: Annotated[float | None, _part("mixture_learning_rate", "FLOAT")] = None
+    width: Annotated[int | Literal["auto"] | None, _part("width", "INT|auto")] = None
+    on_error: Literal["raise", "continue"] = "raise"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """Where results go, and how often the model is evaluated.
+
+    Attributes:
+        eval_every: Rounds between evaluations on all training and test examples, at least 1.
+        seed: Of the partition, the initial model and the training; in [0, 2^32).
+        output: Folder for the results.
+        overwrite: Replace an earlier run in --output.
+        config: Read options from a TOML file, one `option = value` a line with _ for -. The command
+            line overrides it. Every run writes such a file, config.toml, to repeat it.
+        debug: Run without compilation, slowly, and show where an error comes from.
+    """
+
+    eval_every: int = 10
+    seed: int = 0
+    output: Annotated[
+        Path | None,
+        tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: runs/DATASET-ALGORITHM-DATE)"),
+    ] = None
+    overwrite: bool = False
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE.toml", help_behavior_hint="")] = None
+    debug: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """All options of a training run."""
+
+    data: DataOptions = DataOptions()
+    model: ModelOptions = ModelOptions()
+    training: AlgorithmOptions = AlgorithmOptions()
+    run: RunOptions = RunOptions()
+
+
+_NOT_IN_TOML = ("config", "debug")
+_NOT_REPEATED = ("output", "overwrite", *_NOT_IN_TOML)
+
+
+def flat(options: TrainOptions) -> dict[str, Any]:
+    """Options by name; the names of the four groups differ, so they need no prefix.
+
+    >>> flat(TrainOptions())["rounds"]
+    100
+    """
+    return {
+        field.name: getattr(group, field.name)
+        for group in (getattr(options, each.name) for each in dataclasses.fields(options))
+        for field in dataclasses.fields(group)
+    }
+
+
+def replaced(options: TrainOptions, values: Mapping[str, Any]) -> TrainOptions:
+    """The same options with these values, by name."""
+    groups = {}
+    for each in dataclasses.fields(options):
+        group = getattr(options, each.name)
+        names = {field.name for field in dataclasses.fields(group)}
+        own = {name: value for name, value in values.items() if name in names}
+        groups[each.name] = dataclasses.replace(group, **own)
+    return TrainOptions(**groups)
+
+
+def resolve(options: TrainOptions) -> TrainOptions:
+    """Fill in the defaults of what was chosen.
+
+    Raises:
+        ValueError: an option that does not belong to what was chosen.
+
+    >>> resolve(TrainOptions()).data.alpha
+    0.3
+    """
+    values = flat(options)
+    chosen = dict(values)
+    for name, (choice, defaults) in DEFAULTS.items():
+        if values[name] is None:
+            values[name] = defaults.get(values[choice])
+        elif values[choice] not in defaults:
+            raise ValueError(
+                f"{flag(name)} belongs to {flag(choice)} {' or '.join(defaults)}, but {choice} is "
+                f"{values[choice]!r}: leave {name} out (on the command line, {flag(name)} None)."
+            )
+    if chosen["local_steps"] is not None:
+        if chosen["epochs"] is not None:
+            raise ValueError(
+                f"give --epochs or --local-steps, not both: {chosen['epochs']:g} and "
+                f"{chosen['local_steps']}. To undo one of a file, write --epochs None."
+            )
+        values["epochs"] = None
+    return replaced(options, values)
+
+
+def flag(name: str) -> str:
+    """The name of an option on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def load_toml(path: str | os.PathLike[str]) -> TrainOptions:
+    """Read options from a TOML file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not TOML, an unknown option, or a value of the wrong type; each names the file.
+    """
+    path = Path(path).expanduser()
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no configuration file {path}.") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"{path} is not a TOML file: {error}.") from error
+    kinds = {
+        name: kind
+        for group in typing.get_type_hints(TrainOptions).values()
+        for name, kind in typing.get_type_hints(group).items()
+        if name not in _NOT_IN_TOML
+    }
+    for name, value in values.items():
+        if isinstance(value, dict):
+            raise ValueError(
+                f"{path} has a table [{name}]: write all options at the top, without tables."
+            )
+        if name not in kinds:
+            near = difflib.get_close_matches(name, kinds, n=1)
+            guess = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{path} has an unknown option {name!r}.{guess}")
+        try:
+            values[name] = _converted(value, kinds[name])
+        except TypeError:
+            wanted = _described(kinds[name])
+            raise ValueError(f"{path}: {name} must be {wanted}, got {value!r}.") from None
+    return replaced(TrainOptions(), values)
+
+
+def dump_toml(options: TrainOptions) -> str:
+    """Write options as TOML that `load_toml` reads, without those of one particular run.
+
+    Left out are the output folder and what does not change the results.
+
+    >>> print(dump_toml(TrainOptions()).splitlines()[:2])
+    ['dataset = "fashion_small"', 'partition = "dirichlet"']
+    """
+    values = {name: value for name, value in flat(options).items() if name not in _NOT_REPEATED}
+    lines = [f"{name} = {_toml(value)}\n" for name, value in values.items() if value is not None]
+    return "".join(lines)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, int | float):
+        return repr(value)
+    # TOML's strings are JSON's, but for one control character.
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _converted(value: Any, kind: Any) -> Any:
+    """A value of a TOML file as a value of an option's type; TypeError if it is none."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        for each in typing.get_args(kind):
+            try:
+                return _converted(value, each)
+            except TypeError:
+                continue
+    elif typing.get_origin(kind) is Literal:
+        if value in typing.get_args(kind):
+            return value
+    elif typing.get_origin(kind) is tuple:
+        if isinstance(value, list):
+            return tuple(_converted(each, typing.get_args(kind)[0]) for each in value)
+    elif kind is Path and isinstance(value, str):
+        return Path(value)
+    elif kind is float and type(value) in (int, float):
+        return float(value)
+    elif type(value) is kind:
+        return value
+    raise TypeError
+
+
+def _described(kind: Any) -> str:
+    """An option's type in words."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        parts = [_described(each) for each in typing.get_args(kind) if each is not type(None)]
+        return " or ".join(parts)
+    if typing.get_origin(kind) is Literal:
+        return " or ".join(f'"{each}"' for each in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        return f"a list [...], each {_described(typing.get_args(kind)[0])}"
+    words = {int: "an integer", float: "a number", bool: "true or false"}
+    return words.get(kind, "text in quotes")
