@@ -8,6 +8,7 @@ array.
 import dataclasses
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Literal
 
 import jax
@@ -203,11 +204,13 @@ class Batching:
         size = jnp.asarray(size, jnp.int32)
         if self.num_steps is not None:
             return jnp.where(size > 0, self.num_steps, 0).astype(jnp.int32)
-        per_epoch = -(-size // self.slots(max_size))
+        slots = self.slots(max_size)
+        per_epoch = -(-size // slots)
         epochs = 1.0 if self.num_epochs is None else self.num_epochs
         whole = math.floor(epochs)
-        part = jnp.ceil(per_epoch * np.float32(epochs - whole)).astype(jnp.int32)
-        return per_epoch * whole + part
+        # As a fraction whose products fit int32: rounding must not add a step to 0.3 of 50.
+        part = Fraction(epochs - whole).limit_denominator((2**31 - 1) // -(-max_size // slots))
+        return per_epoch * whole - (-per_epoch * part.numerator // part.denominator)
 
     def positions(
         self, words: Array, size: Array, step: Array, max_size: int
