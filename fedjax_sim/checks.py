@@ -19,10 +19,19 @@ def is_traced(value: Any) -> bool:
 
 def positive_int(name: str, value: Any, *, hint: str = "") -> None:
     """Raise unless `value` is an integer >= 1."""
+    _integer(name, value, 1, hint)
+
+
+def count(name: str, value: Any, *, hint: str = "") -> None:
+    """Raise unless `value` is an integer >= 0."""
+    _integer(name, value, 0, hint)
+
+
+def _integer(name: str, value: Any, low: int, hint: str) -> None:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an integer >= 1, got {value!r}. {hint}".rstrip())
-    if value < 1:
-        raise ValueError(f"{name} must be >= 1, got {value}. {hint}".rstrip())
+        raise TypeError(f"{name} must be an integer >= {low}, got {value!r}. {hint}".rstrip())
+    if value < low:
+        raise ValueError(f"{name} must be >= {low}, got {value}. {hint}".rstrip())
 
 
 def in_range(
@@ -34,14 +43,18 @@ def in_range(
     open_low: bool = False,
     hint: str = "",
 ) -> None:
-    """Raise unless low <= value <= high (low < value with `open_low`); traced values pass."""
+    """Raise unless `value` is finite and low <= value <= high; traced values pass.
+
+    With `open_low`, `low` itself is not allowed.
+    """
     if is_traced(value):
         return
     try:
         number = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number, got {value!r}. {hint}".rstrip()) from None
-    if not (low < number if open_low else low <= number) or not number <= high:
+    above = low < number if open_low else low <= number
+    if not (math.isfinite(number) and above and number <= high):
         left = f"{'(' if open_low or low == -math.inf else '['}{low:g}"
         right = f"{high:g}{')' if high == math.inf else ']'}"
         raise ValueError(f"{name} must lie in {left}, {right}, got {value}. {hint}".rstrip())

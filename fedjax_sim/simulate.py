@@ -4,6 +4,7 @@
 reads the results of the segment before. `sweep` makes many runs one program and hands it to `run`.
 """
 
+import collections
 import contextlib
 import itertools
 import time
@@ -150,23 +151,24 @@ def run(
         segment = compiling.compile()
         history.compile_seconds = time.perf_counter() - started
     history.start(first_round, assessed(state))
-    pending: _Segment | None = None
-    failure = None
     try:
         for start, stop, evaluates in stops:
             state, info = segment(key, state, data, np.int32(start), np.int32(stop))
-            scores = assessed(state) if evaluates else None
+            history.pending.append(_Segment(start, stop, info, None))
+            if evaluates:
+                history.pending[-1] = history.pending[-1]._replace(scores=assessed(state))
             # The device works on this segment while the host reads the one before it.
-            previous, pending = pending, _Segment(start, stop, info, scores)
-            failure = history.add(previous, on_error)
-            if failure:
+            history.read(leave=1)
+            if history.failure and on_error == "raise":
                 break
+        history.read()
     except KeyboardInterrupt:
         history.interrupted = True
-    failure = failure or history.add(pending, on_error)
+        history.progress = None
+        history.read()  # what was dispatched is in the state, so it belongs to the result
     result = history.result(output(state), state)
-    if failure:
-        raise SimulationError(failure, result)
+    if history.failure and on_error == "raise":
+        raise SimulationError(history.failure, result)
     return result
 
 
@@ -230,7 +232,7 @@ def _stops(
     first: int, last: int, eval_every: int | None, segment_rounds: int | None
 ) -> list[tuple[int, int, bool]]:
     """(start, stop, evaluate at stop) of every segment."""
-    period = eval_every or max(last - first, 1)
+    period = eval_every or max(last, 1)
     longest = min(segment_rounds or 100, period)
     marks = {*range(first, last, longest), *range(0, last, period), last}
     edges = sorted(mark for mark in marks if first <= mark <= last)
@@ -245,7 +247,8 @@ def _check_options(
     on_error: str,
     state: PyTree | None,
 ) -> None:
-    checks.in_range("num_rounds", num_rounds, 0)
+    checks.count("num_rounds", num_rounds)
+    checks.count("first_round", first_round)
     checks.in_range("first_round", first_round, 0, num_rounds)
     if first_round > 0 and state is None:
         raise ValueError(
@@ -266,6 +269,8 @@ class _History:
         self.progress = progress
         self.compile_seconds = 0.0
         self.interrupted = False
+        self.failure: str | None = None
+        self.pending: collections.deque[_Segment] = collections.deque()
         self.num_rounds = 0
         self.infos: list[PyTree] = []
         self.eval_rounds: list[int] = []
@@ -278,22 +283,30 @@ class _History:
         self._keep_scores(first_round, scores)
         self.started = time.perf_counter()
 
-    def add(self, segment: _Segment | None, on_error: str) -> str | None:
-        """Wait for a segment and keep it; a message if it has to end the run."""
-        if segment is None:
-            return None
-        length = segment.stop - segment.start
-        info = jax.tree.map(lambda x: np.asarray(x)[:length], segment.info)
+    def read(self, leave: int = 0) -> None:
+        """Wait for the oldest pending segments and keep them, until `leave` are pending."""
+        while len(self.pending) > leave:
+            segment = self.pending[0]
+            length = segment.stop - segment.start
+            # Ctrl-C mostly strikes in this wait, so the segment stays pending until it is over.
+            info = jax.tree.map(lambda x: np.asarray(x)[:length], segment.info)  # noqa: B023
+            scores = jax.tree.map(np.asarray, segment.scores)
+            self.pending.popleft()
+            self._keep(segment, info, scores)
+
+    def _keep(self, segment: _Segment, info: PyTree, scores: PyTree) -> None:
         self.infos.append(info)
         self.num_rounds = segment.stop
-        if segment.scores is not None:
-            self._keep_scores(segment.stop, segment.scores)
+        if scores is not None:
+            self._keep_scores(segment.stop, scores)
         self.seconds = time.perf_counter() - self.started
         status = Status.OK
         if isinstance(info, RoundInfo):
             status = Status(int(np.bitwise_or.reduce(info.status, axis=None)))
             steps = info.cohort.clients.get("num_steps")
             self.client_steps += 0 if steps is None else int(steps.sum())
+        if status and self.failure is None:
+            self.failure = _explain(segment.start, info)
         if self.progress is not None:
             self.progress(
                 Progress(
@@ -305,7 +318,6 @@ class _History:
                     self._latest(),
                 )
             )
-        return _explain(segment.start, info) if status and on_error == "raise" else None
 
     def _keep_scores(self, at: int, scores: dict[str, dict[str, Mean]]) -> None:
         self.eval_rounds.append(at)
