@@ -241,17 +241,15 @@ def agnostic(
     checks.in_range("mixture_step_size", mixture_step_size, 0.0)
     checks.one_of("estimator", estimator, ("per_domain", "weighted"))
     checks.one_of("output", output, ("average", "last"))
+    penalty = regularizer or (lambda params: jnp.float32(0))
     if batch_size is not None:
         checks.positive_int("batch_size", batch_size, hint="None takes all examples.")
-    elif estimator == "weighted":
+    if estimator == "per_domain":
+        estimate = _per_domain_estimate(model, loss, penalty, batch_size)
+    elif batch_size is not None:
+        estimate = _weighted_estimate(model, loss, penalty, batch_size)
+    else:
         raise ValueError('batch_size must be a number with estimator="weighted", got None.')
-    if model.apply_train is not None:
-        raise ValueError(
-            "model keeps running statistics (apply_train), which an average over iterates and "
-            "domains does not define. Use a model with group or layer normalisation."
-        )
-    make_estimate = _per_domain_estimate if estimator == "per_domain" else _weighted_estimate
-    estimate = make_estimate(model, loss, regularizer or (lambda params: 0.0), batch_size)
 
     def init(key: Key, params: Params, data: FederatedData) -> AgnosticState:
         mixture = _initial_mixture(initial_mixture, data.num_clients)
@@ -260,10 +258,10 @@ def agnostic(
     def step(
         key: Key, state: AgnosticState, data: FederatedData
     ) -> tuple[AgnosticState, RoundInfo]:
-        gradient, ascent, losses = estimate(key, state.params, state.mixture, data)
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        mixture = simplex.project(state.mixture + mixture_step_size * ascent)
+        found = estimate(key, state.params, state.mixture, data)
+        updates, optimizer_state = optimizer.update(found.gradient, state.optimizer, state.params)
+        params = optax.apply_updates(found.moved, updates)
+        mixture = simplex.project(state.mixture + mixture_step_size * found.ascent)
         num_steps = state.num_steps + 1
         new = AgnosticState(
             params,
@@ -273,13 +271,13 @@ def agnostic(
             _running_mean(state.mean_mixture, mixture, num_steps),
             num_steps,
         )
-        finite = trees.all_finite((gradient, ascent))
+        finite = trees.all_finite((found.gradient, found.ascent))
         num_domains = data.num_clients
         report = Report(
             ids=jnp.arange(num_domains, dtype=jnp.int32),
             weights=state.mixture,
-            dropped=~jnp.isfinite(losses),
-            clients={"loss": losses, "num_steps": jnp.ones(num_domains, jnp.int32)},
+            dropped=~jnp.isfinite(found.losses),
+            clients={"loss": found.losses, "num_steps": jnp.ones(num_domains, jnp.int32)},
         )
         info = RoundInfo(
             status=jnp.where(finite, 0, int(Status.NON_FINITE_UPDATE)).astype(jnp.int32),
@@ -297,21 +295,27 @@ def agnostic(
     return Algorithm(init, step, params)
 
 
-def _per_domain_estimate(
-    model: Model, loss: Loss, regularizer: Callable, batch_size: int | None
-) -> Callable:
-    """estimate(key, params, mixture, data) -> (g_w, g_lambda [p], losses [p])."""
+class _Estimate(NamedTuple):
+    """gradient g_w; ascent direction g_lambda [p]; losses [p]; params with moved statistics."""
 
+    gradient: Params
+    ascent: Array
+    losses: Array
+    moved: Params
+
+
+def _per_domain_estimate(
+    model: Model, loss: Loss, regularizer: Regularizer, batch_size: int | None
+) -> Callable[[Key, Params, Array, FederatedData], _Estimate]:
     def objective(
         params: Params, key: Key, examples: Examples, domains: Array, mixture: Array
-    ) -> tuple[Array, Array]:
-        mean = loss(model.apply(params, examples["x"], key), examples["y"])
-        sums = jax.tree.map(lambda x: _domain_sum(x, domains, mixture.shape[0]), mean)
-        return mixture @ sums.value + regularizer(params), sums.value
+    ) -> tuple[Array, tuple[Array, Params]]:
+        outputs, moved = model.train(params, examples["x"], key)
+        mean = loss(outputs, examples["y"])
+        losses = Mean(*(_domain_sum(x, domains, mixture.shape[0]) for x in mean)).value
+        return mixture @ losses + regularizer(params), (losses, moved)
 
-    def estimate(
-        key: Key, params: Params, mixture: Array, data: FederatedData
-    ) -> tuple[Params, Array, Array]:
+    def estimate(key: Key, params: Params, mixture: Array, data: FederatedData) -> _Estimate:
         draw_key, model_key = jax.random.split(key)
         if batch_size is None:
             examples, domains = data.examples, data.owners
@@ -319,35 +323,36 @@ def _per_domain_estimate(
             domains = jnp.repeat(jnp.arange(data.num_clients), batch_size)
             examples = _draw(draw_key, data, domains)
         gradient_of = jax.value_and_grad(objective, has_aux=True)
-        (_, losses), gradient = gradient_of(params, model_key, examples, domains, mixture)
-        return gradient, losses, losses
+        (_, aux), gradient = gradient_of(params, model_key, examples, domains, mixture)
+        losses, moved = aux
+        return _Estimate(gradient, losses, losses, moved)
 
     return estimate
 
 
 def _weighted_estimate(
-    model: Model, loss: Loss, regularizer: Callable, batch_size: int
-) -> Callable:
-    """estimate(key, params, mixture, data) -> (g_w, g_lambda [p], losses [p])."""
+    model: Model, loss: Loss, regularizer: Regularizer, batch_size: int
+) -> Callable[[Key, Params, Array, FederatedData], _Estimate]:
+    def each_loss(params: Params, key: Key, examples: Examples) -> tuple[Array, Params]:
+        outputs, moved = model.train(params, examples["x"], key)
+        return loss(outputs, examples["y"]).value, moved
 
-    def mean_loss(params: Params, key: Key, examples: Examples) -> Mean:
-        return loss(model.apply(params, examples["x"], key), examples["y"])
+    def objective(params: Params, key: Key, examples: Examples) -> tuple[Array, Params]:
+        losses, moved = each_loss(params, key, examples)
+        return losses.mean() + regularizer(params), moved
 
-    def objective(params: Params, key: Key, examples: Examples) -> Array:
-        return mean_loss(params, key, examples).value.mean() + regularizer(params)
-
-    def estimate(
-        key: Key, params: Params, mixture: Array, data: FederatedData
-    ) -> tuple[Params, Array, Array]:
+    def estimate(key: Key, params: Params, mixture: Array, data: FederatedData) -> _Estimate:
         num_domains = data.num_clients
         keys = jax.random.split(key, 6)
         drawn = jax.random.categorical(keys[0], jnp.log(mixture), shape=(batch_size,))
-        gradient = jax.grad(objective)(params, keys[1], _draw(keys[2], data, drawn))
+        gradient_of = jax.grad(objective, has_aux=True)
+        gradient, moved = gradient_of(params, keys[1], _draw(keys[2], data, drawn))
         uniform = jax.random.randint(keys[3], (batch_size,), 0, num_domains)
-        mean = mean_loss(params, keys[4], _draw(keys[5], data, uniform))
-        total = _domain_sum(mean.value, uniform, num_domains)
+        losses, _ = each_loss(params, keys[4], _draw(keys[5], data, uniform))
+        total = _domain_sum(losses, uniform, num_domains)
         count = _domain_sum(jnp.ones(batch_size), uniform, num_domains)
-        return gradient, num_domains / batch_size * total, Mean(total, count).value
+        ascent = num_domains / batch_size * total
+        return _Estimate(gradient, ascent, Mean(total, count).value, moved)
 
     return estimate
 
@@ -381,9 +386,9 @@ def _domain_sum(values: Array, domains: Array, num_domains: int) -> Array:
     """Sum of `values` [B] within each domain: [p]."""
     if num_domains > 128:
         return jax.ops.segment_sum(values, domains, num_domains)
-    # A product with the one-hot domains is far faster than a scatter while p is small.
+    # While p is small, p masked sums are far faster than a scatter.
     member = domains[None, :] == jnp.arange(num_domains)[:, None]
-    return member.astype(values.dtype) @ values
+    return jnp.where(member, values[None, :], 0).sum(axis=1)
 
 
 def _running_mean(mean: PyTree, value: PyTree, count: Array) -> PyTree:

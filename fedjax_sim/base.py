@@ -94,6 +94,13 @@ class Model(NamedTuple):
     apply: Callable[..., Array]
     apply_train: Callable[[Params, Array, Key], tuple[Array, Params]] | None = None
 
+    def train(self, params: Params, inputs: Array, key: Key) -> tuple[Array, Params]:
+        """Outputs in training mode, and params with moved statistics: `apply_train` or `apply`."""
+        if self.apply_train is None:
+            return self.apply(params, inputs, key), params
+        outputs, moved = self.apply_train(params, inputs, key)
+        return outputs, jax.lax.stop_gradient(moved)
+
 
 class Batch(NamedTuple):
     """One client's examples for one local step.

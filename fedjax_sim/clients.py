@@ -186,12 +186,9 @@ def _objective(model: Model, loss: Loss, regularizer: Regularizer | None) -> Cal
 
     def objective(params: Params, batch: Batch, key: Key) -> tuple[Array, tuple[Mean, Params]]:
         inputs, labels = batch.examples["x"], batch.examples["y"]
-        if model.apply_train is None:
-            outputs, moved = model.apply(params, inputs, key), params
-        else:
-            outputs, moved = model.apply_train(params, inputs, key)
+        outputs, moved = model.train(params, inputs, key)
         mean = loss(outputs, labels).over(batch.mask)
         value = mean.value if regularizer is None else mean.value + regularizer(params)
-        return value, (mean, jax.lax.stop_gradient(moved))
+        return value, (mean, moved)
 
     return objective

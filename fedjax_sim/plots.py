@@ -163,6 +163,105 @@ def client_distribution(values: Mapping[str, ArrayLike], *, label: str) -> "Figu
     return figure
 
 
+def grouped_bars(
+    values: Mapping[str, ArrayLike],
+    group_names: Sequence[str],
+    *,
+    label: str,
+    marks: Mapping[str, ArrayLike] | None = None,
+) -> "Figure":
+    """Draw the mean and the standard deviation over runs of each row, in groups of bars.
+
+    Args:
+        values: row name -> [G, k], one value for each run and group.
+        group_names: k names.
+        label: what the values are.
+        marks: name -> [k], drawn as a line across each group, to compare the bars with.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If a shape does not fit.
+    """
+    rows = {name: np.asarray(each, float) for name, each in values.items()}
+    for name, each in rows.items():
+        if each.ndim != 2 or each.shape[1] != len(group_names):
+            raise ValueError(
+                f"values of {name!r} must have shape [runs, {len(group_names)}], got {each.shape}."
+            )
+    width = 0.8 / max(len(rows), 1)
+    at = np.arange(len(group_names))
+    with _figure(2.5 + 0.4 * len(rows) * len(group_names), 3.2) as figure:
+        axes = figure.subplots()
+        for i, (name, each) in enumerate(rows.items()):
+            axes.bar(
+                at - 0.4 + (i + 0.5) * width,
+                each.mean(axis=0),
+                0.92 * width,
+                yerr=each.std(axis=0),
+                error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "#333333"},
+                color=_COLOURS[i % len(_COLOURS)],
+                label=name,
+            )
+        for i, (name, heights) in enumerate((marks or {}).items()):
+            style: Any = {"colors": "black", "linestyles": ("--", ":")[i % 2], "linewidth": 1}
+            axes.hlines(np.asarray(heights), at - 0.45, at + 0.45, label=name, **style)
+        axes.set_xticks(at, list(group_names))
+        axes.set_ylabel(label)
+        axes.grid(visible=True, axis="y")
+        figure.legend(loc="outside right upper")
+    return figure
+
+
+def minimax_path(
+    losses: ArrayLike,
+    mixture: ArrayLike,
+    names: Sequence[str],
+    *,
+    exact_losses: ArrayLike | None = None,
+    exact_mixture: ArrayLike | None = None,
+) -> "Figure":
+    """Draw how the domains' losses meet while the mixture finds its saddle point.
+
+    Args:
+        losses: [R, p] loss of each domain before each round.
+        mixture: [R, p] lambda before each round.
+        names: p names of the domains.
+        exact_losses, exact_mixture: [p] the solution, as dashed lines.
+
+    Returns:
+        The figure, two panels with a logarithmic axis of rounds.
+
+    Raises:
+        ValueError: If a shape does not fit.
+    """
+    panels = {
+        "loss of the domain": (np.asarray(losses), exact_losses),
+        "mixture weight λ": (np.asarray(mixture), exact_mixture),
+    }
+    with _figure(8.5, 3) as figure:
+        lines: dict[str, Artist] = {}
+        for axes, (label, (values, exact)) in zip(
+            figure.subplots(1, 2), panels.items(), strict=True
+        ):
+            if values.ndim != 2 or values.shape[1] != len(names):
+                raise ValueError(
+                    f"{label} must have shape [rounds, {len(names)}], got {values.shape}."
+                )
+            at = np.arange(1, len(values) + 1)
+            for i, name in enumerate(names):
+                colour = _COLOURS[i % len(_COLOURS)]
+                lines[name], *_ = axes.plot(at, values[:, i], color=colour)
+                if exact is not None:
+                    dashed: Any = {"color": colour, "linestyle": "--", "linewidth": 1}
+                    lines[f"{name}, exact"] = axes.axhline(np.asarray(exact)[i], **dashed)
+            axes.set(xscale="log", xlabel="round", ylabel=label)
+            axes.grid(visible=True)
+        figure.legend(lines.values(), lines.keys(), loc="outside right upper")
+    return figure
+
+
 def save(figure: "Figure", path: str | os.PathLike[str]) -> None:
     """Write a figure to a file, in the format that the suffix names (.png, .pdf, .svg).
 

@@ -456,37 +456,40 @@ def product(**axes: Iterable[Any]) -> dict[str, np.ndarray]:
 
 @contextlib.contextmanager
 def progress_bar(title: str = "training") -> Iterator[Callable[[Progress], None]]:
-    """A progress bar for `run`: rounds, rounds/s, client-steps/s, time left, newest metrics.
+    """Show a progress bar for `run`: rounds, rounds/s, client-steps/s, time left, newest metrics.
 
-    Example:
-        >>> with progress_bar() as show:
-        ...     show(Progress(5, 10, 1.0, 500, Status.OK, {"test/accuracy": 0.5}))
+    with progress_bar("fedavg") as show:
+        run(..., progress=show)
     """
+    from rich.console import Console, Group
+    from rich.live import Live
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
+    from rich.text import Text
 
-    columns = (
+    bar = Bar(
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TextColumn("{task.fields[speed]}"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[latest]}"),
+        TimeRemainingColumn(compact=True),
     )
-    with Bar(*columns, transient=False) as bar:
-        task = bar.add_task(title, total=None, speed="", latest="")
+    task = bar.add_task(title, total=None, speed="compiling")
+    latest = Text(style="dim")
+
+    console = Console()
+    with Live(Group(bar, latest), console=console):
 
         def show(progress: Progress) -> None:
             seconds = max(progress.seconds, 1e-9)
             speed = f"{progress.num_rounds / seconds:,.1f} rounds/s"
             if progress.client_steps:
                 speed += f", {progress.client_steps / seconds:,.0f} client-steps/s"
+            latest.plain = "  ".join(f"{name} {x:.4g}" for name, x in progress.latest.items())
             bar.update(
-                task,
-                total=progress.total_rounds,
-                completed=progress.num_rounds,
-                speed=speed,
-                latest="  ".join(f"{k} {v:.4g}" for k, v in progress.latest.items()),
+                task, total=progress.total_rounds, completed=progress.num_rounds, speed=speed
             )
 
         yield show
+    if not console.is_terminal:
+        console.line()  # a terminal gets one from Live
