@@ -98,17 +98,25 @@ def federate(
 
     Raises:
         ValueError: lengths that differ, a client without examples, row numbers out of range,
-            features that are not finite, labels out of range.
+            features that are not finite, labels out of range, integers beyond 32 bits.
+        TypeError: examples that are not numbers, row numbers that are not integers.
 
     Example:
         >>> data = federate({"x": np.eye(4), "y": np.arange(4)}, [np.array([2]), np.array([0, 3])])
         >>> data.num_clients, data.sizes.tolist(), data.client(1)["y"].tolist()
         (2, [1, 2], [0, 3])
     """
-    num_rows = _check_examples(examples, num_classes)
+    arrays = {name: _narrow(name, np.asarray(array)) for name, array in examples.items()}
+    num_rows = _check_examples(arrays, num_classes)
     if len(partition) == 0:
         raise ValueError("partition must have at least one client, got an empty list.")
     parts = [np.asarray(part) for part in partition]
+    for i, part in enumerate(parts):
+        if part.ndim != 1:
+            raise ValueError(
+                "partition must hold one 1-D array of row numbers a client, got shape "
+                f"{part.shape} for client {i}."
+            )
     sizes = np.array([len(part) for part in parts])
     if (sizes == 0).any():
         empty = np.flatnonzero(sizes == 0)
@@ -124,9 +132,8 @@ def federate(
             f"partition must hold row numbers in [0, {num_rows}), got numbers from {rows.min()} "
             f"to {rows.max()}."
         )
-    narrow = {name: _narrow(np.asarray(array)[rows]) for name, array in examples.items()}
     return FederatedData(
-        examples={name: jnp.asarray(array) for name, array in narrow.items()},
+        examples={name: jnp.asarray(array[rows]) for name, array in arrays.items()},
         owners=jnp.asarray(np.repeat(np.arange(len(sizes)), sizes), jnp.int32),
         starts=jnp.asarray(np.cumsum(sizes) - sizes, jnp.int32),
         sizes=jnp.asarray(sizes, jnp.int32),
@@ -135,21 +142,33 @@ def federate(
     )
 
 
-def _narrow(array: np.ndarray) -> np.ndarray:
+_NARROW = {"float64": np.float32, "int64": np.int32, "uint64": np.uint32}
+
+
+def _narrow(name: str, array: np.ndarray) -> np.ndarray:
     """64-bit numbers to the 32-bit ones JAX computes with."""
-    wide = {np.dtype(np.float64): np.float32, np.dtype(np.int64): np.int32}
-    return array.astype(wide.get(array.dtype, array.dtype))
+    if not (jnp.issubdtype(array.dtype, np.number) or array.dtype == bool):
+        raise TypeError(f"examples[{name!r}] must hold numbers, got dtype {array.dtype}.")
+    dtype = np.dtype(_NARROW.get(array.dtype.name, array.dtype))
+    if dtype != array.dtype and dtype.kind in "iu" and array.size:
+        low, high = array.min(), array.max()
+        if low < np.iinfo(dtype).min or high > np.iinfo(dtype).max:
+            raise ValueError(
+                f"examples[{name!r}] must fit {dtype}, got numbers from {low} to {high}."
+            )
+    with np.errstate(over="ignore"):  # what overflows is reported as not finite
+        return array.astype(dtype, copy=False)
 
 
-def _check_examples(examples: Examples, num_classes: int | None) -> int:
+def _check_examples(examples: dict[str, np.ndarray], num_classes: int | None) -> int:
     if not examples:
         raise ValueError("examples must hold at least one array, got an empty dict.")
-    lengths = {name: len(array) for name, array in examples.items()}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"examples must share their leading axis, got lengths {lengths}.")
+    lengths = {name: array.shape[:1] for name, array in examples.items()}
+    if len(set(lengths.values())) > 1 or () in lengths.values():
+        shapes = {name: array.shape for name, array in examples.items()}
+        raise ValueError(f"examples must share their leading axis, got shapes {shapes}.")
     for name, array in examples.items():
-        array = np.asarray(array)
-        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+        if jnp.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
             where = np.argwhere(~np.isfinite(array))[0].tolist()
             raise ValueError(
                 f"examples[{name!r}] must be finite, got {array[tuple(where)]} at index {where}. "
@@ -161,7 +180,7 @@ def _check_examples(examples: Examples, num_classes: int | None) -> int:
         raise ValueError(
             f"labels must lie in [0, {num_classes}) (num_classes), got {labels.max()} in row {row}."
         )
-    return next(iter(lengths.values()))
+    return next(iter(lengths.values()))[0]
 
 
 @dataclasses.dataclass(frozen=True)
