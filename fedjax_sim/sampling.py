@@ -69,10 +69,11 @@ def by_weight(
     checks.positive_int("cohort_size", cohort_size)
     if weights is not None:
         host = np.asarray(weights)
-        if host.ndim != 1 or not np.isfinite(host).all() or (host < 0).any() or host.sum() == 0:
+        if host.ndim != 1 or not np.isfinite(host).all() or (host < 0).any() or not host.any():
+            values = f" with range [{host.min()}, {host.max()}]" if host.size else ""
             raise ValueError(
                 "weights must be one number >= 0 a client, finite and not all 0, got an array of "
-                f"shape {host.shape} with range [{host.min()}, {host.max()}]."
+                f"shape {host.shape}{values}."
             )
         if not replace and (host > 0).sum() < cohort_size:
             raise ValueError(
