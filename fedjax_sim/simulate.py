@@ -6,6 +6,7 @@ reads the results of the segment before. `sweep` makes many runs one program and
 
 import collections
 import contextlib
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -147,8 +148,9 @@ def run(
     segment: Callable = _debug_segment(algorithm)
     if not debug and stops:
         started = time.perf_counter()
-        compiling = _segment(algorithm, length).lower(key, state, data, np.int32(0), np.int32(0))
-        segment = compiling.compile()
+        segment = _segment(algorithm, length)
+        # A segment of no rounds compiles and does nothing; a second run finds it compiled.
+        state, _ = jax.block_until_ready(segment(key, state, data, np.int32(0), np.int32(0)))
         history.compile_seconds = time.perf_counter() - started
     history.start(first_round, assessed(state))
     try:
@@ -181,7 +183,8 @@ class _Segment(NamedTuple):
     scores: dict[str, dict[str, Mean]] | None
 
 
-def _segment(algorithm: Algorithm, length: int) -> Any:
+@functools.lru_cache(maxsize=16)
+def _segment(algorithm: Algorithm, length: int) -> Callable:
     """Jitted segment(key, state, data, start, stop) -> (state, info [length, ...]).
 
     A scan whose length is only known when it runs, so that one compilation serves every segment,

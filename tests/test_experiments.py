@@ -1,0 +1,101 @@
+"""The experiments: their yardstick, their numbers, their files."""
+
+import json
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import reference
+from fedjax_sim import algorithms, cli, simulate
+from fedjax_sim.experiments import agnostic_adult, minimax
+
+
+def test_exact_minimax_of_two_small_domains_by_brute_force():
+    """A grid over the mixture, each point minimised by plain gradient descent in float64."""
+    rng = np.random.default_rng(1)
+    domains = [(rng.normal(size=(n, 3)), rng.integers(0, 2, n)) for n in (8, 30)]
+    ridge = 1e-2
+    found = minimax.solve(domains, 2, ridge=ridge)
+
+    def dual(first: float) -> float:
+        mixture = np.array([first, 1 - first])
+        w, b = np.zeros((3, 2)), np.zeros(2)
+        for _ in range(4000):
+            parts = [reference.softmax_gradient(w, b, x, y) for x, y in domains]
+            gw = sum(m * part[1] for m, part in zip(mixture, parts, strict=True)) + ridge * w
+            gb = sum(m * part[2] for m, part in zip(mixture, parts, strict=True)) + ridge * b
+            w, b = w - 0.5 * gw, b - 0.5 * gb
+        losses = np.array([reference.softmax_gradient(w, b, x, y)[0] for x, y in domains])
+        return mixture @ losses + ridge / 2 * ((w**2).sum() + (b**2).sum())
+
+    grid = np.linspace(0, 1, 21)
+    values = np.array([dual(first) for first in grid])
+    assert abs(grid[values.argmax()] - found.mixture[0]) <= 0.05
+    assert values.max() <= found.value + 1e-9
+    np.testing.assert_allclose(dual(found.mixture[0]), found.value, atol=1e-6)
+
+
+def test_exact_minimax_finds_a_corner():
+    """The hard domain is the easy one with every fifth label flipped: all the mixture is on it."""
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(40, 2))
+    y = (x[:, 0] > 0).astype(int)
+    easy, hard = (x, y), (x, y ^ (np.arange(40) % 5 == 0))
+    found = minimax.solve([easy, hard], 2, ridge=0.1)
+    np.testing.assert_allclose(found.mixture, [0, 1], atol=1e-6)
+    assert found.losses[1] > found.losses[0]
+
+
+@pytest.fixture(scope="module")
+def task():
+    return agnostic_adult.load_task()
+
+
+def test_adult_saddle_point(task):
+    """Two independent L-BFGS bisections gave lambda 0.9072 and 0.908, both losses 0.43897."""
+    exact = agnostic_adult.solve_exactly(task)
+    assert abs(exact.mixture[0] - 0.9072) < 1e-3
+    np.testing.assert_allclose(exact.losses, 0.43897, atol=5e-5)
+
+
+def test_full_batch_agnostic_learning_reaches_the_saddle_point(task):
+    """The compiled algorithm, from another start: lambda within 0.01, losses within 0.002."""
+    algorithm = algorithms.agnostic(
+        task.model,
+        optimizer=optax.sgd(1.0, momentum=0.95),
+        mixture_step_size=0.05,
+        output="last",
+    )
+    key = jax.random.key(123)
+    result = simulate.run(algorithm, task.init_params(key), task.train, key=key, num_rounds=800)
+    assert abs(float(result.state.mixture[0]) - 0.907) < 0.01
+    np.testing.assert_allclose(result.info.cohort.clients["loss"][-1], 0.439, atol=0.002)
+
+
+def test_reproduce_agnostic_adult_leaves_everything(tmp_path, capsys):
+    output = tmp_path / "run"
+    with pytest.raises(SystemExit) as ended:
+        cli.main(f"reproduce agnostic-adult --quick --num-seeds 2 --output {output}".split())
+    assert ended.value.code in (0, None)
+    printed = capsys.readouterr().out
+    assert "exact minimax" in printed and "non-doctorate only" in printed
+    results = json.loads((output / "results.json").read_text())
+    rows = results["rows"]
+    assert results["complete"] and list(rows) == [
+        "doctorate only", "non-doctorate only", "FedAvg", "agnostic",
+    ]  # fmt: skip
+    assert rows["agnostic"]["test_accuracy"]["all"]["std"] >= 0
+    assert abs(results["exact_minimax"]["lambda_doctorate"] - 0.907) < 0.01
+    worst = {name: row["worst_train_loss"]["mean"] for name, row in rows.items()}
+    assert min(worst, key=worst.get) == "agnostic"
+    files = {path.name for path in output.iterdir()}
+    assert {"accuracy.png", "loss.png", "minimax.png", "rows.npz", "path.npz"} <= files
+    with np.load(output / "rows.npz") as arrays:
+        assert arrays["agnostic/accuracy"].shape == (2, 2)
+
+
+def test_num_seeds_is_checked():
+    with pytest.raises(ValueError, match="num_seeds"):
+        agnostic_adult.main(agnostic_adult.Options(num_seeds=1))
