@@ -40,6 +40,7 @@ class Stream(enum.IntEnum):
     CLIENTS = 1
     AGGREGATOR = 2
     SERVER = 3
+    BROADCAST = 4
 
 
 class Status(enum.IntFlag):

@@ -122,7 +122,7 @@ def federated(
         with _stage("sampling the cohort"):
             sampled, cohort = sampler.apply(keys[Stream.SAMPLING], state.sampler, data.sizes)
         with _stage("broadcasting"):
-            message = server.broadcast(keys[Stream.SERVER], state.server, cohort, data)
+            message = server.broadcast(keys[Stream.BROADCAST], state.server, cohort, data)
         slots = _slots(keys[Stream.CLIENTS], cohort, state.clients, data, batching)
         done = _work(rule, aggregator, slots, message, data, batching, width)
         with _stage("aggregating"):
@@ -254,21 +254,23 @@ def _train(
     width = members.mask.shape[0]
 
     def begin(member: _Slots) -> PyTree:
-        return rule.begin(member.key, member.state, message, member.client)
+        begin_key, _, _ = jax.random.split(member.key, 3)
+        return rule.begin(begin_key, member.state, message, member.client)
 
     def advance(step: Array, member: _Slots, work: PyTree) -> PyTree:
         positions, mask = batching.positions(member.words, member.client.size, step, data.max_size)
         batch = data_lib.take(data, member.start, positions, mask)
-        key = jax.random.fold_in(member.key, step)
-        new = rule.step(key, work, message, batch)
+        _, step_key, _ = jax.random.split(member.key, 3)
+        new = rule.step(jax.random.fold_in(step_key, step), work, message, batch)
         # Alone, or among equals, a client stops when the loop does; nothing needs to be held back.
         return (
             trees.where(step < member.client.num_steps, new, work) if ragged and width > 1 else new
         )
 
     def finish(member: _Slots, work: PyTree) -> tuple[PyTree, PyTree, Array, dict[str, Array]]:
+        _, _, finish_key = jax.random.split(member.key, 3)
         state, update, weight, info = rule.finish(
-            member.key, member.state, message, member.client, work
+            finish_key, member.state, message, member.client, work
         )
         norm = trees.norm(update)
         counts = member.mask & jnp.isfinite(norm)

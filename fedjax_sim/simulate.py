@@ -424,7 +424,8 @@ def sweep(
         hyperparameters: name -> [G, ...] values.
         init_params: init_params(key) -> params; each run gets its own from its own key.
         data: the training population, shared.
-        seeds: [G] integers; run g's key is `jax.random.key(seeds[g])`, as if it ran alone.
+        seeds: [G] integers; run g is what `run` gives alone with the two keys of
+            `init_key, run_key = jax.random.split(jax.random.key(seeds[g]))`.
         num_rounds, evaluate, **options: as in `run`.
 
     Returns:
@@ -446,9 +447,13 @@ def sweep(
             f"seeds and hyperparameters must have one entry a run, got {keys.shape[0]} seeds and "
             f"{lengths}."
         )
-    params = jax.jit(jax.vmap(init_params))(keys)
+    # Split first: a key that is both split and folded gives equal keys for unequal uses.
+    init_keys, run_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    params = jax.jit(jax.vmap(init_params))(init_keys)
     spread = jax.vmap(evaluate, in_axes=(0, None)) if evaluate is not None else None
-    return run(algorithm, params, data, key=keys, num_rounds=num_rounds, evaluate=spread, **options)
+    return run(
+        algorithm, params, data, key=run_keys, num_rounds=num_rounds, evaluate=spread, **options
+    )
 
 
 def product(**axes: Iterable[Any]) -> dict[str, np.ndarray]:

@@ -233,11 +233,11 @@ def _converge(task: Task, effort: float, options: Options) -> tuple[Row, dict[st
         regularizer=ridge,
         output="last",
     )
-    key = jax.random.key(options.seed)
+    init_key, key = jax.random.split(jax.random.key(options.seed))
     with simulate.progress_bar("agnostic, full batch") as show:
         result = simulate.run(
             algorithm,
-            task.init_params(key),
+            task.init_params(init_key),
             task.train,
             key=key,
             num_rounds=round(2000 * effort),

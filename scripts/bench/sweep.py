@@ -80,14 +80,14 @@ def measure(
     """Seconds of both ways, alternating, and whether they agree."""
 
     def one(seed: jax.Array, learning_rate: jax.Array, data: Any) -> Any:
-        key = jax.random.key(seed)
+        init_key, key = jax.random.split(jax.random.key(seed))
         algorithm = make(learning_rate)
 
         def step(state: Any, r: jax.Array) -> tuple[Any, Any]:
             state, info = algorithm.step(simulate.round_key(key, r), state, data)
             return state, info.cohort.clients["loss"]
 
-        state = algorithm.init(key, task.init_params(key), data)
+        state = algorithm.init(key, task.init_params(init_key), data)
         state, losses = jax.lax.scan(step, state, jnp.arange(num_rounds))
         return algorithm.params(state), losses
 
