@@ -5,6 +5,7 @@ once.
 """
 
 import ast
+import dataclasses
 import difflib
 import importlib
 import importlib.util
@@ -161,7 +162,8 @@ def _reproduce(args: list[str]) -> int:
     if name not in EXPERIMENTS:
         raise ValueError(_unknown("experiment", name, [*EXPERIMENTS]))
     module = importlib.import_module(EXPERIMENTS[name])
-    if "debug" not in module.Options.__dataclass_fields__:  # `main` has seen it
+    if "debug" not in {field.name for field in dataclasses.fields(module.Options)}:
+        # `main` has seen it.
         rest = [arg for arg in rest if arg != "--debug"]
     options = tyro.cli(
         module.Options,

@@ -218,8 +218,9 @@ def load_params(path: str | os.PathLike[str], like: Params) -> Params:
         ValueError: a damaged file; names, shapes or dtypes that differ, each named.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
+        # NumPy leaves a file open that it cannot read, so it does not get to open it.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = dict(archive)
     except FileNotFoundError:
         raise FileNotFoundError(f"there are no parameters at {path}.") from None
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as e:

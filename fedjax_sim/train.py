@@ -322,8 +322,7 @@ def _logger(
     """Show progress, and write a line of metrics.jsonl for every segment of rounds."""
 
     def progress(now: simulate.Progress) -> None:
-        # A terminal's line has room for one metric.
-        show(now._replace(latest={"test/accuracy": now.latest["test/accuracy"]}))
+        show(now)
         done = now.num_rounds
         evaluated = done % options.run.eval_every == 0 or done == now.total_rounds
         folder.log(

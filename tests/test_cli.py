@@ -1,0 +1,547 @@
+import dataclasses
+import importlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_sim import cli, datasets, experiments, models, simulate, train
+from fedjax_sim import options as options_lib
+from fedjax_sim.data import FederatedData, federate
+from fedjax_sim.runfolder import RunFolder, load_params
+
+SMALL = ["--num-clients", "8", "--cohort-size", "3", "--model", "logistic"]
+PICTURES = {"label_counts.png", "learning_curves.png", "client_accuracy.png"}
+FILES = PICTURES | {
+    *("config.json", "config.toml", "metrics.jsonl", "results.json"),
+    *("params.npz", "per_client.npz"),
+}
+
+
+def run(*args: object) -> int:
+    """The exit status of a command."""
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main([str(arg) for arg in args])
+    assert isinstance(exit_info.value.code, int)
+    return exit_info.value.code
+
+
+def names(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir()}
+
+
+def read(path: Path) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def arrays(folder: Path) -> dict[str, np.ndarray]:
+    with np.load(folder / "per_client.npz", allow_pickle=False) as file:
+        return dict(file)
+
+
+def in_a_new_process(*args: object) -> list[str]:
+    return [sys.executable, "-c", "from fedjax_sim.cli import main; main()", *map(str, args)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep compiled programs: most runs here differ in nothing that is compiled."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+    }
+    before = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+# train
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of 7 rounds, evaluated after 0, 3, 6 and 7."""
+    output = tmp_path_factory.mktemp("runs") / "first"
+    assert run("train", *SMALL, "--rounds", 7, "--eval-every", 3, "--output", output) == 0
+    return output
+
+
+def test_a_run_leaves_everything(trained: Path) -> None:
+    assert names(trained) == FILES == set(read(trained / "config.json")["files"])
+    for picture in PICTURES:
+        assert (trained / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_config_holds_what_was_resolved(trained: Path) -> None:
+    options = read(trained / "config.json")["options"]
+    assert options["alpha"] == 0.3 and options["client_learning_rate"] == 0.1
+    assert options["seed"] == 0 and options["sigma"] is None
+
+
+def test_metrics_are_a_line_a_segment(trained: Path) -> None:
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == [3, 6, 7]
+    assert all(line["status"] == [] for line in lines)
+    final = read(trained / "results.json")["final"]
+    assert lines[-1]["test/accuracy"] == pytest.approx(final["test"]["accuracy"]["mean"])
+    assert lines[-1]["client_steps"] == read(trained / "results.json")["client_steps"]
+
+
+def test_results_follow_from_the_per_client_arrays(trained: Path) -> None:
+    results, saved = read(trained / "results.json"), arrays(trained)
+    assert results["evaluations"]["rounds"] == [0, 3, 6, 7] == saved["evaluations/rounds"].tolist()
+    for split in ("train", "test"):
+        total = saved[f"evaluations/{split}/accuracy/total"]
+        count = saved[f"evaluations/{split}/accuracy/count"]
+        assert total.shape == count.shape == (4, 8)
+        values = total / count
+        summary = results["evaluations"][split]["accuracy"]
+        np.testing.assert_allclose(summary["mean"], total.sum(1) / count.sum(1), rtol=1e-5)
+        np.testing.assert_allclose(summary["worst"], values.min(1), rtol=1e-5)
+        np.testing.assert_allclose(
+            summary["percentile_10"], np.percentile(values, 10, axis=1), rtol=1e-4
+        )
+        np.testing.assert_allclose(summary["variance"], values.var(1), rtol=1e-4, atol=1e-7)
+        loss = saved[f"evaluations/{split}/loss/total"] / count
+        worst = results["evaluations"][split]["loss"]["worst"]
+        np.testing.assert_allclose(worst, loss.max(1), rtol=1e-5)
+        last = {name: values[-1] for name, values in summary.items()}
+        assert last == results["final"][split]["accuracy"]
+    assert saved["evaluations/train/accuracy/count"][0].tolist() == saved["client_sizes"].tolist()
+    assert saved["client_sizes"].sum() == 2500
+    assert saved["evaluations/test/accuracy/count"][0].sum() == 500
+    assert results["final"]["test"]["accuracy"]["mean"] > 0.4  # 0.1 is chance
+
+
+def test_per_client_arrays_have_a_row_a_round(trained: Path) -> None:
+    saved, results = arrays(trained), read(trained / "results.json")
+    for name in ("ids", "weights", "clients/loss", "clients/num_steps", "clients/update_norm"):
+        assert saved[f"rounds/cohort/{name}"].shape == (7, 3)
+    ids = saved["rounds/cohort/ids"]
+    assert all(len(set(row)) == 3 for row in ids.tolist())
+    np.testing.assert_array_equal(saved["rounds/cohort/weights"], saved["client_sizes"][ids])
+    steps = saved["rounds/cohort/clients/num_steps"]
+    np.testing.assert_array_equal(steps, -(-saved["client_sizes"][ids] // 32))
+    assert results["client_steps"] == steps.sum()
+    num_parameters = 785 * 10
+    assert results["num_parameters"] == num_parameters
+    assert results["bytes_up"] == results["bytes_down"] == 7 * 3 * 4 * num_parameters
+    assert results["rounds"] == 7 and results["interrupted"] is False and results["error"] is None
+    assert results["rounds_per_second"] == pytest.approx(7 / results["seconds"])
+    assert results["peak_memory_bytes"] > 50e6
+
+
+def test_saved_parameters_have_the_reported_accuracy(trained: Path) -> None:
+    data = datasets.load("fashion_small")
+    model = models.logistic(10)
+    like = jax.eval_shape(model.init, jax.random.key(0), jnp.asarray(data.test["x"][:1]))
+    params = load_params(trained / "params.npz", like)
+    predicted = model.apply(params, jnp.asarray(data.test["x"])).argmax(-1)
+    accuracy = read(trained / "results.json")["final"]["test"]["accuracy"]["mean"]
+    assert np.mean(predicted == data.test["y"]) == pytest.approx(accuracy)
+
+
+def test_config_toml_repeats_a_run_and_the_command_line_overrides_it(
+    trained: Path, tmp_path: Path
+) -> None:
+    again, other = tmp_path / "again", tmp_path / "other"
+    assert run("train", "--config", trained / "config.toml", "--output", again) == 0
+    for name, values in arrays(trained).items():
+        np.testing.assert_array_equal(arrays(again)[name], values)
+    assert (again / "config.toml").read_text() == (trained / "config.toml").read_text()
+    config = f"--config={trained / 'config.toml'}"
+    assert run("train", "--seed", 1, config, "--rounds", 2, "--output", other) == 0
+    options = read(other / "config.json")["options"]
+    assert (options["seed"], options["rounds"], options["eval_every"]) == (1, 2, 3)
+    first, second = (arrays(folder)["rounds/cohort/clients/loss"][:2] for folder in (again, other))
+    assert (first != second).all()
+
+
+def test_overwrite_is_needed_to_replace_a_run(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path.name: path.read_bytes() for path in trained.iterdir()}
+    args = ("train", *SMALL, "--rounds", 1, "--output", trained)
+    assert run(*args) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    # Nothing is lost to a typing error either, not even with --overwrite.
+    assert run(*args, "--overwrite", "--batch-size", 0) == 2
+    assert before == {path.name: path.read_bytes() for path in trained.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def tiny() -> FederatedData:
+    """Four clients of 2 to 8 examples with two features and two classes that a line separates."""
+    x = np.random.default_rng(0).normal(size=(20, 2))
+    examples = {"x": x, "y": (x[:, 0] > 0.2).astype(int)}
+    return federate(examples, np.split(np.arange(20), [2, 8, 16]))
+
+
+def trained_on(data: FederatedData, **values: Any) -> simulate.Result:
+    options = options_lib.resolve(options_lib.replaced(options_lib.TrainOptions(), values))
+    model = models.logistic(2)
+    algorithm = train.build_algorithm(options.training, model)
+    return simulate.run(
+        algorithm,
+        model.init(jax.random.key(0), data.examples["x"]),
+        data,
+        key=jax.random.key(1),
+        num_rounds=40,
+    )
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "option", "other"),
+    [
+        ("fedavg", "server_learning_rate", 0.5),
+        ("fedavgm", "server_momentum", 0.5),
+        ("fedadam", "server_epsilon", 0.1),
+        ("fedyogi", "server_momentum", 0.5),
+        ("fedadagrad", "server_epsilon", 0.1),
+        ("fedprox", "prox_mu", 5.0),
+        ("scaffold", "local_steps", 3),
+        ("agnostic", "mixture_learning_rate", 0.5),
+    ],
+)
+def test_every_algorithm_trains_and_its_options_matter(
+    tiny: FederatedData, algorithm: str, option: str, other: float
+) -> None:
+    common = {"algorithm": algorithm, "client_learning_rate": 0.2, "batch_size": 4}
+    if algorithm != "agnostic":
+        common["cohort_size"] = "all"
+    results = [trained_on(tiny, **common), trained_on(tiny, **common, **{option: other})]
+    for result in results:
+        loss = result.info.cohort.clients["loss"].mean(axis=1)
+        assert loss[-1] < 0.9 * loss[0]
+    kernels = [result.params["kernel"] for result in results]
+    assert np.abs(kernels[0] - kernels[1]).max() > 1e-3
+
+
+def test_natural_clients_keep_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    args = ["--dataset", "adult", "--partition", "by_group", "--group", "doctorate"]
+    assert run("train", *args, "--model", "logistic", "--rounds", 1) == 0
+    (output,) = (tmp_path / "runs").iterdir()
+    assert output.name.startswith("adult-fedavg-20")
+    saved = arrays(output)
+    assert saved["client_names"].tolist() == ["doctorate", "non-doctorate"]
+    assert saved["client_sizes"].tolist() == [413, 32_148]
+    assert saved["evaluations/test/accuracy/count"][0].tolist() == [181, 16_100]
+    # Two clients cannot fill the default cohort of ten.
+    assert read(output / "config.json")["options"]["cohort_size"] == 2
+
+
+def deal(**options: Any) -> train.Population:
+    values = {"num_clients": 5, **options}
+    return train.deal(
+        options_lib.resolve(options_lib.replaced(options_lib.TrainOptions(), values)).data, seed=3
+    )
+
+
+@pytest.mark.parametrize("partition", ["iid", "dirichlet", "shards", "quantity_skew"])
+def test_the_test_set_has_the_mixtures_of_the_training_set(partition: str) -> None:
+    population = deal(partition=partition)
+    counts = np.array([np.bincount(population.test.client(i)["y"], minlength=10) for i in range(5)])
+    assert population.label_counts is not None and counts.sum() == 500
+    expected = population.label_counts / population.label_counts.sum(axis=0) * 50
+    # Rounding moves less than one example; topping up a client moves one more.
+    assert np.abs(counts - expected).max() < 2
+
+
+def test_too_few_test_examples_are_pooled() -> None:
+    population = deal(num_clients=501)
+    assert population.train.num_clients == 501 and population.test.num_clients == 1
+    assert population.test.num_examples == 500
+
+
+def test_sequences_are_dealt_out_with_their_clients(
+    shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = {"dataset": "shakespeare", "folder": shared_data}
+    population = deal(**folder, partition="by_group", num_clients=None)
+    assert population.train.num_clients == population.test.num_clients == 715
+    assert len(population.client_names) == 715 and population.label_counts is None
+    population = deal(**folder, partition="quantity_skew")
+    ratio = np.asarray(population.test.sizes) / np.asarray(population.train.sizes)
+    np.testing.assert_allclose(ratio, 4657 / 30_249, rtol=0.01)
+    args = ["--dataset", "shakespeare", "--folder", shared_data, "--output", tmp_path / "run"]
+    assert run("train", *args) == 2
+    assert "dirichlet needs one label per example" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+# Ends before the end
+
+
+def interrupting(number: int, at_line: int) -> Callable[..., None]:
+    """A `RunFolder.log` that sends the process a signal at one line."""
+    log, lines = RunFolder.log, []
+
+    def log_and_interrupt(self: RunFolder, record: Any) -> None:
+        log(self, record)
+        lines.append(record)
+        if len(lines) == at_line:
+            signal.raise_signal(number)
+
+    return log_and_interrupt
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_keeps_what_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(RunFolder, "log", interrupting(number, at_line=2))
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    args = ["train", *SMALL, "--rounds", 100, "--eval-every", 2, "--output", tmp_path / "run"]
+    assert run(*args) == 130
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert names(tmp_path / "run") == FILES
+    results, saved = read(tmp_path / "run" / "results.json"), arrays(tmp_path / "run")
+    done = results["rounds"]
+    # The signal came after round 4; one more segment was under way.
+    assert results["interrupted"] is True and done == 6
+    assert saved["rounds/cohort/ids"].shape == (done, 3)
+    assert results["evaluations"]["rounds"] == [0, 2, 4, 6]
+
+
+def test_ctrl_c_from_outside(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    args = ["train", *SMALL, "--rounds", 10**7, "--eval-every", 10, "--output", output]
+    process = subprocess.Popen(
+        in_a_new_process(*args), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (output / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, text
+    assert "Traceback" not in text and "interrupted after" in text
+    results = read(output / "results.json")
+    assert results["interrupted"] is True and results["rounds"] >= 10
+    assert len(arrays(output)["rounds/status"]) == results["rounds"]
+
+
+def test_impatience_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def impatient(self: RunFolder, *args: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    save_params = RunFolder.save_params
+
+    def save_impatiently(self: RunFolder, *args: Any) -> None:
+        impatient(self)
+        save_params(self, *args)
+
+    monkeypatch.setattr(RunFolder, "log", impatient)
+    monkeypatch.setattr(RunFolder, "save_params", save_impatiently)
+    assert run("train", *SMALL, "--rounds", 100, "--output", tmp_path / "run") == 130
+    assert names(tmp_path / "run") == FILES - {"metrics.jsonl"}
+    assert 10 <= read(tmp_path / "run" / "results.json")["rounds"] <= 20
+
+
+def test_an_interrupt_before_the_first_round_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(datasets, "load", lambda *args: signal.raise_signal(signal.SIGINT))
+    assert run("train") == 130
+    assert capsys.readouterr().err == "error: interrupted at once; results are not written.\n"
+
+
+def test_a_diverged_run_keeps_what_is_done_and_says_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "run"
+    args = ["train", *SMALL, "--client-learning-rate", 1e38, "--rounds", 20, "--eval-every", 2]
+    assert run(*args, "--output", output) == 1
+    error = capsys.readouterr().err
+    assert "round 0, clients [" in error and "not finite" in error and "Traceback" not in error
+    assert "--on-error continue" in error and str(output) in error
+    assert names(output) >= FILES - {"client_accuracy.png"}
+    results = read(output / "results.json")
+    # The segment after the failed one was under way.
+    assert results["error"] is not None and results["rounds"] == 4
+    assert results["status"] == ["non_finite_update", "empty_cohort"]
+    first = json.loads((output / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["status"] == ["non_finite_update", "empty_cohort"]
+    continued = [*args, "--on-error", "continue", "--output", output, "--overwrite"]
+    assert run(*continued) == 0
+    assert read(output / "results.json")["rounds"] == 20
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--dataset", "fashion_smal"], "Did you mean 'fashion_small'"),
+        (["--dataset", "mnist", "--folder", "nowhere"], "nowhere does not exist"),
+        (["--num-clients", "3000"], "num_examples=2500 are too few for num_clients=3000"),
+        (["--num-clients", "0"], "num_clients must be >= 1, got 0"),
+        (["--alpha", "-1"], "alpha must lie in (0, "),
+        (["--partition", "iid", "--alpha", "1"], "--alpha belongs to --partition dirichlet"),
+        (["--partition", "by_group"], "--num-clients belongs to --partition iid or dirichlet"),
+        (["--partition", "by_group", "--num-clients", "None"], "fashion_small has no groups"),
+        (["--model", "char_lstm"], "inputs must be tokens"),
+        (["--batch-size", "0"], "batch_size must be >= 1, got 0"),
+        (["--client-learning-rate", "-0.1"], "client_learning_rate must lie in (0, inf), got -0.1"),
+        (["--server-learning-rate", "nan"], "server_learning_rate must lie in (0, inf), got nan"),
+        (["--algorithm", "fedavgm", "--server-momentum", "1"], "server_momentum must lie in [0, "),
+        (["--cohort-size", "9"], "cohort_size must lie in [1, 8], got 9"),
+        (["--cohort-size", "0"], "cohort_size must be >= 1, got 0"),
+        (["--width", "0"], "width must be >= 1, got 0"),
+        (["--rounds", "0"], "rounds must be >= 1, got 0"),
+        (["--eval-every", "0"], "eval_every must be >= 1, got 0"),
+        (["--seed", "-1"], "seed must lie in [0, "),
+        (["--epochs", "0"], "num_epochs must lie in (0, inf), got 0"),
+        (["--epochs", "1", "--local-steps", "1"], "not both"),
+        (["--config", "nowhere.toml"], "no configuration file nowhere.toml"),
+    ],
+)
+def test_wrong_input_is_one_line_and_no_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], args: list[str], message: str
+) -> None:
+    assert run("train", *SMALL, "--output", tmp_path / "run", *args) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and message in captured.err
+    assert "Traceback" not in captured.err and "JAX_TRACEBACK" not in captured.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_debug_goes_to_the_engine_and_raises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*args: Any, debug: bool, **options: Any) -> None:
+        raise RuntimeError(f"debug is {debug}")
+
+    monkeypatch.setattr(simulate, "run", stop)
+    assert run("train", *SMALL, "--output", tmp_path / "a") == 1
+    assert capsys.readouterr().err == "error: debug is False\n"
+    with pytest.raises(RuntimeError, match="debug is True"):
+        cli.main(["train", *SMALL, "--debug", "--output", str(tmp_path / "b")])
+    with pytest.raises(ValueError, match="batch_size"):
+        cli.main(["train", "--batch-size", "0", "--debug", "--output", str(tmp_path / "c")])
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--alhpa", "0.3"], "--alpha"),
+        (["--partition", "dirichlett"], "dirichlet"),
+        (["--rounds", "ten"], "--rounds"),
+        (["--width", "wide"], "--width"),
+    ],
+)
+def test_wrong_options_are_explained(
+    capsys: pytest.CaptureFixture[str], args: list[str], message: str
+) -> None:
+    assert run("train", *args) == 2
+    assert message in capsys.readouterr().err
+
+
+# Commands
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "words"),
+    [
+        ([], 0, ["train", "reproduce", "datasets", "examples", "Ctrl-C"]),
+        (["--help"], 0, ["usage: fedjax-sim COMMAND"]),
+        (["--version"], 0, ["fedjax-sim 0."]),
+        (["train", "--help"], 0, ["--alpha", "Dirichlet concentration", "Exit status", "scaffold"]),
+        (["train", "--alhpa", "1"], 2, ["--alpha"]),
+        (["trian"], 2, ["Did you mean 'train'? Choose one of: train, reproduce, datasets."]),
+        (["reproduce", "agnostic-adlt"], 2, ["Did you mean 'agnostic-adult'?"]),
+        (["datasets", "--help"], 0, ["usage: fedjax-sim datasets"]),
+    ],
+)
+def test_help_and_typing_errors_do_not_wait_for_jax(
+    args: list[str], status: int, words: list[str]
+) -> None:
+    program = (
+        "import sys\nfrom fedjax_sim.cli import main\n"
+        "try:\n    main()\nfinally:\n    print('slow:', sorted({'jax', 'numpy'} & {*sys.modules}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *args], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == status, done.stderr
+    text = done.stdout + done.stderr
+    assert "slow: []" in text and all(word in text for word in words), text
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    process = subprocess.Popen(
+        in_a_new_process("train", "--help"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 141
+
+
+def test_datasets_lists_every_data_set(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("datasets") == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in datasets.DATASETS)
+    assert all(word in text for word in ("CC BY 4.0", "MIT", "comes with", "tfds:NAME"))
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "an_experiment.py").write_text(
+        '"""Shows something.\n\nMore about it.\n"""\n'
+        "import dataclasses\n"
+        "from pathlib import Path\n"
+        "@dataclasses.dataclass(frozen=True)\n"
+        "class Options:\n"
+        '    """Options.\n\n    Attributes:\n        quick: Fewer rounds.\n    """\n'
+        "    output: Path = Path('runs/it')\n"
+        "    overwrite: bool = False\n"
+        "    quick: bool = False\n"
+        "def main(options):\n"
+        "    if options.quick:\n"
+        "        raise ValueError('quick is [not] possible')\n"
+        "    print('ran', options)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(experiments, "EXPERIMENTS", {"something": "an_experiment"})
+    return "something"
+
+
+def test_reproduce_runs_an_experiment(experiment: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("reproduce", "--help") == 0
+    assert "something\n      Shows something.\n" in capsys.readouterr().out
+    assert run("reproduce") == 2
+    assert run("reproduce", experiment, "--help") == 0
+    text = capsys.readouterr().out
+    assert "More about it." in text and "Fewer rounds." in text
+    assert run("reproduce", experiment, "--output", "there") == 0
+    assert "ran Options(output=PosixPath('there'), overwrite=False" in capsys.readouterr().out
+    assert run("reproduce", experiment, "--quick") == 2
+    assert capsys.readouterr().err == "error: quick is [not] possible\n"
+    with pytest.raises(ValueError, match="possible"):
+        cli.main(["reproduce", experiment, "--quick", "--debug"])
+
+
+@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
+def test_every_experiment_keeps_the_contract(name: str) -> None:
+    module = importlib.import_module(experiments.EXPERIMENTS[name])
+    assert {"output", "overwrite"} <= {f.name for f in dataclasses.fields(module.Options)}
+    assert callable(module.main) and module.__doc__
+    assert run("reproduce", name, "--help") == 0
