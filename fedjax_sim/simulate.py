@@ -323,8 +323,9 @@ class _History:
             )
 
     def _keep_scores(self, at: int, scores: dict[str, dict[str, Mean]]) -> None:
+        scores = jax.tree.map(np.asarray, scores)  # waits, so it comes first
         self.eval_rounds.append(at)
-        self.scores.append(jax.tree.map(np.asarray, scores))
+        self.scores.append(scores)
 
     def _latest(self) -> dict[str, float]:
         return {
