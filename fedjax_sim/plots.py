@@ -156,7 +156,7 @@ def client_distribution(values: Mapping[str, ArrayLike], *, label: str) -> "Figu
     with _figure(5, 3) as figure:
         axes = figure.subplots()
         for colour, (name, each) in zip(_COLOURS, finite.items(), strict=False):
-            axes.ecdf(each, color=colour, label=f"{name}, {each.size:,} clients")
+            axes.ecdf(each, color=colour, label=f"{name}, N = {each.size:,}")
         axes.set(xlabel=label, ylabel="share of clients at or below", ylim=(0, 1.02))
         axes.grid(visible=True)
         axes.legend(loc="upper left")

@@ -223,7 +223,7 @@ def build_model(
     extra = {} if hidden is None else {"hidden": hidden}
     model = models.build(options.model.model, dataset.num_classes, **extra)
     inputs = jnp.asarray(dataset.train["x"][:1])
-    params = model.init(key, inputs)
+    params = jax.jit(model.init)(key, inputs)
     models.check_outputs(
         model, params, inputs, num_classes=dataset.num_classes, labels=dataset.train["y"][:1]
     )
@@ -386,9 +386,11 @@ def _signal_handlers(handler: Any) -> Iterator[None]:
 
 def summarize(evaluations: simulate.Evaluations) -> Summaries:
     """How every metric spreads over clients, at every evaluation; one client has only a mean."""
+    # Compiled at once: operation by operation it takes longer than many a run.
+    spread_of = jax.jit(metrics.summarize, static_argnames="higher_is_better")
 
     def summary(name: str, mean: Any) -> dict[str, np.ndarray]:
-        spread = metrics.summarize(mean, higher_is_better=METRICS[name].higher_is_better)
+        spread = spread_of(mean, higher_is_better=METRICS[name].higher_is_better)
         kept = spread if mean.count.shape[-1] > 1 else {"mean": spread["mean"]}
         return {statistic: np.asarray(values) for statistic, values in kept.items()}
 

@@ -16,7 +16,7 @@ import pytest
 
 from fedjax_sim import cli, datasets, experiments, models, simulate, train
 from fedjax_sim import options as options_lib
-from fedjax_sim.data import FederatedData, federate
+from fedjax_sim.data import federate
 from fedjax_sim.runfolder import RunFolder, load_params
 
 SMALL = ["--num-clients", "8", "--cohort-size", "3", "--model", "logistic"]
@@ -184,52 +184,69 @@ def test_overwrite_is_needed_to_replace_a_run(
     assert before == {path.name: path.read_bytes() for path in trained.iterdir()}
 
 
-@pytest.fixture(scope="module")
-def tiny() -> FederatedData:
-    """Four clients of 2 to 8 examples with two features and two classes that a line separates."""
+def training_options(**values: Any) -> options_lib.AlgorithmOptions:
+    return options_lib.resolve(options_lib.replaced(options_lib.TrainOptions(), values)).training
+
+
+def test_every_kind_of_algorithm_trains_in_its_own_way() -> None:
     x = np.random.default_rng(0).normal(size=(20, 2))
     examples = {"x": x, "y": (x[:, 0] > 0.2).astype(int)}
-    return federate(examples, np.split(np.arange(20), [2, 8, 16]))
-
-
-def trained_on(data: FederatedData, **values: Any) -> simulate.Result:
-    options = options_lib.resolve(options_lib.replaced(options_lib.TrainOptions(), values))
+    data = federate(examples, np.split(np.arange(20), [2, 8, 16]))
     model = models.logistic(2)
-    algorithm = train.build_algorithm(options.training, model)
-    return simulate.run(
-        algorithm,
-        model.init(jax.random.key(0), data.examples["x"]),
-        data,
-        key=jax.random.key(1),
-        num_rounds=40,
-    )
+    kernels = []
+    for choice in (
+        {"algorithm": "fedavg", "cohort_size": "all"},
+        {"algorithm": "fedprox", "cohort_size": "all", "prox_mu": 5.0},
+        {"algorithm": "scaffold", "cohort_size": "all", "local_steps": 2},
+        {"algorithm": "agnostic", "mixture_learning_rate": 0.5},
+    ):
+        options = training_options(batch_size=4, **choice)
+        algorithm = train.build_algorithm(options, model)
+        params = {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}
+        result = simulate.run(algorithm, params, data, key=jax.random.key(1), num_rounds=40)
+        loss = result.info.cohort.clients["loss"].mean(axis=1)
+        assert loss[-1] < 0.9 * loss[0]
+        kernels.append(np.asarray(result.params["kernel"]))
+    for i, kernel in enumerate(kernels):
+        assert all(np.abs(kernel - other).max() > 1e-3 for other in kernels[:i])
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "option", "other"),
+    ("algorithm", "expected"),
     [
-        ("fedavg", "server_learning_rate", 0.5),
-        ("fedavgm", "server_momentum", 0.5),
-        ("fedadam", "server_epsilon", 0.1),
-        ("fedyogi", "server_momentum", 0.5),
-        ("fedadagrad", "server_epsilon", 0.1),
-        ("fedprox", "prox_mu", 5.0),
-        ("scaffold", "local_steps", 3),
-        ("agnostic", "mixture_learning_rate", 0.5),
+        ("fedavg", [-1.0, -1.0]),
+        ("fedprox", [-1.0, -1.0]),
+        ("fedavgm", [-1.0, -1.9]),
+        # Bias correction makes both moments of a constant gradient 1 and 1.
+        ("fedadam", [-0.01 / 1.001, -0.01 / 1.001]),
+        ("fedadagrad", [-0.1 / np.sqrt(1 + 1e-6 + 1e-3), -0.1 / np.sqrt(2 + 1e-6 + 1e-3)]),
     ],
 )
-def test_every_algorithm_trains_and_its_options_matter(
-    tiny: FederatedData, algorithm: str, option: str, other: float
-) -> None:
-    common = {"algorithm": algorithm, "client_learning_rate": 0.2, "batch_size": 4}
-    if algorithm != "agnostic":
-        common["cohort_size"] = "all"
-    results = [trained_on(tiny, **common), trained_on(tiny, **common, **{option: other})]
-    for result in results:
-        loss = result.info.cohort.clients["loss"].mean(axis=1)
-        assert loss[-1] < 0.9 * loss[0]
-    kernels = [result.params["kernel"] for result in results]
-    assert np.abs(kernels[0] - kernels[1]).max() > 1e-3
+def test_server_optimizers_by_hand(algorithm: str, expected: list[float]) -> None:
+    optimizer = train._server_optimizer(training_options(algorithm=algorithm))
+    state = optimizer.init(jnp.zeros(()))
+    for step in expected:
+        update, state = optimizer.update(jnp.ones(()), state)
+        assert float(update) == pytest.approx(step, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "option"),
+    [
+        (algorithm, option)
+        for option in ("server_learning_rate", "server_momentum", "server_epsilon")
+        for algorithm in options_lib.DEFAULTS[option][1]
+        if algorithm != "scaffold"
+    ],
+)
+def test_every_option_of_a_server_optimizer_matters(algorithm: str, option: str) -> None:
+    def second_update(**values: float) -> float:
+        optimizer = train._server_optimizer(training_options(algorithm=algorithm, **values))
+        state = optimizer.init(jnp.zeros(()))
+        _, state = optimizer.update(jnp.float32(1.0), state)
+        return float(optimizer.update(jnp.float32(0.3), state)[0])
+
+    assert second_update() != pytest.approx(second_update(**{option: 0.37}), rel=1e-3)
 
 
 def test_natural_clients_keep_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,6 +109,63 @@ def test_sizes_are_logarithmic_only_when_one_client_dwarfs_the_rest(
     assert plots.label_counts(counts).axes[0].get_yscale() == scale
 
 
+def spread(values: np.ndarray) -> dict[str, np.ndarray]:
+    return {
+        "mean": values.mean(1),
+        "worst": values.min(1),
+        "percentile_10": np.percentile(values, 10, axis=1),
+        "percentile_90": np.percentile(values, 90, axis=1),
+    }
+
+
+def test_learning_curves_draw_mean_worst_and_band(rng: np.random.Generator) -> None:
+    at = np.array([0, 10, 20])
+    train, test = rng.random((3, 7)), rng.random((3, 7))
+    figure = plots.learning_curves(
+        at,
+        {
+            "train/accuracy": spread(train),
+            "test/accuracy": spread(test),
+            "train/loss": {"mean": np.array([3.0, 2.0, 1.0])},
+        },
+    )
+    accuracy, loss = figure.axes
+    assert [axes.get_ylabel() for axes in figure.axes] == ["accuracy", "loss"]
+    drawn = [np.asarray(line.get_ydata()) for line in accuracy.lines]
+    expected = [train.mean(1), train.min(1), test.mean(1), test.min(1)]
+    np.testing.assert_allclose(drawn, expected)
+    assert [line.get_linestyle() for line in accuracy.lines] == ["-", "--", "-", "--"]
+    first, _, second, _ = (line.get_color() for line in accuracy.lines)
+    assert first != second == accuracy.lines[3].get_color()
+    bands = [band.get_paths()[0].vertices for band in accuracy.collections]
+    for band, values in zip(bands, (train, test), strict=True):
+        low, high = np.percentile(values, [10, 90], axis=1)
+        assert band[:, 1].min() == low.min() and band[:, 1].max() == high.max()
+    assert [line.get_ydata().tolist() for line in loss.lines] == [[3.0, 2.0, 1.0]]
+    assert loss.lines[0].get_color() == first and not loss.collections
+    (legend,) = figure.legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert texts == ["train mean", "train worst client", "test mean", "test worst client"]
+    assert "10th to 90th" in legend.get_title().get_text()
+
+
+def test_a_single_evaluation_is_visible() -> None:
+    figure = plots.learning_curves([0], {"accuracy": {"mean": [0.5]}})
+    (line,) = figure.axes[0].lines
+    assert line.get_marker() == "." and line.get_label() is not None
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["mean"]
+
+
+def test_client_distribution_is_the_share_of_clients_at_or_below() -> None:
+    values = {"train": [0.2, 0.8, 0.4, 0.6], "test": [0.5, np.nan], "none": [np.nan]}
+    figure = plots.client_distribution(values, label="accuracy")
+    (axes,) = figure.axes
+    train, test = axes.lines
+    x, y = np.asarray(train.get_xdata()), np.asarray(train.get_ydata())
+    assert [y[x <= at].max() for at in (0.2, 0.4, 0.6, 0.8)] == [0.25, 0.5, 0.75, 1.0]
+    assert test.get_label() == "test, N = 1" and axes.get_xlabel() == "accuracy"
+
+
 @pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG"), (".pdf", b"%PDF")])
 def test_save_makes_folders_and_a_file_of_the_named_format(
     tmp_path: Path, suffix: str, magic: bytes
@@ -161,6 +218,13 @@ def test_needs_neither_pyplot_nor_matplotlib_at_import(tmp_path: Path) -> None:
         (lambda: plots.label_counts([[1, np.nan]]), "finite and >= 0"),
         (lambda: plots.label_counts([[1, 2]], class_names=["a"]), "class_names must hold 2 names"),
         (lambda: plots.label_counts([[1, 2]], client_names=[]), "client_names must hold 1 names"),
+        (lambda: plots.learning_curves([0], {}), "at least one metric"),
+        (
+            lambda: plots.learning_curves([0, 1], {"loss": {"mean": [1.0]}}),
+            r"mean of loss must have a value for each of the 2 rounds, got shape \(1,\)",
+        ),
+        (lambda: plots.client_distribution({}, label=""), "at least one finite value"),
+        (lambda: plots.client_distribution({"a": [np.nan]}, label=""), "at least one finite"),
     ],
 )
 def test_bad_input(call: Callable[[], Any], message: str) -> None:
