@@ -360,14 +360,14 @@ def _weighted_estimate(
 def _initial_mixture(mixture: Array | None, num_domains: int) -> Array:
     if mixture is None:
         return jnp.full(num_domains, 1 / num_domains, jnp.float32)
-    if jnp.shape(mixture) != (num_domains,):
+    if np.shape(mixture) != (num_domains,):
         raise ValueError(
             f"initial_mixture must have one entry a client ({num_domains}), got shape "
-            f"{jnp.shape(mixture)}."
+            f"{np.shape(mixture)}."
         )
     if not checks.is_traced(mixture):
         host = np.asarray(mixture, np.float64)
-        if (host < 0).any() or abs(host.sum() - 1) > 1e-5:
+        if not ((host >= 0).all() and abs(host.sum() - 1) <= 1e-5):
             raise ValueError(
                 f"initial_mixture must be >= 0 and sum to 1, got {host.tolist()} with sum "
                 f"{host.sum():g}. Divide it by its sum."
