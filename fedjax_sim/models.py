@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim import checks
+from fedjax_sim import checks, convolution
 from fedjax_sim.base import Array, Key, Model, Params
 from fedjax_sim.trees import flat_dict
 
@@ -77,10 +77,7 @@ def _conv(layer: _Layer, images: Array) -> Array:
             f"but its kernel of shape {kernel.shape} takes {kernel.shape[2]}: give images of the "
             "shape that init was called with."
         )
-    outputs = jax.lax.conv_general_dilated(
-        images, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    return _add_bias(outputs, layer["bias"])
+    return _add_bias(convolution.conv(images, kernel), layer["bias"])
 
 
 def _max_pool(images: Array) -> Array:
