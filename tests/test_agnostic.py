@@ -1,0 +1,294 @@
+"""Agnostic federated learning against its float64 twin, and its estimators' expectations."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import reference
+from fedjax_sim import algorithms, metrics, models, simulate
+from fedjax_sim.base import Model, Status
+from fedjax_sim.data import FederatedData, federate
+
+KEY = jax.random.key(31)
+SIZES = (2, 11, 5)
+FEATURES, CLASSES = 4, 3
+MODEL = models.logistic(CLASSES)
+
+
+@functools.cache
+def population() -> tuple[FederatedData, list[tuple[np.ndarray, np.ndarray]]]:
+    """Three ragged domains, on which other weights are best."""
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(sum(SIZES), FEATURES)).astype(np.float32)
+    y = rng.integers(0, CLASSES, sum(SIZES))
+    parts = np.split(np.arange(sum(SIZES)), np.cumsum(SIZES)[:-1])
+    return federate({"x": x, "y": y}, parts), [(x[p].astype(float), y[p]) for p in parts]
+
+
+def point() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(8)
+    return rng.normal(size=(FEATURES, CLASSES)), rng.normal(size=CLASSES)
+
+
+def params():
+    w, b = point()
+    return {"kernel": jnp.asarray(w, jnp.float32), "bias": jnp.asarray(b, jnp.float32)}
+
+
+def agnostic(**options):
+    options = {"optimizer": optax.sgd(0.3), "mixture_step_size": 0.1, **options}
+    return algorithms.agnostic(options.pop("model", MODEL), **options)
+
+
+def test_full_batch_rounds_equal_the_float64_reference():
+    """Twenty rounds, unequal domains, unequal start; the output is the mean of iterates 1 ... t."""
+    data, domains = population()
+    (w, b), mixture = point(), np.array([0.2, 0.5, 0.3])
+    algorithm = agnostic(initial_mixture=mixture, mixture_step_size=0.3)
+    state, step = algorithm.init(KEY, params(), data), jax.jit(algorithm.step)
+    iterates = []
+    for r in range(20):
+        state, info = step(jax.random.fold_in(KEY, r), state, data)
+        np.testing.assert_allclose(info.server["mixture"], mixture, atol=1e-5)
+        w, b, mixture, losses = reference.agnostic_step(w, b, mixture, domains, 0.3, 0.3)
+        iterates.append((w, b, mixture))
+        np.testing.assert_allclose(info.cohort.clients["loss"], losses, atol=1e-5)
+        assert int(info.status) == Status.OK
+    np.testing.assert_allclose(state.params["kernel"], w, atol=1e-5)
+    np.testing.assert_allclose(state.params["bias"], b, atol=1e-5)
+    np.testing.assert_allclose(state.mixture, mixture, atol=1e-5)
+    touched = [m.min() == 0 for *_, m in iterates]
+    assert 0 < sum(touched) < 20  # lambda was on the boundary and inside
+    means = [np.mean(parts, axis=0) for parts in zip(*iterates, strict=True)]
+    np.testing.assert_allclose(state.mean_params["kernel"], means[0], atol=1e-5)
+    np.testing.assert_allclose(state.mean_params["bias"], means[1], atol=1e-5)
+    np.testing.assert_allclose(state.mean_mixture, means[2], atol=1e-5)
+    assert int(state.num_steps) == 20
+    assert np.abs(means[0] - w).max() > 0.01
+    assert algorithm.params(state) is state.mean_params
+    assert agnostic(output="last").params(state) is state.params
+
+
+def test_the_regularizer_is_part_of_the_gradient_alone():
+    data, _ = population()
+    ridge = agnostic(regularizer=lambda p: 0.5 * optax.tree.norm(p, squared=True))
+    plain = agnostic()
+    (a, seen), (b, _) = (
+        jax.jit(m.step)(KEY, m.init(KEY, params(), data), data) for m in (ridge, plain)
+    )
+    np.testing.assert_allclose(
+        a.params["kernel"], b.params["kernel"] - 0.3 * params()["kernel"], atol=1e-6
+    )
+    np.testing.assert_allclose(a.mixture, b.mixture, atol=1e-7)
+    assert seen.bytes_up > 0
+
+
+MIXTURE = np.array([0.15, 0.25, 0.6])
+ASCENT = 0.01  # so small that lambda stays inside the simplex: it moves by ASCENT * (g - mean(g))
+
+
+@functools.cache
+def estimates(estimator: str, batch_size: int, num_keys: int = 4000) -> dict[str, np.ndarray]:
+    """What one step of `sgd(1)` shows of g_w and of g_lambda - its mean, for many keys."""
+    data, _ = population()
+    algorithm = agnostic(
+        optimizer=optax.sgd(1.0),
+        mixture_step_size=ASCENT,
+        initial_mixture=MIXTURE,
+        estimator=estimator,
+        batch_size=batch_size,
+    )
+    state = algorithm.init(KEY, params(), data)
+    step = jax.jit(jax.vmap(lambda key: algorithm.step(key, state, data)))
+    after, info = step(jax.random.split(KEY, num_keys))
+    assert np.all(after.mixture > 0)
+    return {
+        "w": np.float64(params()["kernel"]) - np.float64(after.params["kernel"]),
+        "b": np.float64(params()["bias"]) - np.float64(after.params["bias"]),
+        "lambda": (np.float64(after.mixture) - MIXTURE) / ASCENT,
+        "loss": np.float64(info.cohort.clients["loss"]),
+    }
+
+
+def full_batch() -> dict[str, np.ndarray]:
+    _, domains = population()
+    parts = [reference.softmax_gradient(*point(), x, y) for x, y in domains]
+    losses = np.array([part[0] for part in parts])
+    return {
+        "w": sum(m * part[1] for m, part in zip(MIXTURE, parts, strict=True)),
+        "b": sum(m * part[2] for m, part in zip(MIXTURE, parts, strict=True)),
+        "lambda": losses - losses.mean(),
+        "loss": losses,
+    }
+
+
+def errors(samples: np.ndarray, expected: np.ndarray) -> float:
+    """The largest distance of the samples' mean from `expected`, in standard errors."""
+    deviation = samples.std(axis=0, ddof=1) / np.sqrt(len(samples))
+    return np.max(np.abs(samples.mean(axis=0) - expected) / (deviation + 1e-6))
+
+
+@pytest.mark.parametrize(("estimator", "batch_size"), [("per_domain", 2), ("weighted", 3)])
+@pytest.mark.parametrize("part", ["w", "b", "lambda"])
+def test_estimates_are_unbiased(estimator, batch_size, part):
+    samples = estimates(estimator, batch_size)[part]
+    assert samples.std(axis=0).min() > 1e-3  # there is noise
+    assert errors(samples, full_batch()[part]) < 4.5
+
+
+def test_per_domain_losses_are_unbiased_too():
+    assert errors(estimates("per_domain", 2)["loss"], full_batch()["loss"]) < 4.5
+
+
+def test_a_biased_estimator_would_be_noticed():
+    """Losses of domains drawn from lambda, not uniformly: the gradient of sum_k lambda_k^2 L_k."""
+    rng = np.random.default_rng(1)
+    num_draws, p = 3, len(SIZES)
+    losses = [
+        [reference.softmax_gradient(*point(), x[[i]], y[[i]])[0] for i in range(len(y))]
+        for x, y in population()[1]
+    ]
+
+    def planted(probabilities):
+        drawn = rng.choice(p, size=(4000, num_draws), p=probabilities)
+        each = np.vectorize(lambda k: rng.choice(losses[k]))(drawn)
+        ascent = p / num_draws * np.stack([(each * (drawn == k)).sum(1) for k in range(p)], axis=1)
+        return ascent - ascent.mean(axis=1, keepdims=True)
+
+    expected = full_batch()["lambda"]
+    assert errors(planted([1 / p] * p), expected) < 4.5
+    assert errors(planted(MIXTURE), expected) > 20
+    # And the engine's own samples against the gradients of other mixtures.
+    assert errors(estimates("weighted", 3)["w"], full_batch()["w"] * 1.2) > 10
+
+
+def test_weighted_never_draws_a_domain_without_weight():
+    """Its gradient is then that of the other domains alone."""
+    data, domains = population()
+    algorithm = agnostic(
+        optimizer=optax.sgd(1.0),
+        mixture_step_size=0.0,
+        initial_mixture=np.array([0.0, 0.0, 1.0]),
+        estimator="weighted",
+        batch_size=400,
+    )
+    state = algorithm.init(KEY, params(), data)
+    after, _ = jax.jit(algorithm.step)(KEY, state, data)
+    _, gradient, _ = reference.softmax_gradient(*point(), *domains[2])
+    assert np.abs(params()["kernel"] - after.params["kernel"] - gradient).max() < 0.15
+
+
+def test_without_ascent_the_mixture_stays():
+    data, _ = population()
+    algorithm = agnostic(mixture_step_size=0.0, initial_mixture=MIXTURE)
+    result = simulate.run(algorithm, params(), data, key=KEY, num_rounds=10)
+    np.testing.assert_allclose(result.info.server["mixture"], np.tile(MIXTURE, (10, 1)), atol=1e-6)
+    np.testing.assert_allclose(result.state.mean_mixture, MIXTURE, atol=1e-6)
+
+
+def test_two_opposed_domains_meet_in_the_middle():
+    """min_w max_lambda of lambda (w - 1)^2 + (1 - lambda) (w + 1)^2: w = 0, lambda = (1/2, 1/2)."""
+    model = Model(
+        lambda key, inputs: jnp.zeros(1),
+        lambda params, inputs, key=None: jnp.broadcast_to(params, inputs.shape),
+    )
+    x = np.zeros((5, 1), np.float32)
+    y = np.array([[1.0], [1.0], [-1.0], [-1.0], [-1.0]], np.float32)
+    data = federate({"x": x, "y": y}, [np.arange(2), np.arange(2, 5)])
+    algorithm = agnostic(
+        model=model,
+        optimizer=optax.sgd(0.1),
+        mixture_step_size=0.05,
+        initial_mixture=np.array([0.4, 0.6]),
+        loss=metrics.mean_squared_error,
+    )
+    result = simulate.run(algorithm, jnp.array([0.7]), data, key=KEY, num_rounds=2000)
+    np.testing.assert_allclose(result.state.params, 0, atol=1e-5)
+    np.testing.assert_allclose(result.state.mixture, 0.5, atol=1e-5)
+    np.testing.assert_allclose(result.info.cohort.clients["loss"][-1], 1, atol=1e-4)
+    np.testing.assert_allclose(result.params, 0, atol=0.02)  # the average lags as 1 / t
+    np.testing.assert_allclose(result.state.mean_mixture, 0.5, atol=0.02)
+
+
+def exploding() -> Model:
+    """Outputs NaN for inputs with a huge first feature."""
+
+    def apply(params, inputs, key=None):
+        return MODEL.apply(params, inputs) * jnp.where(inputs[:, :1] > 1e5, jnp.nan, 1.0)
+
+    return Model(MODEL.init, apply)
+
+
+def test_a_step_that_is_not_finite_is_not_taken():
+    data, _ = population()
+    x = np.array(data.examples["x"])
+    x[2 + 4, 0] = 1e6  # one example of domain 1
+    parts = np.split(np.arange(sum(SIZES)), np.cumsum(SIZES)[:-1])
+    data = federate({"x": x, "y": np.asarray(data.examples["y"])}, parts)
+    algorithm = agnostic(model=exploding(), optimizer=optax.adam(0.1))
+    state = algorithm.init(KEY, params(), data)
+    after, info = jax.jit(algorithm.step)(KEY, state, data)
+    jax.tree.map(np.testing.assert_array_equal, after, state)
+    assert int(info.status) == Status.NON_FINITE_UPDATE
+    assert info.cohort.dropped.tolist() == [False, True, False]
+    with pytest.raises(simulate.SimulationError, match=r"in round 0, clients \[1\]"):
+        simulate.run(algorithm, params(), data, key=KEY, num_rounds=2)
+
+
+def test_a_gradient_that_is_not_finite_is_named_though_the_losses_are():
+    def apply(params, inputs, key=None):
+        root = jnp.sqrt(jnp.square(params["kernel"]).sum())  # 0 at 0, with an infinite slope
+        return MODEL.apply(params, inputs) + root
+
+    data, _ = population()
+    zeros = jax.tree.map(jnp.zeros_like, params())
+    algorithm = agnostic(model=Model(MODEL.init, apply))
+    with pytest.raises(simulate.SimulationError, match="in round 0, the server made an update"):
+        simulate.run(algorithm, zeros, data, key=KEY, num_rounds=2)
+
+
+def test_a_swept_step_size_is_its_separate_runs():
+    data, _ = population()
+    sizes = np.array([0.0, 0.05, 0.4], np.float32)
+    swept = simulate.sweep(
+        lambda gamma: agnostic(mixture_step_size=gamma, batch_size=2),
+        {"gamma": sizes},
+        lambda key: params(),
+        data,
+        seeds=[1, 1, 1],
+        num_rounds=15,
+    )
+    key = jax.random.split(jax.random.key(1))[1]
+    for g, gamma in enumerate(sizes.tolist()):
+        algorithm = agnostic(mixture_step_size=gamma, batch_size=2)
+        alone = simulate.run(algorithm, params(), data, key=key, num_rounds=15)
+        one = jax.tree.map(lambda x: x[g], swept.state[1])  # noqa: B023
+        close = functools.partial(np.testing.assert_allclose, atol=1e-5)
+        jax.tree.map(close, one, alone.state)
+    mixtures = swept.info.server["mixture"][-1]
+    np.testing.assert_allclose(mixtures[0], 1 / 3, atol=1e-6)
+    assert np.abs(mixtures[2] - mixtures[1]).max() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"initial_mixture": [0.5, 0.5]}, r"initial_mixture.*one entry a client \(3\).*\(2,\)"),
+        ({"initial_mixture": [0.5, 0.7, -0.2]}, "initial_mixture must be >= 0 and sum to 1"),
+        ({"initial_mixture": [0.5, 0.5, 0.5]}, r"with sum 1\.5. Divide it by its sum"),
+        ({"initial_mixture": [np.nan, 0.5, 0.5]}, "initial_mixture must be >= 0 and sum to 1"),
+        ({"mixture_step_size": -0.1}, r"mixture_step_size must lie in \[0, inf\), got -0.1"),
+        ({"estimator": "per_client"}, "unknown estimator 'per_client'"),
+        ({"output": "mean"}, "unknown output 'mean'"),
+        ({"batch_size": 0}, "batch_size must be >= 1, got 0. None takes all examples"),
+        ({"estimator": "weighted"}, "batch_size must be a number"),
+    ],
+)
+def test_bad_options_are_named(options: dict[str, Any], message):
+    with pytest.raises(ValueError, match=message):
+        agnostic(**options).init(KEY, params(), population()[0])
