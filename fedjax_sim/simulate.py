@@ -361,8 +361,8 @@ def _explain(start: int, info: RoundInfo) -> str:
         who = f"clients {ids[dropped].tolist()[:10]} sent" if dropped.any() else "the server made"
         return (
             f"in {place}, {who} an update that is not finite. Lower the learning rate or clip the "
-            'gradients, look closer with debug=True, or drop such updates with on_error="continue". '
-            "The error's `result` holds the rounds until here."
+            'gradients, look closer with debug=True, or drop such updates with on_error="continue".'
+            " The error's `result` holds the rounds until here."
         )
     return (
         f"in {place}, no client with a positive weight took part. Sample more clients, or go on "
