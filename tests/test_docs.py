@@ -1,0 +1,149 @@
+"""The documentation is run: its Python, what it says Python prints, its commands and its links."""
+
+import contextlib
+import doctest
+import io
+import itertools
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from fedjax_sim import cli, options, train
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NUMBER = re.compile(r"-?\d+\.\d+")
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+
+
+class Block(NamedTuple):
+    """A fenced block: its language, its text, and how many lines of the page stand before it."""
+
+    language: str
+    text: str
+    line: int
+
+
+def blocks(page: str) -> list[Block]:
+    return [
+        Block(found[1], found[2], page.count("\n", 0, found.start(2)))
+        for found in FENCE.finditer(page)
+    ]
+
+
+def examples(page: str) -> Iterator[tuple[Block, str]]:
+    """Every Python block with what it should print: the `text` block after it, else nothing."""
+    found = blocks(page)
+    for block, following in zip(found, [*found[1:], Block("", "", 0)], strict=True):
+        if block.language == "python":
+            yield block, following.text if following.language == "text" else ""
+
+
+def agrees(printed: str, expected: str) -> bool:
+    """Whether the texts are equal, numbers with a point up to one unit of the last digit shown.
+
+    Compilers and processors round differently, so that the same program does not give all bits.
+    """
+    numbers = iter(NUMBER.findall(expected))
+
+    def pardon(found: re.Match[str]) -> str:
+        wanted = next(numbers, "")
+        unit = 10.0 ** -len(wanted.partition(".")[2])
+        close = wanted and abs(float(found[0]) - float(wanted)) < 1.01 * unit
+        return wanted if close else found[0]
+
+    return doctest.OutputChecker().check_output(
+        expected, NUMBER.sub(pardon, printed), doctest.NORMALIZE_WHITESPACE
+    )
+
+
+def run_page(page: str, name: str) -> None:
+    """Run the Python blocks of a page one after another; check what each of them prints."""
+    scope = {"__name__": "documentation"}
+    for block, expected in examples(page):
+        printed = io.StringIO()
+        # Blank lines first, so that a traceback names the line of the page.
+        code = compile("\n" * block.line + block.text, name, "exec")
+        with contextlib.redirect_stdout(printed):
+            exec(code, scope)
+        if not agrees(printed.getvalue(), expected):
+            pytest.fail(
+                f"{name}, block at line {block.line}: expected\n{expected}\nbut got\n"
+                f"{printed.getvalue()}"
+            )
+
+
+def short(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in PAGES if "```python" in path.read_text(encoding="utf-8")], ids=short
+)
+def test_examples_of_a_page_print_what_they_say(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_page(path.read_text(encoding="utf-8"), short(path))
+
+
+@pytest.mark.parametrize(
+    ("page", "error"),
+    [
+        ("```python\nprint(1)\n```\n```text\n2\n```\n", pytest.fail.Exception),
+        ("```python\nprint(1)\n```\nand no output.\n", pytest.fail.Exception),
+        ("```python\nx = 1\n```\n```text\n1\n```\n", pytest.fail.Exception),
+        ("```python\nprint(0.52)\n```\n```text\n0.50\n```\n", pytest.fail.Exception),
+        ("```python\nx = 1\n```\n```python\nassert x == 2\n```\n", AssertionError),
+    ],
+)
+def test_a_wrong_example_is_found(page: str, error: type[BaseException]) -> None:
+    with pytest.raises(error):
+        run_page(page, "page")
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """(page, command) for every `fedjax-sim train` that the documentation shows."""
+    for path in PAGES:
+        for block in blocks(path.read_text(encoding="utf-8")):
+            for line in block.text.replace("\\\n", " ").splitlines():
+                if block.language == "sh" and line.startswith("fedjax-sim train"):
+                    yield short(path), line
+
+
+@pytest.mark.parametrize(("page", "command"), [*commands()])
+def test_training_command_is_understood(
+    page: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(train, "main", lambda given: seen.append(options.resolve(given)) or 0)
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(command, comments=True)[1:]
+    for before, word in itertools.pairwise(words):
+        if before == "--config":
+            Path(word).parent.mkdir(parents=True, exist_ok=True)
+            Path(word).write_text(options.dump_toml(options.TrainOptions()), encoding="utf-8")
+    with pytest.raises(SystemExit) as end:
+        cli.main(words)
+    assert (end.value.code, len(seen)) == (0, 1)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=short)
+def test_links_lead_somewhere(path: Path) -> None:
+    text = FENCE.sub("", path.read_text(encoding="utf-8"))
+    targets = [target for target in LINK.findall(text) if "://" not in target]
+    assert [target for target in targets if not (path.parent / target).exists()] == []
+
+
+def test_every_module_and_page_is_in_the_reference() -> None:
+    modules = {path.stem for path in (ROOT / "fedjax_sim").glob("[!_]*.py")} | {"datasets"}
+    reference = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    private = {"cli", "options", "train"}  # the command line: docs/cli.md describes it
+    assert modules - private == set(re.findall(r"^::: fedjax_sim\.(\w+)$", reference, re.MULTILINE))
+    menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert [path.name for path in PAGES[1:] if path.name not in menu] == []
