@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from fedjax_sim import aggregators, checks, clients, metrics, rounds, sampling, simplex, trees
 from fedjax_sim.base import (
@@ -76,6 +77,7 @@ def fedavg(
     loss: Loss = metrics.cross_entropy,
     rule: ClientRule | None = None,
     width: rounds.Width = "auto",
+    mesh: Mesh | None = None,
 ) -> Algorithm:
     """FedAvg, and with another server optimizer the whole FedOpt family.
 
@@ -92,8 +94,9 @@ def fedavg(
         server: server optimizer; `optax.sgd(1.0)` by default.
         aggregator: `aggregators.mean()` (weights by number of examples) by default.
         loss: per-example loss of the local steps.
-        rule: what a client does, instead of `clients.local_sgd(model, client_optimizer,
-        loss=loss)`. width: see `rounds.federated`.
+        rule: what a client does, instead of
+            `clients.local_sgd(model, client_optimizer, loss=loss)`.
+        width, mesh: see `rounds.federated`.
 
     References:
         McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
@@ -106,6 +109,7 @@ def fedavg(
         server=server_optimizer(server or optax.sgd(1.0)),
         batching=batching,
         width=width,
+        mesh=mesh,
     )
 
 
@@ -125,6 +129,7 @@ def scaffold(
     sampler: Sampler | None = None,
     loss: Loss = metrics.cross_entropy,
     width: rounds.Width = "auto",
+    mesh: Mesh | None = None,
 ) -> Algorithm:
     """SCAFFOLD: FedAvg whose local steps are corrected by control variates.
 
@@ -132,7 +137,7 @@ def scaffold(
     side is `clients.scaffold`. Every client counts the same. Keeps one model a client.
 
     Args:
-        model, batching, sampler, loss, width: as in `fedavg`.
+        model, batching, sampler, loss, width, mesh: as in `fedavg`.
         client_learning_rate, server_learning_rate: > 0, may be traced.
 
     References:
@@ -170,6 +175,7 @@ def scaffold(
         server=Server(init, broadcast, apply, lambda state: state.model.params),
         batching=batching,
         width=width,
+        mesh=mesh,
     )
 
 

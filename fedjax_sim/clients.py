@@ -33,12 +33,17 @@ class Work(NamedTuple):
     extra: PyTree
 
 
+Correction = Callable[[Params, Work, Params], Params]
+"""correct(gradient, work, params of the server) -> the gradient to step with."""
+
+
 def local_sgd(
     model: Model,
     optimizer: optax.GradientTransformation,
     *,
     loss: Loss,
     regularizer: Regularizer | None = None,
+    correct: Correction | None = None,
 ) -> ClientRule:
     """Train the server's model on the client's own examples with any optax optimizer.
 
@@ -51,13 +56,34 @@ def local_sgd(
         optimizer: e.g. `optax.sgd(0.1)`; its hyperparameters may be traced.
         loss: per-example loss, e.g. `metrics.cross_entropy`.
         regularizer: scalar added to every batch's loss, e.g. `lambda p: 1e-4 * norm(p) ** 2`.
+        correct: correct(gradient, work, params of the server) -> the gradient to step with.
 
     Returns:
         A rule without client state, for a server that broadcasts params. The update is
         `client params - server params`, the weight is the client's number of examples, and info
         holds "loss", the mean training loss over the round.
     """
-    return _training(model, optimizer, loss, regularizer)
+    gradient_of = jax.value_and_grad(_objective(model, loss, regularizer), has_aux=True)
+
+    def begin(key: Key, client_state: PyTree, broadcast: Params, client: Client) -> Work:
+        zero = Mean(jnp.float32(0), jnp.float32(0))
+        return Work(broadcast, optimizer.init(broadcast), zero, ())
+
+    def step(key: Key, work: Work, broadcast: Params, batch: Batch) -> Work:
+        (_, (mean, moved)), gradient = gradient_of(work.params, batch, key)
+        if correct is not None:
+            gradient = correct(gradient, work, broadcast)
+        updates, state = optimizer.update(gradient, work.optimizer, work.params)
+        seen = jax.tree.map(lambda a, b: a + b.astype(a.dtype), work.loss, mean)
+        return Work(optax.apply_updates(moved, updates), state, seen, work.extra)
+
+    def finish(
+        key: Key, client_state: PyTree, broadcast: Params, client: Client, work: Work
+    ) -> tuple[PyTree, PyTree, Array, dict[str, Array]]:
+        delta = trees.subtract(work.params, broadcast)
+        return client_state, delta, client.size.astype(jnp.float32), {"loss": work.loss.value}
+
+    return ClientRule(lambda params: (), begin, step, finish)
 
 
 def prox(
@@ -81,10 +107,10 @@ def prox(
     """
     checks.in_range("mu", mu, 0.0)
 
-    def pull(gradient: Params, work: Work, broadcast: Params) -> Params:
-        return jax.tree.map(lambda g, w, s: g + mu * (w - s), gradient, work.params, broadcast)
+    def pull(gradient: Params, work: Work, server: Params) -> Params:
+        return jax.tree.map(lambda g, w, s: g + mu * (w - s), gradient, work.params, server)
 
-    return _training(model, optimizer, loss, regularizer, correct=pull)
+    return local_sgd(model, optimizer, loss=loss, regularizer=regularizer, correct=pull)
 
 
 class ControlledModel(NamedTuple):
@@ -120,11 +146,11 @@ def scaffold(
         ICML 2020, algorithm 1.
     """
     checks.in_range("learning_rate", learning_rate, 0.0, open_low=True)
-    base = _training(
+    base = local_sgd(
         model,
         optax.sgd(learning_rate),
-        loss,
-        regularizer,
+        loss=loss,
+        regularizer=regularizer,
         correct=lambda gradient, work, broadcast: trees.add(gradient, work.extra),
     )
 
@@ -148,37 +174,6 @@ def scaffold(
         return jax.tree.map(jnp.zeros_like, params)
 
     return ClientRule(init, begin, step, finish)
-
-
-def _training(
-    model: Model,
-    optimizer: optax.GradientTransformation,
-    loss: Loss,
-    regularizer: Regularizer | None,
-    correct: Callable[[Params, Work, Params], Params] | None = None,
-) -> ClientRule:
-    """Local training; `correct(gradient, work, broadcast)` replaces each step's gradient."""
-    gradient_of = jax.value_and_grad(_objective(model, loss, regularizer), has_aux=True)
-
-    def begin(key: Key, client_state: PyTree, broadcast: Params, client: Client) -> Work:
-        zero = Mean(jnp.float32(0), jnp.float32(0))
-        return Work(broadcast, optimizer.init(broadcast), zero, ())
-
-    def step(key: Key, work: Work, broadcast: Params, batch: Batch) -> Work:
-        (_, (mean, moved)), gradient = gradient_of(work.params, batch, key)
-        if correct is not None:
-            gradient = correct(gradient, work, broadcast)
-        updates, state = optimizer.update(gradient, work.optimizer, work.params)
-        seen = jax.tree.map(lambda a, b: a + b.astype(a.dtype), work.loss, mean)
-        return Work(optax.apply_updates(moved, updates), state, seen, work.extra)
-
-    def finish(
-        key: Key, client_state: PyTree, broadcast: Params, client: Client, work: Work
-    ) -> tuple[PyTree, PyTree, Array, dict[str, Array]]:
-        delta = trees.subtract(work.params, broadcast)
-        return client_state, delta, client.size.astype(jnp.float32), {"loss": work.loss.value}
-
-    return ClientRule(lambda params: (), begin, step, finish)
 
 
 def _objective(model: Model, loss: Loss, regularizer: Regularizer | None) -> Callable:

@@ -5,11 +5,13 @@ is one `vmap`, the chunks are one `scan`. It names no concrete part; parts arriv
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from fedjax_sim import checks, shuffling, trees
 from fedjax_sim import data as data_lib
@@ -78,6 +80,7 @@ def federated(
     server: Server,
     batching: Batching,
     width: Width = "auto",
+    mesh: Mesh | None = None,
 ) -> Algorithm:
     """Compose one federated round: sample, broadcast, work locally, aggregate, update the server.
 
@@ -91,17 +94,21 @@ def federated(
             The result is the same; speed and memory differ: `width` client models are alive at once
             (and all C updates, if the aggregator is not a sum). "auto" takes 1 on a CPU, where a
             client fills the core, and elsewhere as many as a share of the device's memory holds.
+        mesh: devices with one named axis, over which the cohort is dealt out (`devices.mesh`); each
+            device holds the data and walks its share. None is the default device alone.
 
     Returns:
         An Algorithm whose state is a FederatedState and whose info is a RoundInfo. Per client
         `info.cohort.clients` holds "num_steps", "update_norm" and what the rule reports.
 
     Unequal clients: the cohort is ordered by local steps and each chunk runs as long as its longest
-    member. A client's result does not depend on `width`, its slot or the other clients: its
+    member. A client's result does not depend on `width`, `mesh`, its slot or its neighbours: its
     randomness is `fold_in(fold_in(round_key, CLIENTS), client_id)`.
     """
     if width != "auto":
         checks.positive_int("width", width, hint='Or "auto".')
+    if mesh is not None and len(mesh.axis_names) != 1:
+        raise ValueError(f"mesh must have one axis, for the clients, got {mesh.axis_names}.")
 
     def init(key: Key, params: Params, data: FederatedData) -> FederatedState:
         server_state = server.init(key, params, data)
@@ -124,7 +131,7 @@ def federated(
         with _stage("broadcasting"):
             message = server.broadcast(keys[Stream.BROADCAST], state.server, cohort, data)
         slots = _slots(keys[Stream.CLIENTS], cohort, state.clients, data, batching)
-        done = _work(rule, aggregator, slots, message, data, batching, width)
+        done = _work(rule, aggregator, slots, message, data, batching, width, mesh)
         with _stage("aggregating"):
             aggregated, aggregate, aggregator_info = _aggregate(
                 aggregator, keys[Stream.AGGREGATOR], state.aggregator, done
@@ -207,39 +214,70 @@ def _work(
     data: FederatedData,
     batching: Batching,
     width: Width,
+    mesh: Mesh | None,
 ) -> _Outcome:
-    """Walk the cohort in chunks of `width` clients."""
+    """Deal the cohort out to the devices; each walks its share in chunks of `width` clients."""
     num_slots = slots.mask.shape[0]
-    width = _resolve(width, num_slots, message)
-    num_chunks = -(-num_slots // width)
+    num_devices = 1 if mesh is None else mesh.size
+    width = _resolve(width, -(-num_slots // num_devices), message)
+    num_chunks = -(-num_slots // (width * num_devices))
     ragged = batching.num_steps is None and data.min_size != data.max_size
     if ragged:
         order = jnp.argsort(-slots.client.num_steps)
         slots = jax.tree.map(lambda x: x[order], slots)
-    slots = _pad(slots, num_chunks * width, data.num_clients)
-    chunks = jax.tree.map(lambda x: x.reshape(num_chunks, width, *x.shape[1:]), slots)
+    slots = _pad(slots, num_devices * num_chunks * width, data.num_clients)
 
-    def chunk(members: _Slots) -> tuple[PyTree, tuple[PyTree, ...]]:
-        states, updates, weights, info = _train(rule, members, message, data, batching, ragged)
-        if aggregator.summand is None:
-            return (), (updates, states, weights, info)
-        terms = _batched(aggregator.summand, width)(updates, weights)
-        return jax.tree.map(lambda x: x.sum(axis=0), terms), ((), states, weights, info)
+    def deal(x: Array) -> Array:
+        """[slots, ...] -> [devices, chunks, width, ...], neighbours in the order side by side."""
+        return x.reshape(num_chunks, num_devices, width, *x.shape[1:]).swapaxes(0, 1)
 
-    def accumulate(total: PyTree, members: _Slots) -> tuple[PyTree, tuple[PyTree, ...]]:
-        terms, out = chunk(members)
-        return trees.add(total, terms), out
-
-    shapes, _ = jax.eval_shape(chunk, jax.tree.map(lambda x: x[0], chunks))
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    total, out = jax.lax.scan(accumulate, zero, chunks)
-
-    def unchunk(x: Array) -> Array:
-        x = x.reshape(num_chunks * width, *x.shape[2:])[:num_slots]
+    def collect(x: Array) -> Array:
+        x = x.swapaxes(0, 1).reshape(-1, *x.shape[3:])[:num_slots]
         return x[jnp.argsort(order)] if ragged else x
 
-    updates, states, weights, info = jax.tree.map(unchunk, out)
+    def walk(chunks: _Slots, message: PyTree, data: FederatedData) -> tuple[PyTree, PyTree]:
+        """One device's chunks [1, chunks, width, ...] -> its sum, and what is kept per client."""
+
+        def chunk(members: _Slots) -> tuple[PyTree, tuple[PyTree, ...]]:
+            states, updates, weights, info = _train(rule, members, message, data, batching, ragged)
+            if aggregator.summand is None:
+                return (), (updates, states, weights, info)
+            terms = _batched(aggregator.summand, width)(updates, weights)
+            return jax.tree.map(lambda x: x.sum(axis=0), terms), ((), states, weights, info)
+
+        def accumulate(total: PyTree, members: _Slots) -> tuple[PyTree, tuple[PyTree, ...]]:
+            terms, out = chunk(members)
+            return trees.add(total, terms), out
+
+        chunks = jax.tree.map(lambda x: x[0], chunks)
+        shapes, _ = jax.eval_shape(chunk, jax.tree.map(lambda x: x[0], chunks))
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        total, out = jax.lax.scan(accumulate, zero, chunks)
+        return total, jax.tree.map(lambda x: x[None], out)
+
+    if mesh is not None:
+        walk = _sharded(walk, mesh)
+    total, out = walk(jax.tree.map(deal, slots), message, data)
+    updates, states, weights, info = jax.tree.map(collect, out)
     return _Outcome(updates if aggregator.summand is None else total, states, weights, info)
+
+
+def _sharded(walk: Callable, mesh: Mesh) -> Callable:
+    """`walk` on every device of a mesh with its own share of the cohort; one reduction."""
+    (axis,) = mesh.axis_names
+
+    def on_device(*args: Any) -> tuple[PyTree, PyTree]:
+        total, out = walk(*args)
+        return jax.lax.psum(total, axis), out
+
+    # Inside shard_map nothing is left for the compiler to gather: clients stay where they are.
+    return jax.shard_map(
+        on_device,
+        mesh=mesh,
+        in_specs=(P(axis), P(), P()),
+        out_specs=(P(), P(axis)),
+        check_vma=False,
+    )
 
 
 def _train(
@@ -355,7 +393,11 @@ def _stage(name: str, clients: Array | None = None) -> Iterator[None]:
 
 
 def evaluator(
-    model: Model, metrics: dict[str, Callable[[Array, Array], Mean]], *, block_size: int = 2048
+    model: Model,
+    metrics: Mapping[str, Callable[[Array, Array], Mean]],
+    *,
+    block_size: int = 2048,
+    mesh: Mesh | None = None,
 ) -> Callable[[Params, FederatedData], dict[str, Mean]]:
     """Per-client metrics of one model in a single pass over everybody's examples.
 
@@ -363,6 +405,7 @@ def evaluator(
         model: used in evaluation mode.
         metrics: name -> per-example metric(outputs, labels) -> Mean of [B].
         block_size: examples at once; memory grows with it.
+        mesh: devices over which the blocks are dealt out, as in `federated`.
 
     Returns:
         evaluate(params, data) -> name -> Mean with leaves [N], one entry a client. Pure: jit it, or
@@ -375,15 +418,27 @@ def evaluator(
     def evaluate(params: Params, data: FederatedData) -> dict[str, Mean]:
         num_rows = data.num_examples
         width = min(block_size, num_rows)
-        num_blocks = -(-num_rows // width)
+        num_devices = 1 if mesh is None else mesh.size
+        num_blocks = num_devices * -(-num_rows // (width * num_devices))
 
-        def block(first: Array) -> dict[str, Mean]:
+        def block(first: Array, params: Params, data: FederatedData) -> dict[str, Mean]:
             rows = jnp.minimum(first + jnp.arange(width), num_rows - 1)
             batch = jax.tree.map(lambda a: a[rows], data.examples)
             outputs = model.apply(params, batch["x"])
             return {name: metric(outputs, batch["y"]) for name, metric in metrics.items()}
 
-        per_row = jax.lax.map(block, jnp.arange(num_blocks) * width)
+        def blocks(firsts: Array, params: Params, data: FederatedData) -> dict[str, Mean]:
+            return jax.lax.map(lambda first: block(first, params, data), firsts)
+
+        if mesh is not None:
+            blocks = jax.shard_map(
+                blocks,
+                mesh=mesh,
+                in_specs=(P(*mesh.axis_names), P(), P()),
+                out_specs=P(*mesh.axis_names),
+                check_vma=False,
+            )
+        per_row = blocks(jnp.arange(num_blocks) * width, params, data)
 
         def by_client(x: Array) -> Array:
             flat = x.reshape(-1)[:num_rows]

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +23,7 @@ from fedjax_sim import (
     checks,
     clients,
     datasets,
+    devices,
     metrics,
     models,
     partition,
@@ -69,6 +71,7 @@ def main(options: TrainOptions) -> int:
         RuntimeError: a round went wrong; everything done until then is written.
         ValueError, TypeError, OSError: wrong options or data; no folder is made.
     """
+    _use_all_cores()
     given, options = options, options_lib.resolve(options)
     _check_numbers(options)
     output = options.run.output or _default_output(options)
@@ -85,7 +88,9 @@ def main(options: TrainOptions) -> int:
     # Split first: a key that is both split and folded gives equal keys for unequal uses.
     init_key, run_key = jax.random.split(jax.random.key(options.run.seed))
     model, params = build_model(options, population.dataset, init_key)
-    algorithm = build_algorithm(options.training, model)
+    mesh = devices.mesh() if jax.device_count() > 1 and not options.run.debug else None
+    algorithm = build_algorithm(options.training, model, mesh)
+    train = population.train if mesh is None else devices.replicate(population.train, mesh)
     jax.eval_shape(algorithm.init, run_key, params, population.train)  # refuses what cannot run
 
     console = Console(highlight=False)
@@ -98,11 +103,11 @@ def main(options: TrainOptions) -> int:
             result = simulate.run(
                 algorithm,
                 params,
-                population.train,
+                train,
                 key=run_key,
                 num_rounds=options.training.rounds,
-                evaluate=rounds.evaluator(model, {**METRICS}),
-                eval_data={"train": population.train, "test": population.test},
+                evaluate=rounds.evaluator(model, METRICS, mesh=mesh),
+                eval_data={"train": train, "test": population.test},
                 eval_every=options.run.eval_every,
                 segment_rounds=min(options.run.eval_every, 10),
                 progress=_logger(folder, options, show, check_interrupt),
@@ -230,7 +235,7 @@ def build_model(
     return model, params
 
 
-def build_algorithm(options: AlgorithmOptions, model: Model) -> Algorithm:
+def build_algorithm(options: AlgorithmOptions, model: Model, mesh: Mesh | None = None) -> Algorithm:
     """The algorithm with its parts, from resolved options."""
     given: Any = options  # no type states that what belongs to the choice is not None
     batch_size = None if options.batch_size == "all" else options.batch_size
@@ -254,6 +259,7 @@ def build_algorithm(options: AlgorithmOptions, model: Model) -> Algorithm:
             batching=batching,
             sampler=sampler,
             width=given.width,
+            mesh=mesh,
         )
     rule = None
     if options.algorithm == "fedprox":
@@ -266,6 +272,7 @@ def build_algorithm(options: AlgorithmOptions, model: Model) -> Algorithm:
         server=_server_optimizer(options),
         rule=rule,
         width=given.width,
+        mesh=mesh,
     )
 
 
@@ -305,6 +312,14 @@ def _check_numbers(options: TrainOptions) -> None:
 
 
 # Running
+
+
+def _use_all_cores() -> None:
+    """One device a core of the CPU; where JAX runs already, its devices stay as they are."""
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    with contextlib.suppress(RuntimeError):
+        devices.use_all_cores()
 
 
 def _default_output(options: TrainOptions) -> Path:
