@@ -39,7 +39,7 @@ examples:
   fedjax-sim train                               # 100 clients on data that comes with the package
   fedjax-sim train --alpha 0.1 --algorithm fedadam --rounds 200 --output runs/skewed
   fedjax-sim train --config runs/skewed/config.toml --seed 1     # the same with another seed
-  fedjax-sim reproduce agnostic-adult            # FedAvg fails the smallest client, AFL repairs it
+  fedjax-sim reproduce agnostic-adult            # the average and its smallest client
 
 A run writes a folder: config.json and config.toml (what was run), results.json (the summary),
 metrics.jsonl (every evaluation, while it runs), per_client.npz, params.npz and pictures. It never

@@ -1,4 +1,4 @@
-"""Adult census: FedAvg fails the smallest client, agnostic federated learning repairs it.
+"""Adult census: FedAvg leaves the smallest client the highest loss, agnostic learning lowers it.
 
 Two clients own the Adult census data: people with a doctorate (1 % of all) and everybody else. A
 logistic regression on the categorical columns predicts who earns more than 50,000 dollars. Four
