@@ -252,6 +252,19 @@ def test_a_gradient_that_is_not_finite_is_named_though_the_losses_are():
         simulate.run(algorithm, zeros, data, key=KEY, num_rounds=2)
 
 
+def test_a_continued_run_is_the_run_that_was_never_stopped():
+    """Bit for bit, with noise, momentum and segments of other lengths."""
+    data, _ = population()
+    algorithm = agnostic(optimizer=optax.sgd(0.2, momentum=0.9), batch_size=2)
+    options: dict[str, Any] = {"key": KEY}
+    whole = simulate.run(algorithm, params(), data, num_rounds=13, **options)
+    part = simulate.run(algorithm, params(), data, num_rounds=6, segment_rounds=4, **options)
+    rest = simulate.run(
+        algorithm, params(), data, num_rounds=13, state=part.state, first_round=6, **options
+    )
+    jax.tree.map(np.testing.assert_array_equal, rest.state, whole.state)
+
+
 def test_a_swept_step_size_is_its_separate_runs():
     data, _ = population()
     sizes = np.array([0.0, 0.05, 0.4], np.float32)

@@ -114,15 +114,19 @@ def assert_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def assert_consistent(result: simulate.Result, first_round: int = 0) -> None:
+def assert_close(a, b):
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6), a, b)
+
+
+def assert_consistent(result: simulate.Result, first_round: int = 0, same=assert_equal) -> None:
     """State, params, rounds, info and evaluations of a walk tell the same story."""
     done = result.num_rounds
     positions = path(20)
     assert int(result.state[1]) == done
-    assert_equal(result.state[0], positions[done])
-    assert_equal(result.params, positions[done])
+    same(result.state[0], positions[done])
+    same(result.params, positions[done])
     seen = () if result.info is None else tuple(result.info.server["here"])
-    assert_equal(seen, positions[first_round + 1 : done + 1])
+    same(seen, positions[first_round + 1 : done + 1])
     for split in result.evaluations.values.values():
         assert len(split["distance"].total) == len(result.evaluations.rounds)
         for r, total in zip(result.evaluations.rounds, split["distance"].total, strict=True):
@@ -213,11 +217,7 @@ def test_evaluations_are_those_of_the_model_at_that_round():
         params = run(FEDAVG, zeros(), num_rounds=r, segment_rounds=3).params
         for split, population_ in (("train", data), ("held out", held_out)):
             found = jax.tree.map(lambda x: x[i], result.evaluations.values[split])  # noqa: B023
-            jax.tree.map(
-                functools.partial(np.testing.assert_allclose, rtol=1e-6),
-                found,
-                jax.jit(EVALUATE)(params, population_),
-            )
+            assert_close(found, jax.jit(EVALUATE)(params, population_))
 
 
 def test_no_rounds_at_all():
@@ -385,14 +385,20 @@ def test_a_failing_sweep_names_the_run_too():
 
 
 def test_debug_is_the_same_run():
-    data = {"all": population()}
-    options: Any = {"num_rounds": 2, "evaluate": EVALUATE, "eval_data": data}
-    a = run(FEDAVG, zeros(), **options)
-    b = run(FEDAVG, zeros(), debug=True, **options)
-    close = functools.partial(np.testing.assert_allclose, atol=1e-6)
-    for part in ("params", "info", "evaluations"):
-        jax.tree.map(close, getattr(a, part), getattr(b, part))
-    assert jax.tree.structure(a.state) == jax.tree.structure(b.state)
+    result = run(
+        debug=True,
+        num_rounds=5,
+        eval_every=2,
+        segment_rounds=3,
+        evaluate=distance,
+        eval_data={"all": population()},
+    )
+    assert_consistent(result, same=assert_close)
+    assert result.num_rounds == 5
+    assert result.evaluations.rounds.tolist() == [0, 2, 4, 5]
+    a = run(FEDAVG, zeros(), num_rounds=1, segment_rounds=3)
+    b = run(FEDAVG, zeros(), num_rounds=1, debug=True)
+    assert_close(a[:4], b[:4])
 
 
 def test_debug_names_round_stage_and_client():
@@ -432,11 +438,10 @@ def test_a_sweep_is_its_separate_runs():
     for g, (seed, rate) in enumerate(zip([5, 6], [0.1, 0.4], strict=True)):
         init_key, key = jax.random.split(jax.random.key(seed))
         alone = run(fedavg(rate), init(init_key), key=key, **options)
-        close = functools.partial(np.testing.assert_allclose, atol=1e-6)
-        jax.tree.map(close, jax.tree.map(lambda x: x[g], swept.params), alone.params)  # noqa: B023
-        jax.tree.map(close, jax.tree.map(lambda x: x[:, g], swept.info), alone.info)  # noqa: B023
+        assert_close(jax.tree.map(lambda x: x[g], swept.params), alone.params)  # noqa: B023
+        assert_close(jax.tree.map(lambda x: x[:, g], swept.info), alone.info)  # noqa: B023
         values = jax.tree.map(lambda x: x[:, g], swept.evaluations.values)  # noqa: B023
-        jax.tree.map(close, values, alone.evaluations.values)
+        assert_close(values, alone.evaluations.values)
     assert np.abs(swept.params["kernel"][0] - swept.params["kernel"][1]).max() > 0.1
 
 

@@ -1,0 +1,313 @@
+"""The contract table: one row for every public factory, and how to find a factory without one.
+
+test_contracts.py runs every law on every row. A new part gets a row here: how to build it small,
+its float64 reference if it has one, and the laws it does not promise, each with the reason.
+"""
+
+import dataclasses
+import functools
+import inspect
+import itertools
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import reference
+from fedjax_sim import aggregators, algorithms, clients, metrics, models, sampling
+from fedjax_sim.base import (
+    Aggregator,
+    Algorithm,
+    Array,
+    ClientRule,
+    Model,
+    Params,
+    Sampler,
+    Server,
+)
+from fedjax_sim.data import Batching, FederatedData, federate
+
+MODULES = (aggregators, sampling, clients, algorithms, models)
+CONTRACTS = (Aggregator, Sampler, ClientRule, Server, Algorithm, Model)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Row:
+    """One public factory, or one way to call it.
+
+    factory: the function in the package.
+    build: builds the part, small; what it takes is said at each table.
+    reference: what the part must equal; what it is is said at each table.
+    opts_out: name of a law (its test) -> why the part does not keep it.
+    """
+
+    factory: Callable[..., Any]
+    build: Callable[..., Any]
+    reference: Any = None
+    opts_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def factories(modules: Iterable[types.ModuleType]) -> set[Callable[..., Any]]:
+    """Every public function of the modules that says it returns a contract."""
+    found = set()
+    for module in modules:
+        for name, function in vars(module).items():
+            own = inspect.isfunction(function) and function.__module__ == module.__name__
+            if own and not name.startswith("_"):
+                returned = typing.get_type_hints(function).get("return")
+                if returned in CONTRACTS:
+                    found.add(function)
+    return found
+
+
+# A population on which everything is quick: six clients, unequal, most of several batches.
+SIZES = (5, 2, 9, 12, 7, 1)
+FEATURES, CLASSES, BATCH_SIZE = 3, 3, 2
+MODEL = models.logistic(CLASSES, init="glorot")
+
+
+@functools.cache
+def population() -> FederatedData:
+    rng = np.random.default_rng(6)
+    x = rng.normal(size=(sum(SIZES), FEATURES))
+    y = rng.integers(0, CLASSES, sum(SIZES))
+    return federate({"x": x, "y": y}, np.split(np.arange(sum(SIZES)), np.cumsum(SIZES)[:-1]))
+
+
+def initial_params(key: Array) -> Params:
+    return MODEL.init(key, jnp.zeros((1, FEATURES)))
+
+
+# build() -> Aggregator; reference(updates [C, D], weights [C]) -> [D], in float64.
+AGGREGATORS = {
+    "mean": Row(aggregators.mean, aggregators.mean, reference.mean),
+    "uniform_mean": Row(aggregators.uniform_mean, aggregators.uniform_mean, reference.uniform_mean),
+}
+
+
+def successive_draws(weights: np.ndarray, cohort_size: int) -> np.ndarray:
+    """How often each client is in a cohort drawn one after another, without putting back."""
+    expected = np.zeros(len(weights))
+    for cohort in itertools.permutations(range(len(weights)), cohort_size):
+        left, probability = weights.sum(), 1.0
+        for k in cohort:
+            probability, left = probability * weights[k] / left, left - weights[k]
+        expected[list(cohort)] += probability
+    return expected
+
+
+SAMPLING_WEIGHTS = np.array([3.0, 0.0, 1.0, 1.0, 0.5, 2.0])
+SHARES = np.array(SIZES) / sum(SIZES)
+
+# build(cohort_size) -> Sampler; reference: how often each client is drawn in a round, [N], C = 3.
+SAMPLERS = {
+    "everyone": Row(
+        sampling.everyone,
+        lambda cohort_size: sampling.everyone(),
+        np.ones(len(SIZES)),
+        {
+            "test_two_keys_draw_different_cohorts": "all clients take part, nothing is drawn",
+            "test_a_cohort_that_is_too_large_is_refused": "has no cohort size",
+        },
+    ),
+    "uniform": Row(sampling.uniform, sampling.uniform, np.full(len(SIZES), 3 / len(SIZES))),
+    "by_weight": Row(
+        sampling.by_weight,
+        sampling.by_weight,
+        3 * SHARES,
+        {
+            "test_a_cohort_has_distinct_clients": "draws with replacement",
+            "test_a_cohort_that_is_too_large_is_refused": "draws with replacement",
+        },
+    ),
+    "by_weight, distinct": Row(
+        sampling.by_weight,
+        functools.partial(sampling.by_weight, replace=False),
+        successive_draws(SHARES, 3),
+    ),
+    "by_weight, given": Row(
+        sampling.by_weight,
+        functools.partial(sampling.by_weight, weights=SAMPLING_WEIGHTS),
+        3 * SAMPLING_WEIGHTS / SAMPLING_WEIGHTS.sum(),
+        {
+            "test_a_cohort_has_distinct_clients": "draws with replacement",
+            "test_a_cohort_that_is_too_large_is_refused": "draws with replacement",
+        },
+    ),
+}
+
+
+def fedavg(model: Model = MODEL, *, width: int = 1, **options: Any) -> Algorithm:
+    return algorithms.fedavg(
+        model,
+        client_optimizer=optax.sgd(0.2),
+        batching=Batching(BATCH_SIZE),
+        sampler=sampling.uniform(4),
+        width=width,
+        **options,
+    )
+
+
+def prox(mu: float) -> ClientRule:
+    return clients.prox(MODEL, optax.sgd(0.2), mu=mu, loss=metrics.cross_entropy)
+
+
+def scaffold(model: Model = MODEL, *, width: int = 1) -> Algorithm:
+    return algorithms.scaffold(
+        model,
+        client_learning_rate=0.2,
+        batching=Batching(BATCH_SIZE),
+        sampler=sampling.uniform(4),
+        width=width,
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RuleRow(Row):
+    """build() -> ClientRule; reference(width) -> the same round by `local_sgd` alone.
+
+    within(width): an Algorithm that uses the rule. without(width): the same where what the rule
+    adds to `local_sgd` is zero.
+    """
+
+    within: Callable[[int], Algorithm] = fedavg
+    without: Callable[[int], Algorithm] | None = None
+
+
+CLIENT_RULES = {
+    "local_sgd": RuleRow(
+        clients.local_sgd,
+        lambda: clients.local_sgd(MODEL, optax.sgd(0.2), loss=metrics.cross_entropy),
+        within=lambda width: fedavg(width=width),
+        opts_out={"test_a_zero_coefficient_is_local_sgd": "is what the others reduce to"},
+    ),
+    "prox": RuleRow(
+        clients.prox,
+        lambda: prox(0.7),
+        reference=lambda width: fedavg(width=width),
+        within=lambda width: fedavg(rule=prox(0.7), width=width),
+        without=lambda width: fedavg(rule=prox(0.0), width=width),
+    ),
+    "scaffold": RuleRow(
+        clients.scaffold,
+        lambda: clients.scaffold(MODEL, learning_rate=0.2, loss=metrics.cross_entropy),
+        reference=lambda width: fedavg(aggregator=aggregators.uniform_mean(), width=width),
+        within=lambda width: scaffold(width=width),
+        without=lambda width: scaffold(width=width),  # all control variates start at zero
+    ),
+}
+
+# build(optimizer) -> Server.
+SERVERS = {"server_optimizer": Row(algorithms.server_optimizer, algorithms.server_optimizer)}
+
+
+def agnostic(model: Model, **options: Any) -> Algorithm:
+    return algorithms.agnostic(
+        model, optimizer=optax.sgd(0.2, momentum=0.9), mixture_step_size=0.1, **options
+    )
+
+
+_EVERYBODY = {"test_two_seeds_draw_different_cohorts": "all domains take part in every round"}
+_ROUNDING = {
+    "test_a_scan_is_a_python_loop_bit_for_bit": "XLA may sum the domains' losses in another order "
+    "inside a scan; equal to rounding, as test_seeds_vmapped_are_separate_runs sees"
+}
+
+# build(model) -> Algorithm.
+ALGORITHMS = {
+    "fedavg": Row(
+        algorithms.fedavg, lambda model: fedavg(model, width=2, server=optax.sgd(1.0, 0.9))
+    ),
+    "scaffold": Row(algorithms.scaffold, scaffold),
+    "agnostic, per domain": Row(
+        algorithms.agnostic,
+        lambda model: agnostic(model, batch_size=3),
+        opts_out=_EVERYBODY | _ROUNDING,
+    ),
+    "agnostic, weighted": Row(
+        algorithms.agnostic,
+        lambda model: agnostic(model, batch_size=20, estimator="weighted", output="last"),
+        opts_out=_EVERYBODY | _ROUNDING,
+    ),
+}
+
+
+def _linen() -> Model:
+    import flax.linen as nn
+
+    return models.from_linen(nn.Dense(CLASSES))
+
+
+def _nnx() -> Model:
+    from flax import nnx
+
+    return models.from_nnx(lambda rngs: nnx.Linear(FEATURES, CLASSES, rngs=rngs))
+
+
+def _functions() -> Model:
+    def init(key: Array) -> Params:
+        return jax.random.normal(key, (FEATURES, CLASSES))
+
+    return models.from_functions(init, lambda params, inputs: jnp.sin(inputs @ params))
+
+
+_VECTORS = np.linspace(-1, 1, 4 * FEATURES, dtype=np.float32).reshape(4, FEATURES)
+_IMAGES = (np.arange(4 * 8 * 8) * 37 % 256).astype(np.uint8).reshape(4, 8, 8)
+_TOKENS = (np.arange(4 * 6) * 5 % CLASSES).astype(np.int32).reshape(4, 6)
+
+# build() -> Model; reference: (inputs [B, ...], the shape of the outputs).
+MODELS = {
+    "logistic": Row(
+        models.logistic,
+        lambda: models.logistic(CLASSES),
+        (_VECTORS, (4, CLASSES)),
+        {"test_init_follows_its_key": "starts at zero, which a convex problem allows"},
+    ),
+    "logistic, glorot": Row(
+        models.logistic,
+        lambda: models.logistic(CLASSES, init="glorot"),
+        (_VECTORS, (4, CLASSES)),
+    ),
+    "mlp": Row(models.mlp, lambda: models.mlp(CLASSES, hidden=(4,)), (_VECTORS, (4, CLASSES))),
+    "emnist_cnn": Row(
+        models.emnist_cnn, lambda: models.emnist_cnn(CLASSES), (_IMAGES, (4, CLASSES))
+    ),
+    "simple_cnn": Row(
+        models.simple_cnn, lambda: models.simple_cnn(CLASSES), (_IMAGES, (4, CLASSES))
+    ),
+    "char_lstm": Row(
+        models.char_lstm,
+        lambda: models.char_lstm(CLASSES, embedding=2, hidden=3),
+        (_TOKENS, (4, 6, CLASSES)),
+    ),
+    "from_functions": Row(models.from_functions, _functions, (_VECTORS, (4, CLASSES))),
+    "from_linen": Row(models.from_linen, _linen, (_VECTORS, (4, CLASSES))),
+    "from_nnx": Row(models.from_nnx, _nnx, (_VECTORS, (4, CLASSES))),
+    "build": Row(
+        models.build,
+        lambda: models.build("mlp", CLASSES, hidden=(5,)),
+        (_VECTORS, (4, CLASSES)),
+    ),
+}
+
+ROWS: list[tuple[str, Row]] = [
+    *AGGREGATORS.items(),
+    *SAMPLERS.items(),
+    *CLIENT_RULES.items(),
+    *SERVERS.items(),
+    *ALGORITHMS.items(),
+    *MODELS.items(),
+]
+
+
+def without_row(
+    modules: Iterable[types.ModuleType] = MODULES, rows: Iterable[tuple[str, Row]] = ROWS
+) -> set[str]:
+    """The names of public factories that no row covers."""
+    covered = {row.factory for _, row in rows}
+    return {f"{f.__module__}.{f.__name__}" for f in factories(modules) - covered}

@@ -1,0 +1,647 @@
+"""Every law of a contract on every part that signs it; the table is contracts.py."""
+
+import functools
+import types
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as st_numpy
+
+import contracts
+from contracts import AGGREGATORS, ALGORITHMS, CLIENT_RULES, MODELS, SAMPLERS, SERVERS, Row
+from fedjax_sim import trees
+from fedjax_sim.base import Aggregator, Algorithm, Batch, Client, Model, Report
+
+KEY = jax.random.key(17)
+LAWS: set[str] = set()
+
+
+def law(rows: dict[str, Row]) -> Callable:
+    """Run a test, a law, on every row that does not opt out of it."""
+
+    def decorate(test: Callable) -> Callable:
+        LAWS.add(test.__name__)
+        kept = [
+            pytest.param(row, id=name)
+            for name, row in rows.items()
+            if test.__name__ not in row.opts_out
+        ]
+        return pytest.mark.parametrize("row", kept)(test)
+
+    return decorate
+
+
+def assert_equal(a: Any, b: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def assert_close(a: Any, b: Any, atol: float = 1e-6) -> None:
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=atol), a, b)
+
+
+def shapes(tree: Any) -> Any:
+    """Structure, shapes and dtypes, to compare."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [(jnp.shape(x), jnp.result_type(x)) for x in leaves]
+
+
+# The table itself.
+
+
+def test_every_public_factory_has_a_row():
+    assert contracts.without_row() == set()
+
+
+def test_every_row_belongs_to_a_public_factory():
+    found = contracts.factories(contracts.MODULES)
+    assert {row.factory for _, row in contracts.ROWS} == found
+
+
+def test_a_planted_factory_without_a_row_is_found():
+    planted = types.ModuleType("planted")
+    source = """
+from fedjax_sim.base import Aggregator, Sampler
+from fedjax_sim.sampling import uniform
+def trimmed() -> Aggregator: ...
+def quoted() -> "Sampler": ...
+def helper() -> int: ...
+def untyped(): ...
+def _private() -> Aggregator: ...
+"""
+    exec(source, vars(planted))
+    modules = (*contracts.MODULES, planted)
+    assert contracts.without_row(modules) == {"planted.trimmed", "planted.quoted"}
+    fewer = [item for item in contracts.ROWS if item[0] != "uniform"]
+    assert contracts.without_row(rows=fewer) == {"fedjax_sim.sampling.uniform"}
+
+
+def test_laws_are_opted_out_of_by_name_and_with_a_reason():
+    for name, row in contracts.ROWS:
+        assert row.opts_out.keys() <= LAWS, name
+        assert all(len(reason) > 10 for reason in row.opts_out.values()), name
+
+
+# Aggregators.
+
+
+@st.composite
+def stacks(draw: Any) -> tuple[Any, np.ndarray]:
+    """(a tree of updates [C, ...] in float32, weights [C])."""
+    num_clients = draw(st.integers(1, 6))
+    shape = st_numpy.array_shapes(min_dims=0, max_dims=2, max_side=3)
+    leaf = shape.map(lambda s: jax.ShapeDtypeStruct(s, jnp.float32))
+    some = functools.partial(st.lists, min_size=1, max_size=2)
+    structure = draw(
+        st.recursive(
+            leaf,
+            lambda inner: some(inner) | st.dictionaries(st.sampled_from("abc"), inner, min_size=1),
+            max_leaves=4,
+        )
+    )
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    size = 10.0 ** draw(st.integers(-3, 3))
+    updates = jax.tree.map(
+        lambda s: (size * rng.normal(size=(num_clients, *s.shape))).astype(np.float32), structure
+    )
+    weights = draw(
+        st.lists(
+            st.sampled_from([0.0, 1.0, 2.5, 60.0, 30000.0]),
+            min_size=num_clients,
+            max_size=num_clients,
+        )
+    )
+    return updates, np.array(weights, np.float32)
+
+
+def cohort() -> tuple[Any, np.ndarray]:
+    """Five updates of a small tree, the third of weight 0."""
+    rng = np.random.default_rng(9)
+    updates = {"a": rng.normal(size=(5, 2, 3)), "b": [rng.normal(size=5), rng.normal(size=(5, 4))]}
+    as_float32 = functools.partial(np.asarray, dtype=np.float32)
+    return jax.tree.map(as_float32, updates), np.array([1, 4, 0, 2.5, 30], np.float32)
+
+
+def one(updates: Any) -> Any:
+    return jax.tree.map(lambda u: u[0], updates)
+
+
+class Compiled(NamedTuple):
+    """An aggregator and its jitted apply(key, state, updates, weights), which counts traces."""
+
+    aggregator: Aggregator
+    apply: Callable
+    traces: list[None]
+
+
+@functools.cache
+def compiled(row: Row) -> Compiled:
+    aggregator, traces = row.build(), []
+
+    def apply(*args: Any) -> Any:
+        traces.append(None)
+        return aggregator.apply(*args)
+
+    return Compiled(aggregator, jax.jit(apply), traces)
+
+
+def aggregate(row: Row, updates: Any, weights: np.ndarray) -> Any:
+    part = compiled(row)
+    return part.apply(KEY, part.aggregator.init(one(updates)), updates, weights)[1]
+
+
+@law(AGGREGATORS)
+@settings(max_examples=20)
+@given(stack=stacks())
+def test_an_aggregate_equals_the_float64_reference(row, stack):
+    updates, weights = stack
+    out = aggregate(row, updates, weights)
+    assert jax.tree.structure(out) == jax.tree.structure(updates)
+    flat = np.concatenate([np.reshape(u, (len(weights), -1)) for u in jax.tree.leaves(updates)], 1)
+    expected = row.reference(flat.astype(np.float64), weights.astype(np.float64))
+    found = np.concatenate([np.ravel(u) for u in jax.tree.leaves(out)])
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(flat).max())
+
+
+@law(AGGREGATORS)
+def test_a_row_of_weight_zero_may_hold_anything(row):
+    updates, weights = cohort()
+    expected = aggregate(row, updates, weights)
+    for junk in (np.nan, np.inf, 1e30):
+        spoilt = jax.tree.map(np.copy, updates)
+        for leaf in jax.tree.leaves(spoilt):
+            leaf[2] = junk
+        assert_equal(aggregate(row, spoilt, weights), expected)
+
+
+@law(AGGREGATORS)
+def test_the_order_of_clients_does_not_matter(row):
+    updates, weights = cohort()
+    expected = aggregate(row, updates, weights)
+    for order in ([4, 3, 2, 1, 0], [2, 0, 4, 1, 3]):
+        shuffled = jax.tree.map(lambda u: u[order], updates)  # noqa: B023
+        assert_close(aggregate(row, shuffled, weights[order]), expected)
+
+
+@law(AGGREGATORS)
+@pytest.mark.parametrize("factor", [1e-4, 7.0, 1e4])
+def test_only_ratios_of_weights_matter(row, factor):
+    updates, weights = cohort()
+    expected = aggregate(row, updates, weights)
+    assert_close(aggregate(row, updates, np.float32(factor) * weights), expected)
+
+
+@law(AGGREGATORS)
+def test_dtypes_and_structure_are_kept(row):
+    """Also of half precision, whose weighted sums stay in its range here."""
+    aggregator = row.build()
+    updates, weights = cohort()
+    updates["half"] = jnp.asarray(updates["a"], jnp.float16)
+    updates["brain"] = jnp.asarray(updates["a"], jnp.bfloat16)
+    _, out, _ = jax.jit(aggregator.apply)(KEY, aggregator.init(one(updates)), updates, weights)
+    assert shapes(out) == shapes(one(updates))
+    expected = aggregate(row, *cohort())
+    assert_close({name: out[name] for name in expected}, expected)
+    for name, atol in (("half", 4e-3), ("brain", 3e-2)):
+        assert_close(np.float32(out[name]), np.float32(expected["a"]), atol)
+
+
+@law(AGGREGATORS)
+def test_an_aggregators_state_is_a_stable_carry(row):
+    aggregator = row.build()
+    updates, weights = cohort()
+    state = aggregator.init(one(updates))
+
+    def carried(state: Any, flag: jax.Array) -> tuple[Any, Any]:
+        new, _, info = aggregator.apply(KEY, state, updates, weights)
+        return jax.lax.cond(flag, lambda: new, lambda: state), info
+
+    end, _ = jax.eval_shape(lambda s: jax.lax.scan(carried, s, jnp.ones(3, bool)), state)
+    assert shapes(end) == shapes(state)
+
+
+@law(AGGREGATORS)
+def test_two_calls_of_equal_shapes_are_traced_once(row):
+    updates, weights = cohort()
+    part = compiled(row)
+    state, _, _ = part.apply(KEY, part.aggregator.init(one(updates)), updates, weights)
+    traced = len(part.traces)
+    part.apply(jax.random.fold_in(KEY, 1), state, jax.tree.map(lambda u: u + 1, updates), weights)
+    assert len(part.traces) == traced
+
+
+@law(AGGREGATORS)
+def test_jit_changes_nothing(row):
+    updates, weights = cohort()
+    aggregator = row.build()
+    with jax.disable_jit():
+        _, plain, _ = aggregator.apply(KEY, aggregator.init(one(updates)), updates, weights)
+    assert_close(aggregate(row, updates, weights), plain)
+
+
+@law(AGGREGATORS)
+def test_a_vmapped_aggregator_is_a_loop(row):
+    updates, weights = cohort()
+    aggregator = row.build()
+    several = jax.tree.map(lambda u: np.stack([u, 2 * u, u[::-1]]), updates)
+    weights3 = np.stack([weights, weights[::-1], np.ones(5, np.float32)])
+    states = jax.vmap(aggregator.init)(jax.tree.map(lambda u: u[:, 0], several))
+    keys = jax.random.split(KEY, 3)
+    _, out, _ = jax.jit(jax.vmap(aggregator.apply))(keys, states, several, weights3)
+    for i in range(3):
+        alone = jax.tree.map(lambda u: u[i], several)  # noqa: B023
+        state = aggregator.init(one(alone))
+        _, expected, _ = compiled(row).apply(keys[i], state, alone, weights3[i])
+        assert_close(jax.tree.map(lambda u: u[i], out), expected)  # noqa: B023
+
+
+@law(AGGREGATORS)
+def test_a_streamed_aggregate_is_the_stacked_one(row):
+    aggregator = row.build()
+    assert (aggregator.summand is None) == (aggregator.from_sum is None)
+    if aggregator.summand is None:
+        return
+    updates, weights = cohort()
+    state = aggregator.init(one(updates))
+    terms = [
+        aggregator.summand(jax.tree.map(lambda u: u[i], updates), weights[i])  # noqa: B023
+        for i in range(5)
+    ]
+    total = functools.reduce(trees.add, terms)
+    found_state, found, _ = aggregator.from_sum(KEY, state, total)
+    expected_state, expected, _ = compiled(row).apply(KEY, state, updates, weights)
+    assert_close(found, expected)
+    assert_close(found_state, expected_state)
+    spoilt = jax.tree.map(lambda u: np.full_like(u[0], np.nan), updates)
+    nothing = aggregator.summand(spoilt, np.float32(0))
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(nothing))
+
+
+@law(AGGREGATORS)
+def test_no_weight_at_all_gives_zero(row):
+    updates, weights = cohort()
+    spoilt = jax.tree.map(lambda u: np.full_like(u, np.nan), updates)
+    for rows in (updates, spoilt):
+        out = aggregate(row, rows, 0 * weights)
+        assert all(not np.any(leaf) for leaf in jax.tree.leaves(out))
+
+
+# Samplers.
+
+NUM_CLIENTS = len(contracts.SIZES)
+SAMPLER_SIZES = jnp.array(contracts.SIZES, jnp.int32)
+NUM_DRAWS = 4000
+
+
+@functools.cache
+def drawn(row: Row, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and masks [NUM_DRAWS, C] of a sampler."""
+    sampler = row.build(3)
+    state = sampler.init(SAMPLER_SIZES)
+    draw = jax.jit(jax.vmap(lambda key: sampler.apply(key, state, SAMPLER_SIZES)[1]))
+    cohorts = draw(jax.random.split(jax.random.key(seed), NUM_DRAWS))
+    return np.asarray(cohorts.ids), np.asarray(cohorts.mask)
+
+
+@law(SAMPLERS)
+def test_a_cohort_holds_ids_or_nobody(row):
+    ids, mask = drawn(row)
+    assert ids.dtype == np.int32 and mask.dtype == np.bool_
+    assert ids.shape == mask.shape
+    assert ids.min() >= 0
+    assert (ids[mask] < NUM_CLIENTS).all()
+    assert (ids[~mask] == NUM_CLIENTS).all()
+
+
+@law(SAMPLERS)
+def test_a_cohort_has_distinct_clients(row):
+    ids, mask = drawn(row)
+    ordered = np.sort(np.where(mask, ids, -1 - np.arange(ids.shape[1])), axis=1)
+    assert (np.diff(ordered, axis=1) > 0).all()
+
+
+@law(SAMPLERS)
+def test_a_sampler_is_deterministic_and_its_state_stable(row):
+    sampler = row.build(3)
+    state = sampler.init(SAMPLER_SIZES)
+    new, first = sampler.apply(KEY, state, SAMPLER_SIZES)
+    _, again = sampler.apply(KEY, state, SAMPLER_SIZES)
+    assert_equal(first, again)
+    assert shapes(new) == shapes(state)
+
+
+@law(SAMPLERS)
+def test_two_keys_draw_different_cohorts(row):
+    ids, _ = drawn(row)
+    assert len(np.unique(ids, axis=0)) > 10
+    same = np.all(ids[1:] == ids[:-1], axis=1).mean()
+    assert same < 0.2
+
+
+def too_far(counts: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Where counts are five standard deviations from what is expected, or should be zero."""
+    # A client is drawn at most C times a round and draws are no more spread than Poisson.
+    return np.abs(counts - expected) > 5 * np.sqrt(expected)
+
+
+@law(SAMPLERS)
+def test_clients_are_drawn_as_often_as_promised(row):
+    ids, mask = drawn(row)
+    counts = np.bincount(ids[mask], minlength=NUM_CLIENTS)
+    assert not too_far(counts, NUM_DRAWS * row.reference).any()
+
+
+def test_wrong_frequencies_would_be_noticed():
+    """Every sampler's counts against the promises of all that promise something else."""
+    for row in SAMPLERS.values():
+        ids, mask = drawn(row)
+        counts = np.bincount(ids[mask], minlength=NUM_CLIENTS)
+        for other in SAMPLERS.values():
+            if not np.allclose(other.reference, row.reference):
+                assert too_far(counts, NUM_DRAWS * other.reference).any()
+
+
+@law(SAMPLERS)
+def test_a_cohort_that_is_too_large_is_refused(row):
+    sampler = row.build(NUM_CLIENTS + 1)
+    with pytest.raises(ValueError, match=rf"cohort_size must be <= {NUM_CLIENTS}.*got 7"):
+        sampler.init(SAMPLER_SIZES)
+
+
+# Client rules.
+
+
+@functools.cache
+def one_round(build: Callable[[int], Algorithm], width: int) -> Any:
+    """(params, client states, info) after a round at `width`."""
+    data = contracts.population()
+    algorithm = build(width)
+    state = algorithm.init(KEY, contracts.initial_params(KEY), data)
+    state, info = jax.jit(algorithm.step)(KEY, state, data)
+    return algorithm.params(state), state.clients, info.cohort
+
+
+@law(CLIENT_RULES)
+def test_a_zero_coefficient_is_local_sgd(row):
+    plain, _, _ = one_round(row.reference, 1)
+    assert_close(one_round(row.without, 1)[0], plain, 1e-7)
+
+
+@law(CLIENT_RULES)
+def test_the_width_of_a_round_does_not_matter(row):
+    assert_close(one_round(row.within, 1), one_round(row.within, 3))
+
+
+@law(CLIENT_RULES)
+def test_a_rule_carries_stable_states(row):
+    """What `lax.scan` over steps and over rounds needs, for one client and unbatched."""
+    rule = row.build()
+    params = contracts.initial_params(KEY)
+    broadcast = params
+    if row.factory is contracts.clients.scaffold:
+        broadcast = contracts.clients.ControlledModel(params, params)
+    client = Client(jnp.int32(2), jnp.int32(9), jnp.int32(3))
+    examples = {"x": jnp.ones((2, contracts.FEATURES)), "y": jnp.zeros(2, jnp.int32)}
+    batch = Batch(examples, jnp.array([True, False]))
+
+    def whole(state: Any) -> tuple[Any, ...]:
+        work = rule.begin(KEY, state, broadcast, client)
+        after = rule.step(KEY, work, broadcast, batch)
+        return work, after, rule.finish(KEY, state, broadcast, client, after)
+
+    state = rule.init(params)
+    work, after, (new_state, _, weight, info) = jax.eval_shape(whole, state)
+    assert shapes(after) == shapes(work)
+    assert shapes(new_state) == shapes(state)
+    assert (weight.shape, weight.dtype) == ((), jnp.float32)
+    assert all(leaf.shape == () for leaf in info.values()) and info
+
+
+# Servers.
+
+
+@law(SERVERS)
+def test_a_servers_state_is_stable_and_its_params_come_back(row):
+    server = row.build(optax.adam(0.1))
+    data, params = contracts.population(), contracts.initial_params(KEY)
+    state = server.init(KEY, params, data)
+    assert_equal(server.params(state), params)
+    four = jnp.arange(4)
+    report = Report(four, four + 1.0, four < 0, {})
+    new, _ = server.apply(KEY, state, jax.tree.map(jnp.ones_like, params), report)
+    assert shapes(new) == shapes(state)
+    assert shapes(server.params(new)) == shapes(params)
+
+
+@law(SERVERS)
+def test_a_server_moves_along_the_aggregate(row):
+    server = row.build(optax.sgd(1.0))
+    params = contracts.initial_params(KEY)
+    state = server.init(KEY, params, contracts.population())
+    four = jnp.arange(4)
+    aggregate = jax.tree.map(lambda p: p * 0.5 + 1, params)
+    new, _ = server.apply(KEY, state, aggregate, Report(four, four + 1.0, four < 0, {}))
+    assert_close(server.params(new), trees.add(params, aggregate))
+
+
+# Algorithms.
+
+NUM_ROUNDS = 4
+
+
+class Trajectory(NamedTuple):
+    """What a plain loop of the jitted step gave."""
+
+    algorithm: Algorithm
+    states: list[Any]
+    info: Any
+    first_traces: int
+    all_traces: int
+
+
+@functools.cache
+def looped(row: Row, seed: int = 0) -> Trajectory:
+    algorithm, step, traces = stepping(row)
+    data = contracts.population()
+    key = jax.random.key(seed)
+    states = [algorithm.init(key, contracts.initial_params(KEY), data)]
+    infos, counts = [], []
+    for r in range(NUM_ROUNDS):
+        state, info = step(jax.random.fold_in(key, r), states[-1], data)
+        states.append(state)
+        infos.append(info)
+        counts.append(len(traces))
+    stacked = jax.tree.map(lambda *x: np.stack(x), *infos)
+    return Trajectory(algorithm, states, stacked, counts[0], counts[-1])
+
+
+@functools.cache
+def stepping(row: Row) -> tuple[Algorithm, Callable, list[None]]:
+    """The algorithm, its jitted step, and a list that grows when its model is traced."""
+    traces: list[None] = []
+
+    def apply(params: Any, inputs: Any, key: Any = None) -> Any:
+        traces.append(None)
+        return contracts.MODEL.apply(params, inputs)
+
+    algorithm = row.build(Model(contracts.MODEL.init, apply))
+    return algorithm, jax.jit(algorithm.step), traces
+
+
+def scanned(algorithm: Algorithm) -> Callable:
+    """(key, state, data) -> (state, infos), all rounds in one scan."""
+
+    def run(key: Any, state: Any, data: Any) -> tuple[Any, Any]:
+        def body(state: Any, r: Any) -> tuple[Any, Any]:
+            return algorithm.step(jax.random.fold_in(key, r), state, data)
+
+        return jax.lax.scan(body, state, jnp.arange(NUM_ROUNDS))
+
+    return run
+
+
+@law(ALGORITHMS)
+def test_a_scan_is_a_python_loop_bit_for_bit(row):
+    loop = looped(row)
+    run = jax.jit(scanned(loop.algorithm))
+    state, info = run(jax.random.key(0), loop.states[0], contracts.population())
+    assert_equal(state, loop.states[-1])
+    assert_equal(info, loop.info)
+
+
+@law(ALGORITHMS)
+def test_seeds_vmapped_are_separate_runs(row):
+    seeds = range(3)
+    loops = [looped(row, seed) for seed in seeds]
+    states = jax.tree.map(lambda *x: jnp.stack(x), *(loop.states[0] for loop in loops))
+    keys = jax.vmap(jax.random.key)(jnp.arange(3, dtype=jnp.uint32))
+    run = jax.jit(jax.vmap(scanned(loops[0].algorithm), in_axes=(0, 0, None)))
+    out = run(keys, states, contracts.population())
+    for seed, loop in zip(seeds, loops, strict=True):
+        found = jax.tree.map(lambda x: x[seed], out)  # noqa: B023
+        assert_close(found, (loop.states[-1], loop.info))
+
+
+@law(ALGORITHMS)
+def test_a_round_without_jit_is_the_same(row):
+    loop = looped(row)
+    key = jax.random.fold_in(jax.random.key(0), 0)
+    with jax.disable_jit():
+        state, info = loop.algorithm.step(key, loop.states[0], contracts.population())
+    assert_close(state, loop.states[1])
+    assert_close(info, jax.tree.map(lambda x: x[0], loop.info))
+
+
+@law(ALGORITHMS)
+def test_one_compilation_serves_all_rounds_and_seeds(row):
+    loops = [looped(row, seed) for seed in range(3)]
+    assert {loop.all_traces for loop in loops} == {loops[0].first_traces}
+
+
+@law(ALGORITHMS)
+def test_an_algorithms_state_is_a_stable_carry(row):
+    loop = looped(row)
+    data, params = contracts.population(), contracts.initial_params(KEY)
+    for state in loop.states[1:]:
+        assert shapes(state) == shapes(loop.states[0])
+    as_carry = jax.eval_shape(lambda s: loop.algorithm.step(KEY, s, data)[0], loop.states[0])
+    assert shapes(as_carry) == shapes(loop.states[0])
+    for state in loop.states:
+        assert shapes(loop.algorithm.params(state)) == shapes(params)
+    assert_equal(loop.algorithm.params(loop.states[0]), params)
+    moved = trees.subtract(loop.algorithm.params(loop.states[-1]), params)
+    assert float(trees.norm(moved)) > 0.05
+
+
+@law(ALGORITHMS)
+def test_two_seeds_draw_different_cohorts(row):
+    ids = [looped(row, seed).info.cohort.ids for seed in range(3)]
+    for a, b in ((0, 1), (1, 2), (0, 2)):
+        assert (np.sort(ids[a]) != np.sort(ids[b])).any()
+    assert len(np.unique(np.sort(ids[0]), axis=0)) > 1  # and so do two rounds
+
+
+@law(ALGORITHMS)
+def test_two_seeds_draw_different_batches(row):
+    """The same client from the same params: with another order, another loss after an epoch."""
+    a, b = (looped(row, seed).info.cohort for seed in (0, 1))
+    several = {k for k, size in enumerate(contracts.SIZES) if size > contracts.BATCH_SIZE}
+    shared = several & set(a.ids[0].tolist()) & set(b.ids[0].tolist())
+    assert shared
+    for k in shared:
+        losses = [c.clients["loss"][0][c.ids[0] == k] for c in (a, b)]
+        assert losses[0] != losses[1]
+
+
+# Models.
+
+
+@functools.cache
+def model(row: Row) -> tuple[Model, Any, Callable]:
+    """(model, params, jitted apply in evaluation mode)."""
+    built = row.build()
+    inputs, _ = row.reference
+    return built, built.init(KEY, inputs), jax.jit(lambda p, x: built.apply(p, x))
+
+
+@law(MODELS)
+def test_params_are_float32(row):
+    _, params, _ = model(row)
+    leaves = jax.tree.leaves(params)
+    assert leaves and {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+
+
+@law(MODELS)
+def test_init_follows_its_key(row):
+    built, params, _ = model(row)
+    inputs, _ = row.reference
+    assert_equal(built.init(KEY, inputs), params)
+    other = built.init(jax.random.fold_in(KEY, 1), inputs)
+    assert shapes(other) == shapes(params)
+    assert not np.allclose(jax.tree.leaves(other)[-1], jax.tree.leaves(params)[-1])
+
+
+@law(MODELS)
+def test_init_looks_at_shapes_alone(row):
+    """Of the inputs only shape and dtype matter, not even how many there are."""
+    built, params, _ = model(row)
+    inputs, _ = row.reference
+    assert_equal(built.init(KEY, np.zeros_like(inputs[:1])), params)
+
+
+@law(MODELS)
+def test_outputs_are_deterministic_finite_and_of_the_right_shape(row):
+    built, params, apply = model(row)
+    inputs, shape = row.reference
+    out = apply(params, inputs)
+    assert out.shape == shape and out.dtype == jnp.float32
+    assert np.isfinite(out).all()
+    assert_close(out, built.apply(params, inputs))  # jit changes nothing
+    assert_equal(out, apply(params, inputs))
+    first = apply(params, inputs[:1])
+    assert_close(first, out[:1])  # an example's outputs do not depend on its neighbours
+
+
+@law(MODELS)
+def test_models_vmap_over_params(row):
+    built, params, apply = model(row)
+    inputs, _ = row.reference
+    two = jax.tree.map(lambda p: jnp.stack([p, 0.5 * p]), params)
+    out = jax.jit(jax.vmap(built.apply, in_axes=(0, None)))(two, inputs)
+    for i in range(2):
+        assert_close(out[i], apply(jax.tree.map(lambda p: p[i], two), inputs))  # noqa: B023
+
+
+@law(MODELS)
+def test_training_keeps_the_structure_of_params(row):
+    built, params, _ = model(row)
+    inputs, shape = row.reference
+    out, moved = jax.eval_shape(lambda p: built.train(p, inputs, KEY), params)
+    assert out.shape == shape
+    assert shapes(moved) == shapes(params)
