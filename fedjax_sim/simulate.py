@@ -43,7 +43,7 @@ class Result(NamedTuple):
     num_rounds: rounds done so far, those before `first_round` included.
     info: RoundInfo with a leading axis [R] ([R, G] in a sweep), or None for no rounds at all.
     evaluations: see Evaluations.
-    seconds: wall time of the rounds, without compilation.
+    seconds: wall time of rounds and evaluations, without the compilation of the rounds.
     compile_seconds: time to trace and compile the segment.
     interrupted: True if Ctrl-C ended the run early.
     """
@@ -379,18 +379,14 @@ def batched(
         make: make(**hyperparameters of one run) -> Algorithm. It is traced: hyperparameters are
             scalars known only to the compiled program, so they may be numbers in formulas (learning
             rates, mu, lambda) but not sizes or choices.
-        hyperparameters: name -> [G, ...] values, one row a run; see `product`.
+        hyperparameters: name -> [G, ...] values, one row a run; none for runs that differ by their
+            keys alone.
 
     Returns:
         An Algorithm for keys [G] and params with leaves [G, ...]; the data is shared.
     """
     values = {name: jnp.asarray(value) for name, value in hyperparameters.items()}
-    if not values:
-        raise ValueError("hyperparameters must name at least one [G] array, got none.")
-    sizes = {name: value.shape[:1] for name, value in values.items()}
-    if len(set(sizes.values())) != 1 or () in sizes.values():
-        shapes = {name: value.shape for name, value in values.items()}
-        raise ValueError(f"hyperparameters must share their leading axis [G], got shapes {shapes}.")
+    _check_rows(values)
 
     def init(key: Key, params: Params, data: FederatedData) -> PyTree:
         state = jax.vmap(lambda h, k, p: make(**h).init(k, p, data))(values, key, params)
@@ -407,13 +403,20 @@ def batched(
     return Algorithm(init, step, params)
 
 
+def _check_rows(values: Mapping[str, Array | np.ndarray]) -> None:
+    shapes = {name: np.shape(value) for name, value in values.items()}
+    if len({shape[:1] for shape in shapes.values()}) > 1 or () in shapes.values():
+        raise ValueError(
+            f"hyperparameters must share their leading axis [G], one row a run, got {shapes}."
+        )
+
+
 def sweep(
     make: Callable[..., Algorithm],
-    hyperparameters: Mapping[str, Array | np.ndarray],
+    points: Mapping[str, Array | np.ndarray],
     init_params: Callable[[Key], Params],
     data: FederatedData,
     *,
-    seeds: Iterable[int] | np.ndarray,
     num_rounds: int,
     evaluate: Evaluate | None = None,
     **options: Any,
@@ -422,16 +425,19 @@ def sweep(
 
     Args:
         make: make(**hyperparameters of one run) -> Algorithm; see `batched`.
-        hyperparameters: name -> [G, ...] values.
-        init_params: init_params(key) -> params; each run gets its own from its own key.
+        points: name -> [G, ...] values, one row a run, as `product` makes them: "seed", integers,
+            and the hyperparameters that `make` takes. Run g is what `run` gives alone with the keys
+            `init_key, run_key = jax.random.split(jax.random.key(seed[g]))`.
+        init_params: init_params(init_key) -> params.
         data: the training population, shared.
-        seeds: [G] integers; run g is what `run` gives alone with the two keys of
-            `init_key, run_key = jax.random.split(jax.random.key(seeds[g]))`.
         num_rounds, evaluate, **options: as in `run`.
 
     Returns:
         One Result whose params and states have a leading axis [G], infos [R, G, ...] and
         evaluations [E, G, N]. Run g equals `run` with its seed and hyperparameters, to rounding.
+
+    Raises:
+        ValueError: no "seed", or values of different lengths.
 
     Cost: G times the memory of a run's state; on small models far less than G times the time.
 
@@ -440,20 +446,24 @@ def sweep(
         >>> points["learning_rate"]
         array([0.1, 0.3, 0.1, 0.3])
     """
-    keys = jax.vmap(jax.random.key)(jnp.asarray(list(seeds), jnp.uint32))
-    algorithm = batched(make, hyperparameters)
-    lengths = {name: len(np.asarray(v)) for name, v in hyperparameters.items()}
-    if any(length != keys.shape[0] for length in lengths.values()):
+    if "seed" not in points:
         raise ValueError(
-            f"seeds and hyperparameters must have one entry a run, got {keys.shape[0]} seeds and "
-            f"{lengths}."
+            f"points must name the runs' seeds under 'seed', got {sorted(points)}. "
+            "Make them with simulate.product(seed=range(8), ...)."
         )
+    _check_rows(points)
+    hyperparameters = {name: value for name, value in points.items() if name != "seed"}
+    keys = jax.vmap(jax.random.key)(jnp.asarray(points["seed"], jnp.uint32))
     # Split first: a key that is both split and folded gives equal keys for unequal uses.
     init_keys, run_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-    params = jax.jit(jax.vmap(init_params))(init_keys)
-    spread = jax.vmap(evaluate, in_axes=(0, None)) if evaluate is not None else None
     return run(
-        algorithm, params, data, key=run_keys, num_rounds=num_rounds, evaluate=spread, **options
+        batched(make, hyperparameters),
+        jax.jit(jax.vmap(init_params))(init_keys),
+        data,
+        key=run_keys,
+        num_rounds=num_rounds,
+        evaluate=None if evaluate is None else jax.vmap(evaluate, in_axes=(0, None)),
+        **options,
     )
 
 

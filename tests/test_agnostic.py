@@ -270,10 +270,9 @@ def test_a_swept_step_size_is_its_separate_runs():
     sizes = np.array([0.0, 0.05, 0.4], np.float32)
     swept = simulate.sweep(
         lambda gamma: agnostic(mixture_step_size=gamma, batch_size=2),
-        {"gamma": sizes},
+        {"seed": np.ones(3, int), "gamma": sizes},
         lambda key: params(),
         data,
-        seeds=[1, 1, 1],
         num_rounds=15,
     )
     key = jax.random.split(jax.random.key(1))[1]

@@ -372,8 +372,8 @@ def test_a_failing_round_ends_the_run_and_keeps_what_was_computed(bad_round):
 
 
 def test_a_failing_sweep_names_the_run_too():
-    hyper = {"bad_round": np.array([-1, 5, 3])}
-    options: Any = {"seeds": [0, 1, 2], "num_rounds": 7, "segment_rounds": 2}
+    hyper = {"seed": np.arange(3), "bad_round": np.array([-1, 5, 3])}
+    options: Any = {"num_rounds": 7, "segment_rounds": 2}
     start = functools.partial(jax.random.normal, shape=(3,))
     with pytest.raises(simulate.SimulationError, match=r"in round 3, run 2, clients \[2\]") as e:
         simulate.sweep(walk, hyper, start, population(), **options)
@@ -420,7 +420,7 @@ def test_debug_names_round_stage_and_client():
 
 
 def test_a_sweep_is_its_separate_runs():
-    points = {"learning_rate": np.array([0.1, 0.4], np.float32)}
+    points = {"seed": [5, 6], "learning_rate": np.array([0.1, 0.4], np.float32)}
     data = population()
     init = functools.partial(models.logistic(CLASSES, init="glorot").init, inputs=jnp.zeros((1, 3)))
     options: Any = {
@@ -429,7 +429,7 @@ def test_a_sweep_is_its_separate_runs():
         "evaluate": EVALUATE,
         "eval_data": {"all": data},
     }
-    swept = simulate.sweep(fedavg, points, init, data, seeds=[5, 6], **options)
+    swept = simulate.sweep(fedavg, points, init, data, **options)
     assert swept.params["kernel"].shape == (2, FEATURES, CLASSES)
     assert swept.info.status.shape == (4, 2)
     assert swept.info.cohort.ids.shape == (4, 2, 2)
@@ -509,13 +509,12 @@ def test_bad_options_are_named(options, error, message):
 @pytest.mark.parametrize(
     ("hyper", "message"),
     [
-        ({}, "at least one"),
-        ({"bad_round": np.arange(3), "other": np.arange(2)}, "share their leading axis"),
-        ({"bad_round": np.int32(3)}, "share their leading axis"),
-        ({"bad_round": np.arange(2)}, "one entry a run, got 3 seeds and {'bad_round': 2}"),
+        ({"bad_round": np.arange(3)}, r"seeds under 'seed', got \['bad_round'\]"),
+        ({"seed": np.arange(3), "bad_round": np.arange(2)}, "share their leading axis"),
+        ({"seed": np.arange(3), "bad_round": np.int32(3)}, "share their leading axis"),
     ],
 )
 def test_bad_sweeps_are_named(hyper, message):
     start = functools.partial(jax.random.normal, shape=(3,))
     with pytest.raises(ValueError, match=message):
-        simulate.sweep(walk, hyper, start, population(), seeds=range(3), num_rounds=1)
+        simulate.sweep(walk, hyper, start, population(), num_rounds=1)

@@ -197,13 +197,13 @@ def solve_exactly(task: Task) -> minimax.Minimax:
 
 def _train(name: str, job: Job, task: Task, options: Options) -> Row:
     """All seeds of one row as one vmapped program."""
+    seeds = range(options.seed, options.seed + options.num_seeds)
     with simulate.progress_bar(name) as show:
         result = simulate.sweep(
             job.make,
-            {"learning_rate": np.full(options.num_seeds, LEARNING_RATE)},
+            simulate.product(seed=seeds, learning_rate=[LEARNING_RATE]),
             task.init_params,
             job.data,
-            seeds=options.seed + np.arange(options.num_seeds),
             num_rounds=job.num_rounds,
             evaluate=_evaluator(task.model),
             eval_data={"train": task.train, "test": task.test},
