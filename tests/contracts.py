@@ -175,21 +175,29 @@ class RuleRow(Row):
     adds to `local_sgd` is zero.
     """
 
-    within: Callable[[int], Algorithm] = fedavg
+    within: Callable[[int], Algorithm] | None = None
     without: Callable[[int], Algorithm] | None = None
+
+
+def plain(width: int) -> Algorithm:
+    return fedavg(width=width)
+
+
+def controlled(width: int) -> Algorithm:
+    return scaffold(width=width)
 
 
 CLIENT_RULES = {
     "local_sgd": RuleRow(
         clients.local_sgd,
         lambda: clients.local_sgd(MODEL, optax.sgd(0.2), loss=metrics.cross_entropy),
-        within=lambda width: fedavg(width=width),
+        within=plain,
         opts_out={"test_a_zero_coefficient_is_local_sgd": "is what the others reduce to"},
     ),
     "prox": RuleRow(
         clients.prox,
         lambda: prox(0.7),
-        reference=lambda width: fedavg(width=width),
+        reference=plain,
         within=lambda width: fedavg(rule=prox(0.7), width=width),
         without=lambda width: fedavg(rule=prox(0.0), width=width),
     ),
@@ -197,8 +205,8 @@ CLIENT_RULES = {
         clients.scaffold,
         lambda: clients.scaffold(MODEL, learning_rate=0.2, loss=metrics.cross_entropy),
         reference=lambda width: fedavg(aggregator=aggregators.uniform_mean(), width=width),
-        within=lambda width: scaffold(width=width),
-        without=lambda width: scaffold(width=width),  # all control variates start at zero
+        within=controlled,
+        without=controlled,  # all control variates start at zero
     ),
 }
 
