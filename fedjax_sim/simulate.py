@@ -61,13 +61,14 @@ class Result(NamedTuple):
 class Progress(NamedTuple):
     """What a progress callback is told after every segment.
 
-    num_rounds, total_rounds: rounds done, rounds asked for.
+    first_round, num_rounds, total_rounds: where this call started, rounds done, rounds asked for.
     seconds: since the first segment was started, without compilation.
     client_steps: local steps of all clients (and runs) so far; 0 if the algorithm counts none.
     status: bits of `Status` of the segment.
     latest: split/metric -> the newest evaluation's example-weighted mean over clients (and runs).
     """
 
+    first_round: int
     num_rounds: int
     total_rounds: int
     seconds: float
@@ -131,12 +132,17 @@ def run(
         SimulationError: with `on_error="raise"`; its `result` holds what was computed.
     """
     _check_options(num_rounds, first_round, eval_every, segment_rounds, on_error, state)
+    if (evaluate is None) != (not eval_data):
+        raise ValueError(
+            "give both evaluate and eval_data or neither: "
+            f"got evaluate={evaluate!r} and eval_data={'none' if not eval_data else [*eval_data]}."
+        )
     if state is None:
         state = jax.jit(algorithm.init)(key, params, data)
     else:
         state = jax.tree.map(jnp.copy, state)  # the segments donate their state
     history = _History(num_rounds, progress)
-    splits = dict(eval_data or {}) if evaluate is not None else {}
+    splits = dict(eval_data or {})
     assess = jax.jit(evaluate) if evaluate is not None else None
     output = jax.jit(algorithm.params)
 
@@ -282,7 +288,7 @@ class _History:
         self.seconds = 0.0
 
     def start(self, first_round: int, scores: dict[str, dict[str, Mean]]) -> None:
-        self.num_rounds = first_round
+        self.first_round = self.num_rounds = first_round
         self._keep_scores(first_round, scores)
         self.started = time.perf_counter()
 
@@ -313,6 +319,7 @@ class _History:
         if self.progress is not None:
             self.progress(
                 Progress(
+                    self.first_round,
                     self.num_rounds,
                     self.total_rounds,
                     self.seconds,
@@ -501,7 +508,8 @@ def progress_bar(title: str = "training") -> Iterator[Callable[[Progress], None]
 
         def show(progress: Progress) -> None:
             seconds = max(progress.seconds, 1e-9)
-            speed = f"{progress.num_rounds / seconds:,.1f} rounds/s"
+            done = progress.num_rounds - progress.first_round
+            speed = f"{done / seconds:,.1f} rounds/s"
             if progress.client_steps:
                 speed += f", {progress.client_steps / seconds:,.0f} client-steps/s"
             latest.plain = "  ".join(f"{name} {x:.4g}" for name, x in progress.latest.items())

@@ -15,9 +15,9 @@ PACKAGE = Path(fedjax_sim.__file__).parent
 # A module imports modules of lower tiers only, so two modules of one tier never meet.
 TIERS = [
     {"base"},
-    {"trees", "checks", "shuffling", "convolution", "devices"},
+    {"trees", "checks", "shuffling", "convolution"},
     {
-        *("data", "datasets", "partition", "models", "metrics", "sampling"),
+        *("data", "datasets", "devices", "partition", "models", "metrics", "sampling"),
         *("clients", "uplink", "simplex", "matching", "attacks", "aggregators"),
     },
     {"rounds"},

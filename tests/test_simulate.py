@@ -498,6 +498,7 @@ def test_times_are_measured_apart():
         ({"num_rounds": 3, "eval_every": 0}, ValueError, "eval_every must be >= 1, got 0"),
         ({"num_rounds": 3, "segment_rounds": 0}, ValueError, "segment_rounds must be >= 1, got 0"),
         ({"num_rounds": 3, "segment_rounds": 1.5}, TypeError, "segment_rounds must be an integer"),
+        ({"num_rounds": 3, "evaluate": distance}, ValueError, "give both evaluate and eval_data"),
         ({"num_rounds": 3, "on_error": "rais"}, ValueError, "unknown on_error 'rais'.*'raise'"),
     ],
 )
