@@ -283,7 +283,9 @@ def _tables(rows: dict[str, Row], converged: Row, exact: minimax.Minimax) -> lis
         return f"{100 * values.mean():.1f}±{100 * values.std():.1f}"
 
     accuracy = _empty_table("Test accuracy in %", "all", *DOMAINS, "worst")
-    loss = _empty_table("Training loss in nats", *DOMAINS, "worst", f"λ {DOMAINS[0]}")
+    loss = _empty_table(
+        "Training loss in nats; λ: weight of the doctorates", *DOMAINS, "worst", "λ"
+    )
     for name, row in rows.items():
         accuracy.add_row(name, *map(percent, (row.overall, *row.accuracy.T, row.worst)))
         columns = (f"{x.mean():.3f}±{x.std():.3f}" for x in (*row.loss.T, row.loss.max(axis=1)))

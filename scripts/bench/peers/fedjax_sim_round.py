@@ -1,0 +1,44 @@
+"""One FedAvg round of fedjax_sim: fedjax_sim_round.py MODEL DATA.npz ROUNDS -> one JSON line."""
+
+import json
+import sys
+import time
+
+from fedjax_sim import devices
+
+devices.use_all_cores()
+
+import jax
+import numpy as np
+import optax
+
+from fedjax_sim import algorithms, models
+from fedjax_sim.data import Batching, federate
+
+model_name, path, num_rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
+with np.load(path) as file:
+    x, y, sizes = file["x"], file["y"], file["sizes"]
+build = {
+    "logistic": lambda: models.logistic(10),
+    "mlp": lambda: models.mlp(10),
+    "cnn": lambda: models.emnist_cnn(10, dropout=(0.0, 0.0)),
+}
+mesh = devices.mesh()
+rows = np.split(np.arange(len(y)), np.cumsum(sizes)[:-1])
+data = devices.replicate(federate({"x": x, "y": y}, rows), mesh)
+model = build[model_name]()
+algorithm = algorithms.fedavg(
+    model, client_optimizer=optax.sgd(0.1), batching=Batching(20), mesh=mesh
+)
+key = jax.random.key(0)
+state = algorithm.init(key, model.init(key, x[:1]), data)
+state = devices.replicate(state, mesh)
+step = jax.jit(algorithm.step, donate_argnums=1)
+seconds = []
+for r in range(num_rounds + 1):
+    round_key = devices.replicate(jax.random.fold_in(key, r), mesh)
+    started = time.perf_counter()
+    state, info = step(round_key, state, data)
+    jax.block_until_ready(state)
+    seconds.append(time.perf_counter() - started)
+print(json.dumps({"first": seconds[0], "median": float(np.median(seconds[1:]))}))
