@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim import checks, convolution
+from fedjax_sim import checks, convolution, products
 from fedjax_sim.base import Array, Key, Model, Params
 from fedjax_sim.trees import flat_dict
 
@@ -65,7 +65,8 @@ def _dense(layer: _Layer, inputs: Array) -> Array:
             f"but its kernel of shape {kernel.shape} takes {kernel.shape[0]}: give inputs of the "
             "shape that init was called with."
         )
-    return _add_bias(jnp.dot(inputs, kernel), layer["bias"])
+    multiply = products.dense if inputs.ndim == 2 else jnp.dot
+    return _add_bias(multiply(inputs, kernel), layer["bias"])
 
 
 def _conv(layer: _Layer, images: Array) -> Array:

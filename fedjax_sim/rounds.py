@@ -242,7 +242,7 @@ def _work(
             states, updates, weights, info = _train(rule, members, message, data, batching, ragged)
             if aggregator.summand is None:
                 return (), (updates, states, weights, info)
-            terms = _batched(aggregator.summand, width)(updates, weights)
+            terms = jax.vmap(aggregator.summand)(updates, weights)
             return jax.tree.map(lambda x: x.sum(axis=0), terms), ((), states, weights, info)
 
         def accumulate(total: PyTree, members: _Slots) -> tuple[PyTree, tuple[PyTree, ...]]:
@@ -291,19 +291,26 @@ def _train(
     """Local work of one chunk: leaves [W, ...] in and out."""
     width = members.mask.shape[0]
 
-    def begin(member: _Slots) -> PyTree:
-        begin_key, _, _ = jax.random.split(member.key, 3)
-        return rule.begin(begin_key, member.state, message, member.client)
+    def rows(step: Array, member: _Slots) -> tuple[Array, Array]:
+        return batching.positions(member.words, member.client.size, step, data.max_size)
 
-    def advance(step: Array, member: _Slots, work: PyTree) -> PyTree:
-        positions, mask = batching.positions(member.words, member.client.size, step, data.max_size)
+    def begin(member: _Slots) -> tuple[PyTree, tuple[Array, Array]]:
+        begin_key, _, _ = jax.random.split(member.key, 3)
+        return rule.begin(begin_key, member.state, message, member.client), rows(jnp.int32(0), member)
+
+    def advance(
+        step: Array, member: _Slots, carry: tuple[PyTree, tuple[Array, Array]]
+    ) -> tuple[PyTree, tuple[Array, Array]]:
+        work, (positions, mask) = carry
         batch = data_lib.take(data, member.start, positions, mask)
         _, step_key, _ = jax.random.split(member.key, 3)
         new = rule.step(jax.random.fold_in(step_key, step), work, message, batch)
         # Alone, or among equals, a client stops when the loop does; nothing needs to be held back.
-        return (
-            trees.where(step < member.client.num_steps, new, work) if ragged and width > 1 else new
-        )
+        if ragged and width > 1:
+            new = trees.where(step < member.client.num_steps, new, work)
+        # The next rows go through the carry, where they are stored: computed in the step that uses
+        # them, XLA would compute them again for every array and feature that is gathered.
+        return new, rows(step + 1, member)
 
     def finish(member: _Slots, work: PyTree) -> tuple[PyTree, PyTree, Array, dict[str, Array]]:
         _, _, finish_key = jax.random.split(member.key, 3)
@@ -319,33 +326,21 @@ def _train(
     # Equal clients make the trip count static, which compiles to a better loop on an accelerator.
     steps = members.client.num_steps.max() if ragged else int(_static_steps(batching, data))
     with _stage("local work", members.client.id):
-        work = _batched(begin, width)(members)
-        work = jax.lax.fori_loop(
-            0, steps, lambda s, w: _batched(advance, width, shared=1)(s, members, w), work
+        if width == 1:
+            # Not a batch of one: XLA has no fast path for it and copies the model in every step.
+            member = jax.tree.map(lambda x: x[0], members)
+            work, _ = jax.lax.fori_loop(0, steps, lambda s, c: advance(s, member, c), begin(member))
+            return jax.tree.map(lambda x: jnp.asarray(x)[None], finish(member, work))
+        step = jax.vmap(advance, in_axes=(None, 0, 0))
+        work, _ = jax.lax.fori_loop(
+            0, steps, lambda s, c: step(s, members, c), jax.vmap(begin)(members)
         )
-        return _batched(finish, width)(members, work)
+        return jax.vmap(finish)(members, work)
 
 
 def _static_steps(batching: Batching, data: FederatedData) -> int:
     with jax.ensure_compile_time_eval():
         return int(batching.steps(data.max_size, data.max_size))
-
-
-def _batched(function: Callable, width: int, shared: int = 0) -> Callable:
-    """`function` over a leading axis of `width`; its first `shared` arguments have no such axis.
-
-    A single client is not batched at all: XLA has no fast path for batches of one.
-    """
-    if width > 1:
-        return lambda *args: jax.vmap(
-            function, in_axes=(None,) * shared + (0,) * (len(args) - shared)
-        )(*args)
-
-    def alone(*args: Any) -> Any:
-        rest = jax.tree.map(lambda x: x[0], args[shared:])
-        return jax.tree.map(lambda x: jnp.asarray(x)[None], function(*args[:shared], *rest))
-
-    return alone
 
 
 def _pad(slots: _Slots, length: int, num_clients: int) -> _Slots:

@@ -1,0 +1,52 @@
+"""The dense product and its gradients against plain NumPy float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_sim import products
+
+NARROW, WIDE = (5, 7, 3), (products.MAX_BATCH + 1, 7, 3)
+
+
+@pytest.mark.parametrize("sizes", [NARROW, WIDE, (4, 6, products.MAX_OUTPUTS + 1), (1, 1, 1)])
+def test_product_and_gradients_equal_the_reference(sizes, rng):
+    batch, features, outputs = sizes
+    x = rng.normal(size=(batch, features))
+    w = rng.normal(size=(features, outputs))
+    ct = rng.normal(size=(batch, outputs))
+    out, pull = jax.vjp(products.dense, jnp.float32(x), jnp.float32(w))
+    by_x, by_w = pull(jnp.float32(ct))
+    np.testing.assert_allclose(out, x @ w, atol=1e-5)
+    np.testing.assert_allclose(by_x, ct @ w.T, atol=1e-5)
+    np.testing.assert_allclose(by_w, x.T @ ct, atol=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [NARROW, WIDE])
+def test_a_batch_of_clients_equals_a_loop(sizes, rng):
+    batch, features, outputs = sizes
+    x = jnp.float32(rng.normal(size=(4, batch, features)))
+    w = jnp.float32(rng.normal(size=(4, features, outputs)))
+
+    def gradients(x, w):
+        return jax.grad(lambda x, w: (products.dense(x, w) ** 2).sum(), (0, 1))(x, w)
+
+    together = jax.vmap(gradients)(x, w)
+    for i in range(4):
+        for many, one in zip(together, gradients(x[i], w[i]), strict=True):
+            np.testing.assert_allclose(many[i], one, rtol=1e-5, atol=1e-4)
+
+
+def test_the_narrow_form_has_no_matrix_product_for_the_kernel():
+    """On a CPU; or the fast form is not the one that runs."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("the form is chosen for the CPU")
+
+    def products_in(sizes):
+        batch, features, outputs = sizes
+        pull = jax.grad(lambda w, x: products.dense(x, w).sum())
+        args = jnp.zeros((features, outputs)), jnp.zeros((batch, features))
+        return str(jax.make_jaxpr(pull)(*args)).count("dot_general")
+
+    assert products_in(NARROW) < products_in(WIDE)
