@@ -160,7 +160,8 @@ def _check(images: Array, kernel: Array, strides: Sequence[int], groups: int) ->
         )
 
 
-# The gradients, each an ordinary convolution
+# The convolution and its two gradients are bilinear, and the gradients of each of the three are the
+# other two again: so reverse mode goes to any order.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -168,18 +169,38 @@ def _conv(images: Array, kernel: Array, window: _Window) -> Array:
     return _forward(window)(images, kernel)
 
 
-def _conv_fwd(images: Array, kernel: Array, window: _Window) -> tuple[Array, tuple[Array, Array]]:
-    return _conv(images, kernel, window), (images, kernel)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _by_images(cotangent: Array, kernel: Array, window: _Window) -> Array:
+    return _input_gradient(window)(cotangent, kernel)
 
 
-def _conv_bwd(window: _Window, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _by_kernel(images: Array, cotangent: Array, window: _Window) -> Array:
+    return _kernel_gradient(window)(images, cotangent)
+
+
+def _keep(function: Callable[..., Array]) -> Callable[..., tuple[Array, tuple[Array, Array]]]:
+    return lambda a, b, window: (function(a, b, window), (a, b))
+
+
+def _conv_vjp(window: _Window, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     images, kernel = saved
-    by_images = _input_gradient(window)(cotangent, kernel)
-    by_kernel = _kernel_gradient(window)(images, cotangent)
-    return by_images, by_kernel
+    return _by_images(g, kernel, window), _by_kernel(images, g, window)
 
 
-_conv.defvjp(_conv_fwd, _conv_bwd)
+def _by_images_vjp(window: _Window, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    cotangent, kernel = saved
+    return _conv(g, kernel, window), _by_kernel(g, cotangent, window)
+
+
+def _by_kernel_vjp(window: _Window, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    images, cotangent = saved
+    return _by_images(cotangent, g, window), _conv(images, g, window)
+
+
+_conv.defvjp(_keep(_conv), _conv_vjp)
+_by_images.defvjp(_keep(_by_images), _by_images_vjp)
+_by_kernel.defvjp(_keep(_by_kernel), _by_kernel_vjp)
 
 
 def _plain_conv(images: Array, kernel: Array, window: _Window) -> Array:

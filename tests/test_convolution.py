@@ -114,6 +114,28 @@ def test_gradient_of_a_batch_and_nested_batches(rng):
     np.testing.assert_allclose(total(nested), total(loop), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("strides", "groups"), [((1, 1), 1), ((2, 1), 2)])
+def test_second_derivatives_are_those_of_lax(strides, groups, rng):
+    """Reverse over reverse, by images and by kernel."""
+    x = rng.normal(size=(2, 5, 6, 4)).astype(np.float32)
+    k = rng.normal(size=(3, 2, 4 // groups, 2)).astype(np.float32)
+
+    def ours(x, k):
+        return convolution.conv(x, k, strides=strides, padding="SAME", feature_groups=groups)
+
+    def theirs(x, k):
+        layout = ("NHWC", "HWIO", "NHWC")
+        options = {"dimension_numbers": layout, "feature_group_count": groups}
+        return lax.conv_general_dilated(x, k, strides, "SAME", **options)
+
+    def second(conv):
+        first = jax.grad(lambda x, k: (conv(x, k) ** 3).sum(), (0, 1))
+        return jax.grad(lambda x, k: sum((g**2).sum() for g in first(x, k)), (0, 1))(x, k)
+
+    for a, b in zip(second(ours), second(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(b).max())
+
+
 def test_flax_layers_take_it(key):
     x = jax.random.normal(key, (2, 8, 8, 4))
     options = {"features": 6, "kernel_size": (3, 3), "strides": 2, "feature_group_count": 2}
