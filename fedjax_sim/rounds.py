@@ -296,7 +296,8 @@ def _train(
 
     def begin(member: _Slots) -> tuple[PyTree, tuple[Array, Array]]:
         begin_key, _, _ = jax.random.split(member.key, 3)
-        return rule.begin(begin_key, member.state, message, member.client), rows(jnp.int32(0), member)
+        work = rule.begin(begin_key, member.state, message, member.client)
+        return work, rows(jnp.int32(0), member)
 
     def advance(
         step: Array, member: _Slots, carry: tuple[PyTree, tuple[Array, Array]]
