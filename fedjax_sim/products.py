@@ -1,9 +1,10 @@
 """Matrix products of small batches, in the form that is fastest where they run.
 
 A client's batch is small, so the kernel gradient of a dense layer, x^T g, is a product of a long
-[I, B] and a narrow [B, O] matrix. XLA's CPU backend reaches a few per cent of the machine's speed
-there; written as a sum of B outer products, it becomes one elementwise loop that also does the
-optimizer's step, 1.5 to 4 times faster alone and under `vmap`.
+[I, B] and a narrow [B, O] matrix, which XLA's CPU backend computes far below the machine's speed.
+Written as a sum of B outer products it becomes one elementwise loop that also does the optimizer's
+step: mostly 1.4 to 7 times faster, alone and under `vmap`, and at worst 7 % slower (B = 20, I = 128,
+O = 10).
 """
 
 import jax
