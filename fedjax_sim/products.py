@@ -3,8 +3,8 @@
 A client's batch is small, so the kernel gradient of a dense layer, x^T g, is a product of a long
 [I, B] and a narrow [B, O] matrix, which XLA's CPU backend computes far below the machine's speed.
 Written as a sum of B outer products it becomes one elementwise loop that also does the optimizer's
-step: mostly 1.4 to 7 times faster, alone and under `vmap`, and at worst 7 % slower (B = 20, I = 128,
-O = 10).
+step: mostly 1.4 to 7 times faster, alone and under `vmap`, and at worst 7 % slower (B = 20,
+I = 128, O = 10).
 """
 
 import jax
