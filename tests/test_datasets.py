@@ -307,6 +307,11 @@ def idx(array: np.ndarray) -> bytes:
     return struct.pack(f">4B{array.ndim}i", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
+def gzipped(content: bytes) -> bytes:
+    """The same bytes at any time of day: they name tests, which all workers must name alike."""
+    return gzip.compress(content, mtime=0)
+
+
 def pictures(count: int, seed: int = 0, shape: tuple[int, ...] = (4, 5)) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
 
@@ -320,7 +325,7 @@ def write_idx(folder: Path, prefix: str = "", suffix: str = ".gz") -> Path:
     files = {"train-images-idx3": TRAIN, "train-labels-idx1": TRAIN_Y}
     files |= {"t10k-images-idx3": TEST, "t10k-labels-idx1": TEST_Y}
     for name, array in files.items():
-        content = gzip.compress(idx(array)) if suffix else idx(array)
+        content = gzipped(idx(array)) if suffix else idx(array)
         (folder / f"{prefix}{name}-ubyte{suffix}").write_bytes(content)
     return folder
 
@@ -443,17 +448,17 @@ def test_cifar_binary_version(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("train-images", gzip.compress(idx(TRAIN))[:-9], "cannot read .*train-images.*EOFError"),
+        ("train-images", gzipped(idx(TRAIN))[:-9], "cannot read .*train-images.*EOFError"),
         ("train-images", b"no gzip", "cannot read .*train-images.*BadGzipFile"),
-        ("train-images", gzip.compress(b"\0\0\x0d\3"), "train-images.* is no IDX file .*00000d03"),
-        ("train-images", gzip.compress(idx(TRAIN_Y)), "train-images.* is no IDX file"),
-        ("train-images", gzip.compress(b""), "train-images.* is no IDX file"),
-        ("train-images", gzip.compress(idx(TRAIN)[:-1]), r"\(6, 4, 5\) = 120 bytes .* holds 119"),
-        ("train-images", gzip.compress(idx(TRAIN) + b"x"), "holds 121"),
-        ("train-images", gzip.compress(idx(TRAIN[:5])), "train-images.* has 5 images.* 6 labels"),
-        ("t10k-labels", gzip.compress(idx(TRAIN_Y)), "t10k-images.* has 4 images.* 6 labels"),
+        ("train-images", gzipped(b"\0\0\x0d\3"), "train-images.* is no IDX file .*00000d03"),
+        ("train-images", gzipped(idx(TRAIN_Y)), "train-images.* is no IDX file"),
+        ("train-images", gzipped(b""), "train-images.* is no IDX file"),
+        ("train-images", gzipped(idx(TRAIN)[:-1]), r"\(6, 4, 5\) = 120 bytes .* holds 119"),
+        ("train-images", gzipped(idx(TRAIN) + b"x"), "holds 121"),
+        ("train-images", gzipped(idx(TRAIN[:5])), "train-images.* has 5 images.* 6 labels"),
+        ("t10k-labels", gzipped(idx(TRAIN_Y)), "t10k-images.* has 4 images.* 6 labels"),
         ("t10k-labels", None, "has no t10k-labels-idx"),
-        ("t10k-images", gzip.compress(idx(pictures(4, shape=(5, 5)))), "all axes but the first"),
+        ("t10k-images", gzipped(idx(pictures(4, shape=(5, 5)))), "all axes but the first"),
     ],
 )
 def test_damaged_idx_files(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
