@@ -57,7 +57,9 @@ def factories(modules: Iterable[types.ModuleType]) -> set[Callable[..., Any]]:
     found = set()
     for module in modules:
         for name, function in vars(module).items():
-            own = inspect.isfunction(function) and function.__module__ == module.__name__
+            own = inspect.isfunction(function) and f"{function.__module__}.".startswith(
+                f"{module.__name__}."
+            )
             if own and not name.startswith("_"):
                 returned = typing.get_type_hints(function).get("return")
                 if returned in CONTRACTS:
