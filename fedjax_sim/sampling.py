@@ -101,6 +101,32 @@ def by_weight(
     return Sampler(init, apply)
 
 
+def with_root(sampler: Sampler) -> Sampler:
+    """Let the last client of the population take part in every round, in the last slot.
+
+    For a server that has data of its own (a root data set), as client N - 1: its update, made like
+    everybody's, is what `aggregators.fltrust` and `aggregators.monna` trust. The other slots are
+    filled by `sampler`, which sees a population of N - 1.
+
+    Raises:
+        ValueError: at `init`, if there are no other clients.
+    """
+
+    def init(sizes: Array) -> PyTree:
+        if sizes.shape[0] < 2:
+            raise ValueError("with_root needs clients beside the root, got a population of 1.")
+        return sampler.init(sizes[:-1])
+
+    def apply(key: Key, state: PyTree, sizes: Array) -> tuple[PyTree, Cohort]:
+        num_clients = sizes.shape[0]
+        state, cohort = sampler.apply(key, state, sizes[:-1])
+        # An empty slot holds the id that nobody has, which is one more here.
+        ids = jnp.append(jnp.where(cohort.mask, cohort.ids, num_clients), num_clients - 1)
+        return state, Cohort(ids.astype(jnp.int32), jnp.append(cohort.mask, True))
+
+    return Sampler(init, apply)
+
+
 def _check_cohort(cohort_size: int, num_clients: int) -> None:
     if cohort_size > num_clients:
         raise ValueError(

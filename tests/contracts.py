@@ -19,6 +19,7 @@ import numpy as np
 import optax
 
 import reference
+import reference_aggregators as robust
 from fedjax_sim import aggregators, algorithms, clients, metrics, models, sampling
 from fedjax_sim.base import (
     Aggregator,
@@ -85,10 +86,255 @@ def initial_params(key: Array) -> Params:
     return MODEL.init(key, jnp.zeros((1, FEATURES)))
 
 
-# build() -> Aggregator; reference(updates [C, D], weights [C]) -> [D], in float64.
+@dataclasses.dataclass(frozen=True, eq=False)
+class AggregatorRow(Row):
+    """build() -> Aggregator; reference(updates [C, D], weights [C]) -> [D], in float64.
+
+    least: the smallest cohort that it accepts.
+    bears: of 11 clients, how many may send anything at all; 0 for no promise.
+    hull: then every coordinate stays between those of the honest clients. Otherwise the aggregate
+        stays within a few times the largest honest norm.
+    trusted: a slot that is honest.
+    """
+
+    least: int = 1
+    bears: int = 0
+    hull: bool = False
+    trusted: int | None = None
+
+
+_ABSOLUTE = {"test_an_aggregate_scales_with_the_updates": "its threshold is in absolute units"}
+_FROM_ZERO = {"test_an_aggregate_moves_with_the_updates": "measures norms or angles from zero"}
+_OF_ONE = {
+    "test_the_order_of_clients_does_not_matter": "trusts the client in a certain slot",
+    "test_a_row_of_weight_zero_may_hold_anything": "a test of its own: nothing without that client",
+}
+
+
+def _prepared(
+    change: Callable[[np.ndarray], np.ndarray], rule: Callable[[np.ndarray], np.ndarray]
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """A pre-aggregation and what follows, both on the rows that count."""
+    return robust.or_zero(lambda x: rule(change(x)))
+
+
+def _norm_clipped_mean(updates: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return reference.mean(robust.clipped(updates, 2.0), weights)
+
+
+def _weighted_geometric_median(updates: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    live = weights > 0
+    if not live.any():
+        return np.zeros(updates.shape[1])
+    return robust.geometric_median(updates[live], weights[live], 100)
+
+
+def _with(factory: Callable[..., Any], *args: Any, **options: Any) -> Callable[[], Aggregator]:
+    return lambda: factory(*(build() for build in args), **options)
+
+
+_median = aggregators.coordinate_median
+_trimmed = _with(aggregators.trimmed_mean, num_byzantine=2)
+
 AGGREGATORS = {
-    "mean": Row(aggregators.mean, aggregators.mean, reference.mean),
-    "uniform_mean": Row(aggregators.uniform_mean, aggregators.uniform_mean, reference.uniform_mean),
+    "mean": AggregatorRow(aggregators.mean, aggregators.mean, reference.mean),
+    "uniform_mean": AggregatorRow(
+        aggregators.uniform_mean, aggregators.uniform_mean, reference.uniform_mean
+    ),
+    "coordinate_median": AggregatorRow(
+        _median, _median, robust.or_zero(robust.median), bears=5, hull=True
+    ),
+    "trimmed_mean": AggregatorRow(
+        aggregators.trimmed_mean,
+        _trimmed,
+        robust.or_zero(lambda x: robust.trimmed_mean(x, 2)),
+        least=5,
+        bears=2,
+        hull=True,
+    ),
+    "meamed": AggregatorRow(
+        aggregators.meamed,
+        _with(aggregators.meamed, num_byzantine=2),
+        robust.or_zero(lambda x: robust.meamed(x, 2)),
+        least=5,
+        bears=2,
+        hull=True,
+    ),
+    "krum": AggregatorRow(
+        aggregators.krum,
+        _with(aggregators.krum, num_byzantine=2),
+        robust.or_zero(lambda x: robust.multi_krum(x, 2, 1)),
+        least=7,
+        bears=2,
+        hull=True,
+    ),
+    "multi_krum": AggregatorRow(
+        aggregators.multi_krum,
+        _with(aggregators.multi_krum, num_byzantine=2),
+        robust.or_zero(lambda x: robust.multi_krum(x, 2)),
+        least=7,
+        bears=2,
+        hull=True,
+    ),
+    "multi_krum, three": AggregatorRow(
+        aggregators.multi_krum,
+        _with(aggregators.multi_krum, num_byzantine=1, num_selected=3),
+        robust.or_zero(lambda x: robust.multi_krum(x, 1, 3)),
+        least=5,
+        bears=1,
+        hull=True,
+    ),
+    "bulyan": AggregatorRow(
+        aggregators.bulyan,
+        _with(aggregators.bulyan, num_byzantine=2),
+        robust.or_zero(lambda x: robust.bulyan(x, 2)),
+        least=11,
+        bears=2,
+        hull=True,
+    ),
+    "mda": AggregatorRow(
+        aggregators.mda,
+        _with(aggregators.mda, num_byzantine=2),
+        robust.or_zero(lambda x: robust.mda(x, 2)),
+        least=5,
+        bears=2,
+        hull=True,
+    ),
+    "smea": AggregatorRow(
+        aggregators.smea,
+        _with(aggregators.smea, num_byzantine=2),
+        robust.or_zero(lambda x: robust.smea(x, 2)),
+        least=5,
+        bears=2,
+        hull=True,
+    ),
+    "caf": AggregatorRow(
+        aggregators.caf,
+        _with(aggregators.caf, num_byzantine=2),
+        robust.or_zero(lambda x: robust.caf(x, 2)),
+        least=5,
+        bears=2,
+    ),
+    "monna": AggregatorRow(
+        aggregators.monna,
+        _with(aggregators.monna, num_byzantine=2),
+        lambda updates, weights: robust.monna(updates, weights, 2, -1),
+        _OF_ONE,
+        least=5,
+        bears=2,
+        hull=True,
+        trusted=-1,
+    ),
+    "geometric_median": AggregatorRow(
+        aggregators.geometric_median,
+        aggregators.geometric_median,
+        robust.or_zero(lambda x: robust.geometric_median(x, np.ones(len(x)), 100)),
+        bears=4,
+    ),
+    "geometric_median, weighted": AggregatorRow(
+        aggregators.geometric_median,
+        _with(aggregators.geometric_median, weighted=True),
+        _weighted_geometric_median,
+        {
+            "test_an_aggregate_scales_with_the_updates": "where a client holds most of the weight, "
+            "the result is as far from its update as the smoothing, which is in absolute units"
+        },
+    ),
+    "centered_clipping": AggregatorRow(
+        aggregators.centered_clipping,
+        _with(aggregators.centered_clipping, radius=1.5, num_iterations=2),
+        robust.or_zero(lambda x: robust.centered_clipping(x, np.zeros(x.shape[1]), 1.5, 2)),
+        _ABSOLUTE | _FROM_ZERO,
+        bears=4,
+    ),
+    "foolsgold": AggregatorRow(
+        aggregators.foolsgold,
+        aggregators.foolsgold,
+        robust.or_zero(lambda x: robust.foolsgold(x, x)),
+        _FROM_ZERO,
+    ),
+    "fltrust": AggregatorRow(
+        aggregators.fltrust,
+        aggregators.fltrust,
+        lambda updates, weights: robust.fltrust(updates, weights, -1),
+        _OF_ONE | _FROM_ZERO,
+        bears=6,
+        trusted=-1,
+    ),
+    "flame": AggregatorRow(
+        aggregators.flame,
+        _with(aggregators.flame, noise_multiplier=0.0),
+        robust.or_zero(robust.flame),
+        _FROM_ZERO,
+        bears=4,
+    ),
+    "dnc": AggregatorRow(
+        aggregators.dnc,
+        _with(aggregators.dnc, num_byzantine=2, filter_factor=1.5),
+        robust.or_zero(lambda x: robust.dnc(x, 2, 1.5)),
+        least=5,
+    ),
+    "signguard": AggregatorRow(
+        aggregators.signguard,
+        aggregators.signguard,
+        robust.or_zero(lambda x: robust.signguard(x, 0.1, 3.0)),
+        _FROM_ZERO,
+        bears=4,
+    ),
+    "clipped_clustering": AggregatorRow(
+        aggregators.clipped_clustering,
+        aggregators.clipped_clustering,
+        robust.or_zero(lambda x: robust.clipped_clustering(x, [])),
+        _FROM_ZERO,
+        bears=4,
+    ),
+    "norm_clipping, mean": AggregatorRow(
+        aggregators.norm_clipping,
+        _with(aggregators.norm_clipping, aggregators.mean, max_norm=2.0),
+        _norm_clipped_mean,
+        _ABSOLUTE | _FROM_ZERO,
+        bears=5,
+    ),
+    "norm_clipping, median": AggregatorRow(
+        aggregators.norm_clipping,
+        _with(aggregators.norm_clipping, _median, max_norm=2.0),
+        _prepared(lambda x: robust.clipped(x, 2.0), robust.median),
+        _ABSOLUTE | _FROM_ZERO,
+        bears=5,
+    ),
+    "arc": AggregatorRow(
+        aggregators.arc,
+        _with(aggregators.arc, _trimmed, num_byzantine=2),
+        _prepared(lambda x: robust.arc(x, 2), lambda x: robust.trimmed_mean(x, 2)),
+        _FROM_ZERO,
+        least=5,
+        bears=2,
+    ),
+    "nnm": AggregatorRow(
+        aggregators.nnm,
+        _with(aggregators.nnm, _trimmed, num_byzantine=2),
+        _prepared(lambda x: robust.nnm(x, 2), lambda x: robust.trimmed_mean(x, 2)),
+        least=5,
+        bears=2,
+        hull=True,
+    ),
+    "bucketing, mean": AggregatorRow(
+        aggregators.bucketing,
+        _with(aggregators.bucketing, aggregators.mean, bucket_size=2),
+        reference.uniform_mean,  # whatever the buckets are
+        least=2,
+    ),
+    "bucketing, median": AggregatorRow(
+        aggregators.bucketing,
+        _with(aggregators.bucketing, _median, bucket_size=2),
+        opts_out={
+            "test_an_aggregate_equals_the_float64_reference": "a test of its own, of the buckets",
+            "test_the_order_of_clients_does_not_matter": "buckets are drawn from slots",
+        },
+        least=2,
+        bears=2,
+        hull=True,
+    ),
 }
 
 
@@ -132,6 +378,12 @@ SAMPLERS = {
         functools.partial(sampling.by_weight, replace=False),
         successive_draws(SHARES, 3),
     ),
+    "with_root": Row(
+        sampling.with_root,
+        lambda cohort_size: sampling.with_root(sampling.uniform(cohort_size - 1)),
+        np.array([0.4] * (len(SIZES) - 1) + [1.0]),
+        {"test_a_cohort_that_is_too_large_is_refused": "the other sampler counts without the root"},
+    ),
     "by_weight, given": Row(
         sampling.by_weight,
         functools.partial(sampling.by_weight, weights=SAMPLING_WEIGHTS),
@@ -157,6 +409,10 @@ def fedavg(model: Model = MODEL, *, width: int = 1, **options: Any) -> Algorithm
 
 def prox(mu: float) -> ClientRule:
     return clients.prox(MODEL, optax.sgd(0.2), mu=mu, loss=metrics.cross_entropy)
+
+
+def momentum(beta: float) -> ClientRule:
+    return clients.worker_momentum(prox(0.0), momentum=beta)
 
 
 def scaffold(model: Model = MODEL, *, width: int = 1) -> Algorithm:
@@ -202,6 +458,13 @@ CLIENT_RULES = {
         reference=plain,
         within=lambda width: fedavg(rule=prox(0.7), width=width),
         without=lambda width: fedavg(rule=prox(0.0), width=width),
+    ),
+    "worker_momentum": RuleRow(
+        clients.worker_momentum,
+        lambda: clients.worker_momentum(prox(0.0), momentum=0.9),
+        reference=plain,
+        within=lambda width: fedavg(rule=momentum(0.9), width=width),
+        without=lambda width: fedavg(rule=momentum(0.0), width=width),
     ),
     "scaffold": RuleRow(
         clients.scaffold,

@@ -15,7 +15,8 @@ PACKAGE = Path(fedjax_sim.__file__).parent
 # A module imports modules of lower tiers only, so two modules of one tier never meet.
 TIERS = [
     {"base"},
-    {"trees", "checks", "shuffling", "convolution", "products"},
+    {"trees", "checks", "shuffling", "convolution", "products", "ordering", "stacks"},
+    {"geometry"},
     {
         *("data", "datasets", "devices", "partition", "models", "metrics", "sampling"),
         *("clients", "uplink", "simplex", "matching", "attacks", "aggregators"),

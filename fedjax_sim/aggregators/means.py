@@ -1,9 +1,4 @@
-"""How the server combines a cohort's updates.
-
-An aggregator is a pure function of stacked updates [C, ...] and weights [C]; see `base.Aggregator`.
-To write your own, write `apply`; give `summand` and `from_sum` too if it is a sum, and the engine
-never holds more than `width` updates.
-"""
+"""Means, which are sums: the engine adds them up while it walks the cohort."""
 
 from collections.abc import Callable
 
