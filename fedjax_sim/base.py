@@ -219,11 +219,16 @@ class Algorithm(NamedTuple):
     step(key, state, data) -> (state, info): one round. Give every round a key of its own:
         `jax.random.fold_in(run_key, round)`.
     params(state) -> the model to evaluate and to ship (for some algorithms not the last iterate).
+    sample(key, state, data) -> (state, cohort: Cohort): whom `step` would take with this key, and
+        the state in which nothing but the sampling has moved on. Of `data` only the sizes are used,
+        so that the examples of a round can be loaded before it. None if a round may look at
+        anybody's examples.
     """
 
     init: Callable[[Key, Params, Any], PyTree]
     step: Callable[[Key, PyTree, Any], tuple[PyTree, Any]]
     params: Callable[[PyTree], Params]
+    sample: Callable[[Key, PyTree, Any], tuple[PyTree, Cohort]] | None = None
 
 
 class RoundInfo(NamedTuple):

@@ -24,11 +24,14 @@ from fedjax_sim.base import Array, Batch, Examples
 class FederatedData:
     """The examples of N clients, on the device. Build it with `federate`.
 
+    What `streaming.Population.load` gives is a part of a population: it has everybody's size and
+    the examples of some, so that a client keeps its id, and with it its randomness and its state.
+
     Attributes:
         examples: dict of arrays [M, ...], the rows of each client next to each other. uint8 stays
             uint8.
-        owners: [M] int32, the client of each row, ascending.
-        starts: [N] int32, the first row of each client.
+        owners: [M] int32, the client of each row, ascending; N for rows that only fill a part up.
+        starts: [N] int32, the first row of each client; M for a client that is not loaded.
         sizes: [N] int32, >= 1, the rows of each client.
         min_size, max_size: the range of `sizes`, static.
     """
@@ -47,7 +50,7 @@ class FederatedData:
 
     @property
     def num_examples(self) -> int:
-        """M."""
+        """M, the examples that are loaded, with what fills them up."""
         return self.owners.shape[0]
 
     def client(self, client_id: int) -> Examples:
@@ -78,6 +81,13 @@ class FederatedData:
         if wrong or len(ids) == 0:
             what = f"got {wrong[:5]}" if wrong else "got none"
             raise ValueError(f"{name} must be ids in [0, {self.num_clients}), {what}.")
+        starts = np.asarray(self.starts)
+        absent = [i for i in ids if starts[i] == self.num_examples]
+        if absent:
+            raise ValueError(
+                f"{name} must be clients that are loaded, got {absent[:5]}: this is a part of a "
+                "population on disk. Ask the population."
+            )
 
 
 def federate(
@@ -106,8 +116,8 @@ def federate(
         >>> data.num_clients, data.sizes.tolist(), data.client(1)["y"].tolist()
         (2, [1, 2], [0, 3])
     """
-    arrays = {name: _narrow(name, np.asarray(array)) for name, array in examples.items()}
-    num_rows = _check_examples(arrays, num_classes)
+    arrays = checked(examples, num_classes)
+    num_rows = len(next(iter(arrays.values())))
     if len(partition) == 0:
         raise ValueError("partition must have at least one client, got an empty list.")
     parts = [np.asarray(part) for part in partition]
@@ -142,6 +152,13 @@ def federate(
     )
 
 
+def checked(examples: Examples, num_classes: int | None = None) -> dict[str, np.ndarray]:
+    """Check examples as `federate` does, and bring them to the dtypes JAX computes with."""
+    arrays = {name: _narrow(name, np.asarray(array)) for name, array in examples.items()}
+    _check_examples(arrays, num_classes)
+    return arrays
+
+
 _NARROW = {"float64": np.float32, "int64": np.int32, "uint64": np.uint32}
 
 
@@ -160,7 +177,7 @@ def _narrow(name: str, array: np.ndarray) -> np.ndarray:
         return array.astype(dtype, copy=False)
 
 
-def _check_examples(examples: dict[str, np.ndarray], num_classes: int | None) -> int:
+def _check_examples(examples: dict[str, np.ndarray], num_classes: int | None) -> None:
     if not examples:
         raise ValueError("examples must hold at least one array, got an empty dict.")
     lengths = {name: array.shape[:1] for name, array in examples.items()}
@@ -180,7 +197,6 @@ def _check_examples(examples: dict[str, np.ndarray], num_classes: int | None) ->
         raise ValueError(
             f"labels must lie in [0, {num_classes}) (num_classes), got {labels.max()} in row {row}."
         )
-    return next(iter(lengths.values()))[0]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,5 +44,13 @@ def mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """A copy of every array on every device, so that no round has to move it there."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """A copy of every array on every device, so that no round has to move it there.
+
+    With devices of several processes, each process gives the same arrays for its own devices.
+    """
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    if everywhere.is_fully_addressable:
+        return jax.device_put(tree, everywhere)
+    # device_put would send everything to every process, to compare.
+    place = jax.make_array_from_process_local_data
+    return jax.tree.map(lambda leaf: place(everywhere, np.asarray(leaf)), tree)

@@ -122,12 +122,19 @@ def federated(
         )
         return FederatedState(server_state, aggregator.init(zeros), sampler_state, clients)
 
+    def sample(
+        key: Key, state: FederatedState, data: FederatedData
+    ) -> tuple[FederatedState, Cohort]:
+        sampling_key = jax.random.fold_in(key, Stream.SAMPLING)
+        with _stage("sampling the cohort"):
+            sampled, cohort = sampler.apply(sampling_key, state.sampler, data.sizes)
+        return state._replace(sampler=sampled), cohort
+
     def step(
         key: Key, state: FederatedState, data: FederatedData
     ) -> tuple[FederatedState, RoundInfo]:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.array(list(Stream)))
-        with _stage("sampling the cohort"):
-            sampled, cohort = sampler.apply(keys[Stream.SAMPLING], state.sampler, data.sizes)
+        state, cohort = sample(key, state, data)
         with _stage("broadcasting"):
             message = server.broadcast(keys[Stream.BROADCAST], state.server, cohort, data)
         slots = _slots(keys[Stream.CLIENTS], cohort, state.clients, data, batching)
@@ -144,7 +151,7 @@ def federated(
         new_state = FederatedState(
             server=trees.where(empty, state.server, served),
             aggregator=trees.where(empty, state.aggregator, aggregated),
-            sampler=sampled,
+            sampler=state.sampler,
             clients=_scatter(state.clients, cohort.ids, done.states),
         )
         status = dropped.any() * int(Status.NON_FINITE_UPDATE) + empty * int(Status.EMPTY_COHORT)
@@ -159,7 +166,7 @@ def federated(
         )
         return new_state, info
 
-    return Algorithm(init, step, lambda state: server.params(state.server))
+    return Algorithm(init, step, lambda state: server.params(state.server), sample)
 
 
 def _aggregate(

@@ -8,6 +8,7 @@ import collections
 import contextlib
 import functools
 import itertools
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
@@ -15,10 +16,13 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
 
-from fedjax_sim import checks
+from fedjax_sim import checks, trees
 from fedjax_sim.base import Algorithm, Array, Key, Mean, Params, PyTree, RoundInfo, Status
+from fedjax_sim.checkpoints import Checkpoints
 from fedjax_sim.data import FederatedData
+from fedjax_sim.streaming import Population
 
 Evaluate = Callable[[Params, FederatedData], dict[str, Mean]]
 """evaluate(params, data) -> metric name -> Mean of [N]; see `rounds.evaluator`."""
@@ -43,7 +47,8 @@ class Result(NamedTuple):
     num_rounds: rounds done so far, those before `first_round` included.
     info: RoundInfo with a leading axis [R] ([R, G] in a sweep), or None for no rounds at all.
     evaluations: see Evaluations.
-    seconds: wall time of rounds and evaluations, without the compilation of the rounds.
+    seconds: wall time of rounds and evaluations, without the compilation of the rounds; like all
+        but `interrupted` it includes what came before a checkpoint.
     compile_seconds: time to trace and compile the segment.
     interrupted: True if Ctrl-C ended the run early.
     """
@@ -88,18 +93,20 @@ class SimulationError(RuntimeError):
 def run(
     algorithm: Algorithm,
     params: Params,
-    data: FederatedData,
+    data: FederatedData | Population,
     *,
     key: Key,
     num_rounds: int,
     evaluate: Evaluate | None = None,
-    eval_data: Mapping[str, FederatedData] | None = None,
+    eval_data: Mapping[str, FederatedData | Population] | None = None,
     eval_every: int | None = None,
     segment_rounds: int | None = None,
     progress: Callable[[Progress], None] | None = None,
     on_error: Literal["raise", "continue"] = "raise",
     state: PyTree | None = None,
     first_round: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int | None = None,
     debug: bool = False,
 ) -> Result:
     """Run rounds `first_round` ... `num_rounds` - 1 of an algorithm.
@@ -110,19 +117,25 @@ def run(
     Args:
         algorithm: what to run.
         params: initial parameters; they are copied, never donated.
-        data: the training population.
+        data: the training population. Of one on disk, a segment's clients are loaded while the
+            segment before is running.
         key: typed JAX key of the whole run ([G] keys for a batched algorithm).
         num_rounds: rounds in all, >= 0.
         evaluate: jittable evaluate(params, data) -> name -> Mean of [N]; see `rounds.evaluator`.
         eval_data: split name -> population, e.g. {"train": ..., "test": ...}.
         eval_every: rounds between evaluations; None evaluates before the first and after the last.
-        segment_rounds: rounds dispatched at once, at most `eval_every`; None takes up to 100. One
-            program serves segments of any length.
+        segment_rounds: rounds dispatched at once, at most `eval_every`; None takes up to 100, and
+            up to 10 of a population on disk. One program serves segments of any length.
         progress: called after each segment, on the host; see `progress_bar`.
         on_error: "raise" stops after the segment in which a client sent a NaN or infinity, or in
             which a cohort was empty; "continue" drops such updates and goes on (see `Status`).
         state: continue from this state instead of `algorithm.init(key, params, data)`.
         first_round: rounds that `state` has behind it.
+        checkpoint: a folder of this run alone. If it holds a checkpoint, the run goes on from it
+            and returns the Result of the whole run, bit for bit that of one that was never stopped
+            (longer than it was first meant to be, it has one evaluation more). A checkpoint is
+            written at the end, be the run done or interrupted.
+        checkpoint_every: rounds between further checkpoints, in case the process is killed.
         debug: a plain Python loop with jit off; exceptions name round, stage and client. Slow.
 
     Returns:
@@ -130,67 +143,192 @@ def run(
 
     Raises:
         SimulationError: with `on_error="raise"`; its `result` holds what was computed.
+        ValueError: among others, a checkpoint that another call of `run` has written.
+
+    Cost: of a checkpoint, the state and all infos and evaluations so far, written while the run
+    goes on.
     """
     _check_options(num_rounds, first_round, eval_every, segment_rounds, on_error, state)
+    _check_checkpoint(checkpoint, checkpoint_every, state)
     if (evaluate is None) != (not eval_data):
         raise ValueError(
             "give both evaluate and eval_data or neither: "
             f"got evaluate={evaluate!r} and eval_data={'none' if not eval_data else [*eval_data]}."
         )
-    if state is None:
-        state = jax.jit(algorithm.init)(key, params, data)
-    else:
-        state = jax.tree.map(jnp.copy, state)  # the segments donate their state
+    facts = _facts(data)
+    where = _all_processes(facts)
+    assess = _assessor(algorithm, evaluate, eval_data or {}, where)
     history = _History(num_rounds, progress)
-    splits = dict(eval_data or {})
-    assess = jax.jit(evaluate) if evaluate is not None else None
-    output = jax.jit(algorithm.params)
-
-    def assessed(at: PyTree) -> dict[str, dict[str, Mean]]:
-        return {split: assess(output(at), d) for split, d in splits.items()} if assess else {}
-
-    stops = _stops(first_round, num_rounds, eval_every, segment_rounds)
-    length = max((stop - start for start, stop, _ in stops), default=0)
-    segment: Callable = _debug_segment(algorithm)
-    if not debug and stops:
-        started = time.perf_counter()
-        segment = _segment(algorithm, length)
-        # A segment of no rounds compiles and does nothing; a second run finds it compiled.
-        state, _ = jax.block_until_ready(segment(key, state, data, np.int32(0), np.int32(0)))
-        history.compile_seconds = time.perf_counter() - started
-    history.start(first_round, assessed(state))
-    try:
-        for start, stop, evaluates in stops:
-            state, info = segment(key, state, data, np.int32(start), np.int32(stop))
-            history.pending.append(_Segment(start, stop, info, None))
-            if evaluates:
-                history.pending[-1] = history.pending[-1]._replace(scores=assessed(state))
-            # The device works on this segment while the host reads the one before it.
-            history.read(leave=1)
-            if history.failure and on_error == "raise":
-                break
-        history.read()
-    except KeyboardInterrupt:
-        history.interrupted = True
-        history.progress = None
-        history.read()  # what was dispatched is in the state, so it belongs to the result
-    result = history.result(output(state), state)
-    if history.failure and on_error == "raise":
-        raise SimulationError(history.failure, result)
+    with contextlib.nullcontext() if checkpoint is None else Checkpoints(checkpoint) as saved:
+        if saved is not None and saved.latest is not None:
+            shapes = _shapes(algorithm, key, params, facts, evaluate, eval_data or {})
+            state = jax.device_put(history.restore(saved, key, *shapes), where)
+            first_round = history.num_rounds
+            checks.in_range("num_rounds", num_rounds, first_round, hint=f"{saved.path} has more.")
+        elif state is None:
+            state = jax.jit(algorithm.init, out_shardings=where)(key, params, facts)
+        else:
+            state = jax.tree.map(jnp.copy, state)  # the segments donate their state
+        longest = segment_rounds or (10 if isinstance(data, Population) else 100)
+        stops = _stops(first_round, num_rounds, eval_every, checkpoint_every, longest)
+        feed = _feed(algorithm, key, state, data, stops)
+        clients, part = next(feed, (None, facts))
+        segment: Callable = _debug_segment(algorithm)
+        if not debug and stops:
+            started = time.perf_counter()
+            segment = _segment(algorithm, max(s.stop - s.start for s in stops), where)
+            # A segment of no rounds compiles and does nothing; a second run finds it compiled.
+            state, _ = jax.block_until_ready(segment(key, state, part, np.int32(0), np.int32(0)))
+            history.compile_seconds += time.perf_counter() - started
+            _check_addressable(state, where)
+        history.start(first_round, assess(state) if not history.eval_rounds else None)
+        try:
+            for stop in stops:
+                state, info = segment(key, state, part, np.int32(stop.start), np.int32(stop.stop))
+                history.pending.append(_Segment(stop.start, stop.stop, info, None, clients))
+                if stop.evaluates:
+                    history.pending[-1] = history.pending[-1]._replace(scores=assess(state))
+                # The device works on this segment while the host reads the one before it.
+                history.read(leave=0 if stop.saves else 1)
+                if history.failure and on_error == "raise":
+                    break
+                if stop.saves and saved is not None:
+                    history.save(saved, key, state)
+                clients, part = next(feed, (None, facts))
+            history.read()
+        except KeyboardInterrupt:
+            history.interrupted = True
+            history.progress = None
+            history.read()  # what was dispatched is in the state, so it belongs to the result
+        failed = bool(history.failure) and on_error == "raise"
+        if saved is not None and not failed:
+            history.save(saved, key, state)
+    result = history.result(jax.jit(algorithm.params, out_shardings=where)(state), state)
+    if failed:
+        raise SimulationError(str(history.failure), result)
     return result
 
 
+def _facts(data: FederatedData | Population) -> FederatedData:
+    """The population, or all that is static about one on disk."""
+    return data.load(()) if isinstance(data, Population) else data
+
+
+def _all_processes(data: FederatedData) -> Sharding | None:
+    """How everything is laid out if the data is on devices of several processes, else None.
+
+    All processes run the same program; what it returns must be on each of them, to be read there.
+    """
+    return None if data.sizes.is_fully_addressable else data.sizes.sharding
+
+
+def _check_addressable(state: PyTree, where: Sharding | None) -> None:
+    if where is None and not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(state)):
+        raise ValueError(
+            "the algorithm's mesh has devices of several processes, but data is on this process "
+            "alone: give run devices.replicate(data, mesh)."
+        )
+
+
+def _assessor(
+    algorithm: Algorithm,
+    evaluate: Evaluate | None,
+    eval_data: Mapping[str, FederatedData | Population],
+    where: Sharding | None,
+) -> Callable[[PyTree], dict[str, dict[str, Mean]]]:
+    """assess(state) -> split -> metric -> Mean of [N], dispatched but not waited for."""
+    if evaluate is None:
+        return lambda state: {}
+    output = jax.jit(algorithm.params, out_shardings=where)
+    score = jax.jit(evaluate, out_shardings=where)
+
+    def assess(state: PyTree) -> dict[str, dict[str, Mean]]:
+        params = output(state)
+
+        def split(data: FederatedData | Population) -> dict[str, Mean]:
+            if isinstance(data, FederatedData):
+                return score(params, data)
+            # Whoever is not in a block has a total and a count of 0 there.
+            return functools.reduce(trees.add, (score(params, part) for part in data.blocks()))
+
+        return {name: split(data) for name, data in eval_data.items()}
+
+    return assess
+
+
+def _shapes(
+    algorithm: Algorithm,
+    key: Key,
+    params: Params,
+    data: FederatedData,
+    evaluate: Evaluate | None,
+    eval_data: Mapping[str, FederatedData | Population],
+) -> tuple[PyTree, PyTree, PyTree]:
+    """Shapes and dtypes of the state, of one round's info and of one evaluation."""
+    state = jax.eval_shape(algorithm.init, key, params, data)
+    _, info = jax.eval_shape(algorithm.step, key, state, data)
+    if evaluate is None:
+        return state, info, {}
+    output = jax.eval_shape(algorithm.params, state)
+    scores = {name: jax.eval_shape(evaluate, output, _facts(d)) for name, d in eval_data.items()}
+    return state, info, scores
+
+
+def _feed(
+    algorithm: Algorithm,
+    key: Key,
+    state: PyTree,
+    data: FederatedData | Population,
+    stops: list["_Stop"],
+) -> Iterator[tuple[np.ndarray | None, FederatedData]]:
+    """For every segment the clients that are loaded, None for all, and the data."""
+    if isinstance(data, FederatedData):
+        return itertools.repeat((None, data))
+    groups = _draw_ahead(algorithm, key, state, _facts(data), stops)
+    return zip(groups, data.stream(groups), strict=True)
+
+
+def _draw_ahead(
+    algorithm: Algorithm, key: Key, state: PyTree, data: FederatedData, stops: list["_Stop"]
+) -> list[np.ndarray]:
+    """The clients of every segment's cohorts, drawn as the rounds will draw them."""
+    sample = algorithm.sample
+    if sample is None:
+        raise ValueError(
+            "this algorithm cannot say beforehand whose examples a round takes (its `sample` is "
+            "None, as in a sweep), so its clients cannot be loaded from disk: give run their "
+            "FederatedData."
+        )
+    if not stops:
+        return []
+
+    def draw(state: PyTree, round_number: Array) -> tuple[PyTree, Array]:
+        state, cohort = sample(round_key(key, round_number), state, data)
+        return state, jnp.where(cohort.mask, cohort.ids, data.num_clients)
+
+    first = stops[0].start
+    rounds = jnp.arange(first, stops[-1].stop)
+    # The state stays in the program: of all that it holds, only the sampling moves on.
+    drawn = np.asarray(jax.jit(lambda state: jax.lax.scan(draw, state, rounds)[1])(state))
+    groups = (np.unique(drawn[s.start - first : s.stop - first]) for s in stops)
+    return [ids[ids < data.num_clients] for ids in groups]
+
+
 class _Segment(NamedTuple):
-    """Rounds `start` ... `stop` - 1, dispatched but perhaps not finished."""
+    """Rounds `start` ... `stop` - 1, dispatched but perhaps not finished.
+
+    clients: those whose examples were loaded; None for all.
+    """
 
     start: int
     stop: int
     info: PyTree
     scores: dict[str, dict[str, Mean]] | None
+    clients: np.ndarray | None
 
 
 @functools.lru_cache(maxsize=16)
-def _segment(algorithm: Algorithm, length: int) -> Callable:
+def _segment(algorithm: Algorithm, length: int, where: Sharding | None) -> Callable:
     """Jitted segment(key, state, data, start, stop) -> (state, info [length, ...]).
 
     A scan whose length is only known when it runs, so that one compilation serves every segment,
@@ -210,7 +348,7 @@ def _segment(algorithm: Algorithm, length: int) -> Callable:
 
         return jax.lax.fori_loop(0, stop - start, body, (state, infos))
 
-    return jax.jit(segment, donate_argnames="state")
+    return jax.jit(segment, donate_argnames="state", out_shardings=where)
 
 
 def _debug_segment(algorithm: Algorithm) -> Callable:
@@ -237,15 +375,31 @@ def round_key(key: Key, round_number: Array | int) -> Key:
     return jax.vmap(fold, (0, None))(key, round_number) if key.ndim else fold(key, round_number)
 
 
+class _Stop(NamedTuple):
+    """Where a segment starts and stops, and what happens there."""
+
+    start: int
+    stop: int
+    evaluates: bool
+    saves: bool
+
+
 def _stops(
-    first: int, last: int, eval_every: int | None, segment_rounds: int | None
-) -> list[tuple[int, int, bool]]:
-    """(start, stop, evaluate at stop) of every segment."""
-    period = eval_every or max(last, 1)
-    longest = min(segment_rounds or 100, period)
-    marks = {*range(first, last, longest), *range(0, last, period), last}
+    first: int,
+    last: int,
+    eval_every: int | None,
+    checkpoint_every: int | None,
+    segment_rounds: int,
+) -> list[_Stop]:
+    """Cut the rounds into segments."""
+    period, saving = eval_every or max(last, 1), checkpoint_every or last + 1
+    longest = min(segment_rounds, period)
+    marks = {*range(first, last, longest), *range(0, last, period), *range(0, last, saving), last}
     edges = sorted(mark for mark in marks if first <= mark <= last)
-    return [(a, b, b % period == 0 or b == last) for a, b in itertools.pairwise(edges)]
+    return [
+        _Stop(a, b, b % period == 0 or b == last, b % saving == 0)
+        for a, b in itertools.pairwise(edges)
+    ]
 
 
 def _check_options(
@@ -270,6 +424,15 @@ def _check_options(
     checks.one_of("on_error", on_error, ("raise", "continue"))
 
 
+def _check_checkpoint(path: Any, every: int | None, state: PyTree | None) -> None:
+    if every is not None:
+        checks.positive_int("checkpoint_every", every)
+    if every is not None and path is None:
+        raise ValueError(f"checkpoint_every={every} needs the folder to write to: checkpoint=.")
+    if path is not None and state is not None:
+        raise ValueError("give checkpoint or state, not both: a checkpoint holds the state.")
+
+
 class _History:
     """The host's side of a run: what has been read back so far."""
 
@@ -286,10 +449,12 @@ class _History:
         self.scores: list[dict[str, dict[str, Mean]]] = []
         self.client_steps = 0
         self.seconds = 0.0
+        self.seconds_before = 0.0
 
-    def start(self, first_round: int, scores: dict[str, dict[str, Mean]]) -> None:
+    def start(self, first_round: int, scores: dict[str, dict[str, Mean]] | None) -> None:
         self.first_round = self.num_rounds = first_round
-        self._keep_scores(first_round, scores)
+        if scores is not None:
+            self._keep_scores(first_round, scores)
         self.started = time.perf_counter()
 
     def read(self, leave: int = 0) -> None:
@@ -301,6 +466,7 @@ class _History:
             info = jax.tree.map(lambda x: np.asarray(x)[:length], segment.info)  # noqa: B023
             scores = jax.tree.map(np.asarray, segment.scores)
             self.pending.popleft()
+            _check_loaded(segment, info)
             self._keep(segment, info, scores)
 
     def _keep(self, segment: _Segment, info: PyTree, scores: PyTree) -> None:
@@ -341,19 +507,69 @@ class _History:
             for name, mean in metrics.items()
         }
 
-    def result(self, params: Params, state: PyTree) -> Result:
-        info = jax.tree.map(lambda *x: np.concatenate(x), *self.infos) if self.infos else None
+    def save(self, saved: Checkpoints, key: Key, state: PyTree) -> None:
+        """Write a checkpoint, unless there is one of this round or there was no round at all."""
+        if self.infos and self.num_rounds != saved.latest:
+            info, evaluations = self._info(), self._evaluations()
+            times = np.array([self.seconds_before + self.seconds, self.compile_seconds])
+            whole = {"key": jax.random.key_data(key), "state": state, "times": times}
+            rows = {"info": info, "rounds": evaluations.rounds, "scores": evaluations.values}
+            saved.save(self.num_rounds, whole | rows)
+
+    def restore(
+        self, saved: Checkpoints, key: Key, state: PyTree, info: PyTree, scores: PyTree
+    ) -> PyTree:
+        """Take over what a checkpoint holds, from the shapes of each; return its state."""
+        key = jax.random.key_data(key)
+        whole = {"key": key, "state": state, "times": np.zeros(2)}
+        rows = {"info": info, "rounds": np.array(0), "scores": scores}
+        found = saved.restore(whole, rows)
+        if not np.array_equal(found["key"], key):
+            raise ValueError(
+                f"the checkpoint in {saved.path} is of a run with another key. Use its key, or "
+                "another folder."
+            )
+        self.num_rounds = int(saved.latest or 0)
+        self.infos = [found["info"]]
+        self.eval_rounds = found["rounds"].tolist()
+        self.scores = [
+            jax.tree.map(lambda x: x[i], found["scores"])  # noqa: B023
+            for i in range(len(self.eval_rounds))
+        ]
+        self.seconds_before, self.compile_seconds = found["times"].tolist()
+        return found["state"]
+
+    def _info(self) -> PyTree:
+        return jax.tree.map(lambda *x: np.concatenate(x), *self.infos) if self.infos else None
+
+    def _evaluations(self) -> Evaluations:
         values = jax.tree.map(lambda *x: np.stack(x), *self.scores)
+        return Evaluations(np.array(self.eval_rounds), values)
+
+    def result(self, params: Params, state: PyTree) -> Result:
         return Result(
             params=params,
             state=state,
             num_rounds=self.num_rounds,
-            info=info,
-            evaluations=Evaluations(np.array(self.eval_rounds), values),
-            seconds=self.seconds,
+            info=self._info(),
+            evaluations=self._evaluations(),
+            seconds=self.seconds_before + self.seconds,
             compile_seconds=self.compile_seconds,
             interrupted=self.interrupted,
         )
+
+
+def _check_loaded(segment: _Segment, info: PyTree) -> None:
+    """Raise if a round took clients that were not foreseen: its results would be of wrong data."""
+    if segment.clients is not None and isinstance(info, RoundInfo):
+        ids = info.cohort.ids[info.cohort.weights > 0]
+        strangers = np.setdiff1d(ids, segment.clients)
+        if len(strangers):
+            raise RuntimeError(
+                f"rounds {segment.start} to {segment.stop - 1} took clients "
+                f"{strangers[:5].tolist()}, whose examples were not loaded: the algorithm's "
+                "`sample` must draw the cohort that its `step` draws from the same key and state."
+            )
 
 
 def _explain(start: int, info: RoundInfo) -> str:

@@ -21,7 +21,7 @@ TIERS = [
         *("data", "datasets", "devices", "partition", "models", "metrics", "sampling"),
         *("clients", "uplink", "simplex", "matching", "attacks", "aggregators"),
     },
-    {"rounds"},
+    {"rounds", "streaming", "checkpoints"},
     {"algorithms", "simulate"},
     {"options", "plots", "runfolder"},
     {"experiments", "train"},
@@ -32,7 +32,10 @@ TIER = {module: tier for tier, modules in enumerate(TIERS) for module in modules
 # The engine never names a concrete part: parts arrive as values.
 ONLY = {"rounds": {"base", "trees", "checks", "shuffling", "data"}}
 # Slow to import or needed by few: imported inside the function that uses them.
-HEAVY = {"tensorflow_datasets", "matplotlib", "orbax", "flax", "h5py", "PIL", "scipy"}
+HEAVY = {
+    *("array_record", "flax", "h5py", "matplotlib", "orbax", "PIL", "scipy"),
+    "tensorflow_datasets",
+}
 
 
 def sources() -> dict[str, Path]:

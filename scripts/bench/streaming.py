@@ -1,0 +1,131 @@
+#!/usr/bin/env python3
+"""What does a population on disk cost: memory, and time per round against one in memory?
+
+FedAvg of an MLP, 60 examples of 784 bytes a client, batches of 20, segments of 5 rounds. For every
+population size, "resident" runs with everybody in memory and "streamed" from disk, each in a
+process of its own, so that its peak memory is its own. "loading" is the time to read a round's
+clients with nothing else to do: what a round would take longer if nothing overlapped.
+Prints one JSON line a measurement and a table. The files are deleted afterwards.
+
+    .venv/bin/python scripts/bench/streaming.py [--clients 1000 4000 16000] [--cohort 100]
+"""
+
+import argparse
+import datetime
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+from rich.console import Console
+from rich.table import Table
+
+from fedjax_sim import algorithms, models, sampling, simulate, streaming
+from fedjax_sim.data import Batching
+from fedjax_sim.runfolder import versions
+
+EXAMPLES, FEATURES, CLASSES, SEGMENT = 60, 784, 10, 5
+
+
+def main() -> None:
+    """Measure and print, or be one of the processes that are measured."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--clients", type=int, nargs="+", default=[1000, 4000, 16000])
+    parser.add_argument("--cohort", type=int, default=100, help="clients of a round")
+    parser.add_argument("--rounds", type=int, default=60, help="rounds of every measurement")
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(*options.measure, options.cohort, options.rounds)))
+        return
+    table = Table(title=f"cohorts of {options.cohort}; medians over segments of {SEGMENT} rounds")
+    for column in ("clients", "data", "way", "peak memory", "ms a round", "ms of loading"):
+        table.add_column(column, justify="left" if column == "way" else "right")
+    for num_clients in options.clients:
+        with tempfile.TemporaryDirectory() as folder:
+            population = streaming.write(folder, clients(num_clients))
+            size = sum(file.stat().st_size for file in Path(folder).iterdir())
+            for way in ("resident", "streamed"):
+                command = [sys.executable, __file__, "--measure", way, folder]
+                command += ["--cohort", str(options.cohort), "--rounds", str(options.rounds)]
+                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+                found = json.loads(done.stdout.splitlines()[-1])
+                where = {"clients": population.num_clients, "cohort": options.cohort, "way": way}
+                print(json.dumps({"bench": "streaming", **where, **found, **context()}), flush=True)
+                table.add_row(
+                    f"{num_clients:,}",
+                    f"{size / 2**20:,.0f} MiB",
+                    way,
+                    f"{found['peak_memory_bytes'] / 2**20:,.0f} MiB",
+                    f"{found['round_milliseconds']:.1f}",
+                    f"{found.get('loading_milliseconds', 0):.1f}",
+                )
+    Console().print(table)
+
+
+def clients(num_clients: int) -> Iterator[dict[str, np.ndarray]]:
+    """Examples of random bytes."""
+    rng = np.random.default_rng(0)
+    for _ in range(num_clients):
+        x = rng.integers(0, 256, (EXAMPLES, FEATURES), np.uint8)
+        yield {"x": x, "y": rng.integers(0, CLASSES, EXAMPLES)}
+
+
+def measure(way: str, folder: str, cohort_size: int, num_rounds: int) -> dict[str, float]:
+    """One way of running, in this process."""
+    population = streaming.Population(folder)
+    everybody = np.arange(population.num_clients)
+    data = population if way == "streamed" else population.load(everybody)
+    model = models.mlp(CLASSES)
+    key = jax.random.key(0)
+    times: list[float] = []
+    simulate.run(
+        algorithms.fedavg(
+            model,
+            client_optimizer=optax.sgd(0.1),
+            batching=Batching(20),
+            sampler=sampling.uniform(cohort_size),
+        ),
+        model.init(jax.random.key(1), np.zeros((1, FEATURES), np.uint8)),
+        data,
+        key=key,
+        num_rounds=num_rounds,
+        segment_rounds=SEGMENT,
+        progress=lambda progress: times.append(progress.seconds),
+    )
+    found: dict[str, float] = {
+        "peak_memory_bytes": peak_memory_bytes(),
+        "round_milliseconds": 1000 * float(np.median(np.diff(times))) / SEGMENT,
+        "spread_milliseconds": 1000 * float(np.ptp(np.diff(times))) / SEGMENT,
+    }
+    if way == "streamed":
+        rng = np.random.default_rng(1)
+        groups = [rng.choice(everybody, SEGMENT * cohort_size) for _ in range(6)]
+        loaded = []
+        for _ in population.stream(groups):
+            loaded.append(time.perf_counter())
+        found["loading_milliseconds"] = 1000 * float(np.median(np.diff(loaded))) / SEGMENT
+    return found
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has held; Linux counts a parent's in getrusage's ru_maxrss."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+
+def context() -> dict[str, object]:
+    """Where and when a number was measured."""
+    device = jax.devices()[0]
+    today = datetime.date.today().isoformat()
+    return {"device": device.device_kind, "date": today, "versions": versions()}
+
+
+if __name__ == "__main__":
+    main()
