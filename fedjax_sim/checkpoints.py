@@ -1,5 +1,6 @@
 """Checkpoints of a run: what it needs to go on as if it had never stopped, written by orbax."""
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,7 +54,11 @@ class Checkpoints:
 
         Keys go in as `jax.random.key_data`.
         """
-        arrays = {name: np.asarray(leaf) for name, leaf in trees.flat_dict(tree).items()}
+        arrays = {
+            # orbax takes no empty arrays; their shape stands for them.
+            name: np.asarray(leaf) if leaf.size else np.array(leaf.shape)
+            for name, leaf in trees.flat_dict(tree).items()
+        }
         self._orbax.save(num_rounds, args=self._args.StandardSave(arrays))
 
     def restore(self, like: Mapping[str, PyTree], rows: Mapping[str, PyTree]) -> dict[str, PyTree]:
@@ -81,6 +86,8 @@ class Checkpoints:
         leaves = []
         for name, leaf in wanted.items():
             array = np.asarray(stored[name])
+            if math.prod(leaf.shape) == 0:
+                array = np.zeros(array, leaf.dtype)
             free = int(name.partition("/")[0] in rows)
             if (array.shape[free:], array.dtype) != (leaf.shape, leaf.dtype):
                 raise ValueError(

@@ -165,13 +165,16 @@ def test_any_array_comes_back(tmp_path):
         "half": jnp.arange(3, dtype=jnp.bfloat16),
         "flag": np.array(True),
         "nan": np.array([np.nan, -0.0, np.inf], np.float32),
+        "empty": np.zeros((0, 2), np.int32),
     }
-    rows = {"of": {"rounds": np.arange(6).reshape(3, 2)}}
+    rows = {"of": {"rounds": np.arange(6).reshape(3, 2), "empty": np.zeros((3, 0), np.float32)}}
     with Checkpoints(tmp_path) as saved:
         saved.save(3, tree | rows)
     with Checkpoints(tmp_path) as saved:
-        found = saved.restore(jax.eval_shape(lambda: tree), {"of": {"rounds": np.zeros(2, int)}})
+        row = {"rounds": np.zeros(2, int), "empty": np.zeros(0, np.float32)}
+        found = saved.restore(jax.eval_shape(lambda: tree), {"of": row})
     for name, leaf in tree.items():
         assert found[name].dtype == leaf.dtype and found[name].shape == leaf.shape
         assert found[name].tobytes() == np.asarray(leaf).tobytes()
     np.testing.assert_array_equal(found["of"]["rounds"], rows["of"]["rounds"])
+    assert found["of"]["empty"].shape == (3, 0)
