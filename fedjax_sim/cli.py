@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedjax_sim import __version__
-from fedjax_sim.options import TrainOptions, load_toml
+from fedjax_sim.options import TrainOptions, load_toml, resumed
 
 _HELP = """\
 usage: fedjax-sim COMMAND [OPTIONS]
@@ -58,6 +58,9 @@ Examples:
 - fedjax-sim train --dataset adult --model logistic --partition by_group --group doctorate \
 --algorithm agnostic --rounds 1000
 - fedjax-sim train --config experiment.toml --seed 1 --output runs/seed-1
+- fedjax-sim train --dataset patients.csv --label outcome --partition by_group --group hospital
+- fedjax-sim train --rounds 10000 --checkpoint-every 500 --output runs/long
+- fedjax-sim train --resume runs/long
 
 Exit status: 0 done; 1 the training failed; 2 wrong options or data; 130 interrupted. After 1 and \
 130, what was done is written."""
@@ -123,13 +126,20 @@ def _unknown(what: str, name: str, known: Sequence[str]) -> str:
 
 
 def _train(args: list[str]) -> int:
-    path = _option_value(args, "--config")
+    config, folder = (_option_value(args, option) for option in ("--config", "--resume"))
+    if config is not None and folder is not None:
+        raise ValueError("give --config or --resume, not both: a run is continued by its options.")
+    default = TrainOptions()
+    if config is not None:
+        default = load_toml(config)
+    elif folder is not None:
+        default = resumed(folder)
     options = tyro.cli(
         TrainOptions,
         prog="fedjax-sim train",
         description=_TRAIN_HELP,
         args=args,
-        default=TrainOptions() if path is None else load_toml(path),
+        default=default,
         config=_CONFIG,
     )
     from fedjax_sim import train
@@ -224,10 +234,12 @@ def _datasets(args: list[str]) -> int:
         "tfds:NAME",
         "Any classification data set of tensorflow-datasets, such as tfds:svhn_cropped.",
         "tensorflow-datasets downloads it to --folder",
+        end_section=True,
     )
+    table.add_row("FILE.csv", "A table of your own.", "--label names its column with the classes")
     console = Console(highlight=False)
     console.print(table)
     console.print(
-        "Data of your own: datasets.from_csv, from_images, from_arrays and tff_hdf5 of the library."
+        "More data of your own: datasets.from_images, from_arrays and tff_hdf5 of the library."
     )
     return 0

@@ -74,8 +74,10 @@ class DataOptions:
     """The examples and how they are dealt out to clients.
 
     Attributes:
-        dataset: Data set by name (`fedjax-sim datasets` lists them), or tfds:NAME for any of
-            tensorflow-datasets.
+        dataset: Data set by name (`fedjax-sim datasets` lists them), tfds:NAME for any of
+            tensorflow-datasets, or a CSV file of your own, FILE.csv. The file's first line names
+            the columns; numbers are scaled, text is one-hot, and a fifth of the rows is for tests.
+        label: The column of FILE.csv with the classes.
         folder: Folder with the data set's own files.
         partition: Who owns what. iid: equal mixtures and sizes. dirichlet: label skew of strength
             --alpha. shards: a few classes a client. quantity_skew: equal mixtures, unequal sizes.
@@ -88,10 +90,12 @@ class DataOptions:
         sigma: Standard deviation of the logarithm of client sizes, >= 0.
         min_size: The fewest training examples of a client, at least 1.
         group: The column whose values are the clients: "client" for natural clients (shakespeare,
-            federated_emnist); adult has education, race, doctorate ...
+            federated_emnist); adult has education, race, doctorate ...; of FILE.csv any column,
+            which is then not an input.
     """
 
     dataset: str = "fashion_small"
+    label: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
     folder: Annotated[
         Path | None,
         tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: where it is found)"),
@@ -176,6 +180,10 @@ class RunOptions:
         seed: Of the partition, the initial model and the training; in [0, 2^32).
         output: Folder for the results.
         overwrite: Replace an earlier run in --output.
+        checkpoint_every: Rounds between checkpoints, at least 1, of which the newest is kept; one
+            is written at the end as well, be the run done or interrupted. By default none are.
+        resume: Continue the run in this folder from its newest checkpoint, with its options. On the
+            command line go only --rounds and what changes no results.
         config: Read options from a TOML file, one `option = value` a line with _ for -. The command
             line overrides it. Every run writes such a file, config.toml, to repeat it.
         debug: Run without compilation, slowly, and show where an error comes from.
@@ -188,6 +196,10 @@ class RunOptions:
         tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: runs/DATASET-ALGORITHM-DATE)"),
     ] = None
     overwrite: bool = False
+    checkpoint_every: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = (
+        None
+    )
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE.toml", help_behavior_hint="")] = None
     debug: bool = False
 
@@ -202,7 +214,7 @@ class TrainOptions:
     run: RunOptions = RunOptions()
 
 
-_NOT_IN_TOML = ("config", "debug")
+_NOT_IN_TOML = ("config", "debug", "resume")
 _NOT_REPEATED = ("output", "overwrite", *_NOT_IN_TOML)
 
 
@@ -256,7 +268,57 @@ def resolve(options: TrainOptions) -> TrainOptions:
                 f"{chosen['local_steps']}. To undo one of a file, write --epochs None."
             )
         values["epochs"] = None
+    if is_csv(options.data.dataset) != (options.data.label is not None):
+        raise ValueError(
+            "--label names the column of FILE.csv with the classes, and belongs to it alone: got "
+            f"--dataset {options.data.dataset} and --label {options.data.label}."
+        )
     return replaced(options, values)
+
+
+def is_csv(dataset: str) -> bool:
+    """Whether --dataset is a file of the user's own."""
+    return dataset.lower().endswith(".csv")
+
+
+def resumed(path: str | os.PathLike[str]) -> TrainOptions:
+    """The options of the run in a folder, to continue it.
+
+    Raises:
+        FileNotFoundError: there is no run in it.
+        ValueError: it was told to make no checkpoints.
+    """
+    path = Path(path).expanduser()
+    if not (path / "config.toml").is_file():
+        raise FileNotFoundError(f"--resume {path}: there is no run in it, for lack of config.toml.")
+    options = load_toml(path / "config.toml")
+    if options.run.checkpoint_every is None:
+        raise ValueError(
+            f"--resume {path}: that run had no --checkpoint-every, so it left no checkpoint to "
+            f"continue from. Repeat it from the start: --config {path / 'config.toml'}."
+        )
+    return replaced(options, {"resume": path, "output": path})
+
+
+_NEW_AT_RESUME = (
+    *("rounds", "width", "on_error", "eval_every", "checkpoint_every"),
+    *("resume", "debug"),
+)
+
+
+def check_resumed(options: TrainOptions) -> None:
+    """Raise if a run that is continued was given options that are not those it began with."""
+    if options.run.resume is None:
+        return
+    began, now = flat(resumed(options.run.resume)), flat(options)
+    changed = [flag(n) for n in now if now[n] != began[n] and n not in _NEW_AT_RESUME]
+    if changed:
+        raise ValueError(
+            f"--resume continues a run as it began: leave out {', '.join(changed)}. For a run of "
+            f"its own: --config {options.run.resume / 'config.toml'}."
+        )
+    if options.run.checkpoint_every is None:
+        raise ValueError("--checkpoint-every None: a run that is continued keeps its checkpoints.")
 
 
 def flag(name: str) -> str:

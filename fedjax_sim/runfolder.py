@@ -4,6 +4,7 @@
     metrics.jsonl    one JSON object a line, written while the run goes on
     results.json     the summary
     params.npz       the final parameters, one array a leaf (`load_params` reads them back)
+    checkpoints/     what is needed to continue the run, where that was asked for
     *.npz, *.png     per-client arrays and pictures
 
 Everything but metrics.jsonl is written beside its place and then renamed, so that a file is either
@@ -18,9 +19,10 @@ import json
 import math
 import os
 import platform
+import shutil
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 _CONFIG = "config.json"
 _LOG = "metrics.jsonl"
+_CHECKPOINTS = "checkpoints"
 _PACKAGES = ("jax", "jaxlib", "numpy", "flax", "optax")
 
 
@@ -47,9 +50,11 @@ class RunFolder:
         options: what was asked for, a dataclass or a mapping; kept in config.json.
         overwrite: replace an earlier run: the files that its config.json lists are deleted, and
             nothing else in the folder is touched.
+        resume: continue the earlier run: its files stay until they are written again.
 
     Raises:
         FileExistsError: as `check_output`; nothing was changed.
+        FileNotFoundError: there is no run to continue.
         OSError: the folder cannot be made or written.
 
     Example:
@@ -61,13 +66,28 @@ class RunFolder:
         '{"round": 1, "test/accuracy": null}\n'
     """
 
-    def __init__(self, path: str | os.PathLike[str], options: Any, *, overwrite: bool = False):
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        options: Any,
+        *,
+        overwrite: bool = False,
+        resume: bool = False,
+    ):
         self.path = Path(path).expanduser()
-        check_output(self.path, overwrite=overwrite)
+        earlier = _files_of_earlier_run(self.path)
+        if resume and earlier is None:
+            raise FileNotFoundError(f"there is no run in {self.path} to continue.")
+        if not resume:
+            check_output(self.path, overwrite=overwrite)
         self.path.mkdir(parents=True, exist_ok=True)
-        for name in _files_of_earlier_run(self.path) or ():
+        for name in earlier or ():
             self._partial(name).unlink(missing_ok=True)
-            if name != _CONFIG:  # replaced below: until then it says whose the other files are
+            if name == _CONFIG or resume:
+                continue  # config.json is replaced below: until then it says whose the others are
+            if name == _CHECKPOINTS and (self.path / name).is_dir():
+                shutil.rmtree(self.path / name)
+            else:
                 (self.path / name).unlink(missing_ok=True)
         device = jax.local_devices()[0]
         self._config = {
@@ -80,7 +100,7 @@ class RunFolder:
                 "kind": device.device_kind,
                 "count": jax.device_count(),
             },
-            "files": [],
+            "files": [name for name in earlier or () if resume and name != _CONFIG],
         }
         self._claim(_CONFIG)
 
@@ -102,6 +122,19 @@ class RunFolder:
         self._claim(_LOG)
         with (self.path / _LOG).open("a", encoding="utf-8") as file:
             file.write(_dumps(record) + "\n")
+
+    def trim_log(self, keep: Callable[[dict[str, Any]], bool]) -> None:
+        """Drop lines of metrics.jsonl, and the last one if a killed process left it unfinished."""
+        log = self.path / _LOG
+        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+        with self.writing(_LOG) as path:
+            kept = [f"{line}\n" for line in lines if line.endswith("}") and keep(json.loads(line))]
+            path.write_text("".join(kept), encoding="utf-8")
+
+    def checkpoints(self) -> Path:
+        """The folder for the run's checkpoints; it is deleted when the run is replaced."""
+        self._claim(_CHECKPOINTS)
+        return self.path / _CHECKPOINTS
 
     def save_json(self, name: str, value: Any) -> None:
         """Write a JSON file; takes what `plain` takes."""

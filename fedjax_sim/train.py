@@ -73,9 +73,11 @@ def main(options: TrainOptions) -> int:
     """
     _use_all_cores()
     given, options = options, options_lib.resolve(options)
+    options_lib.check_resumed(options)
     _check_numbers(options)
     output = options.run.output or _default_output(options)
-    check_output(output, overwrite=options.run.overwrite)
+    if options.run.resume is None:
+        check_output(output, overwrite=options.run.overwrite)
     population = deal(options.data, seed=options.run.seed)
     num_clients = population.train.num_clients
     if given.training.cohort_size is None and options.training.cohort_size is not None:
@@ -95,7 +97,12 @@ def main(options: TrainOptions) -> int:
 
     console = Console(highlight=False)
     console.print(_card(options, population, params))
-    folder = RunFolder(output, options_lib.flat(options), overwrite=options.run.overwrite)
+    folder = RunFolder(
+        output,
+        options_lib.flat(options),
+        overwrite=options.run.overwrite,
+        resume=options.run.resume is not None,
+    )
     folder.save_text("config.toml", options_lib.dump_toml(options))
     failure = None
     with simulate.progress_bar() as show, _graceful_interrupt() as check_interrupt:
@@ -112,6 +119,8 @@ def main(options: TrainOptions) -> int:
                 segment_rounds=min(options.run.eval_every, 10),
                 progress=_logger(folder, options, show, check_interrupt),
                 on_error=options.training.on_error,
+                checkpoint=None if options.run.checkpoint_every is None else folder.checkpoints(),
+                checkpoint_every=options.run.checkpoint_every,
                 debug=options.run.debug,
             )
         except simulate.SimulationError as error:
@@ -120,7 +129,7 @@ def main(options: TrainOptions) -> int:
         summaries = summarize(result.evaluations)
         write(folder, population, params, result, summaries, failure)
         console.print(_summary_table(summaries))
-        console.print(_closing(folder, result), markup=False, soft_wrap=True)
+        console.print(_closing(folder, options, result), markup=False, soft_wrap=True)
     if failure is not None:
         # The hints after the first sentence are for users of the library.
         what = str(failure).partition(". ")[0]
@@ -140,7 +149,7 @@ def deal(options: DataOptions, *, seed: int) -> Population:
     They are pooled instead where there are fewer test examples than clients, or where a natural
     client or a class is in one of the two sets only.
     """
-    dataset = datasets.load(options.dataset, options.folder)
+    dataset = _load(options, seed)
     labels = dataset.train["y"]
     if labels.ndim > 1 and options.partition in ("dirichlet", "shards"):
         raise ValueError(
@@ -161,6 +170,17 @@ def deal(options: DataOptions, *, seed: int) -> Population:
         test=federate(dataset.test, test_parts, num_classes=dataset.num_classes),
         label_counts=counts,
         client_names=names,
+    )
+
+
+def _load(options: DataOptions, seed: int) -> datasets.Dataset:
+    if not options_lib.is_csv(options.dataset):
+        return datasets.load(options.dataset, options.folder)
+    return datasets.from_csv(
+        Path(options.folder or "") / options.dataset,
+        label_column=str(options.label),
+        group_columns=() if options.group is None else (options.group,),
+        seed=seed,
     )
 
 
@@ -298,7 +318,7 @@ def _server_optimizer(options: AlgorithmOptions) -> optax.GradientTransformation
 def _check_numbers(options: TrainOptions) -> None:
     """Check what no factory can check: it gets optimizers and counts, not these numbers."""
     values = {name: v for name, v in options_lib.flat(options).items() if v is not None}
-    for name in ("rounds", "eval_every", "num_clients", "min_size"):
+    for name in ("rounds", "eval_every", "checkpoint_every", "num_clients", "min_size"):
         if name in values:
             checks.positive_int(name, values[name])
     for name in ("cohort_size", "batch_size"):
@@ -335,8 +355,14 @@ def _logger(
     check_interrupt: Callable[[], None],
 ) -> Callable[[simulate.Progress], None]:
     """Show progress, and write a line of metrics.jsonl for every segment of rounds."""
+    first = True
 
     def progress(now: simulate.Progress) -> None:
+        nonlocal first
+        if first and options.run.resume is not None:
+            # What a killed run logged after its last checkpoint is done once more.
+            folder.trim_log(lambda record: record["round"] <= now.first_round)
+        first = False
         show(now)
         done = now.num_rounds
         evaluated = done % options.run.eval_every == 0 or done == now.total_rounds
@@ -602,13 +628,14 @@ def _summary_table(summaries: Summaries) -> Table:
     return table
 
 
-def _closing(folder: RunFolder, result: simulate.Result) -> str:
+def _closing(folder: RunFolder, options: TrainOptions, result: simulate.Result) -> str:
     seconds = f"{result.seconds:.1f} s and {result.compile_seconds:.1f} s of compilation"
     speed = f"{_rate(result.num_rounds, result.seconds):,.1f} rounds/s"
     steps = f"{_rate(_client_steps(result), result.seconds):,.0f} client-steps/s"
     how = "interrupted after" if result.interrupted else "did"
+    resumes = result.interrupted and options.run.checkpoint_every is not None
     return (
         f"{how} {result.num_rounds} rounds in {seconds}: {speed}, {steps}\n"
         f"results: {folder.path}/ (results.json, metrics.jsonl, per_client.npz, params.npz, "
-        "pictures)"
+        "pictures)" + f"\ncontinue: fedjax-sim train --resume {folder.path}" * resumes
     )

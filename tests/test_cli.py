@@ -336,6 +336,92 @@ def test_an_interrupted_run_keeps_what_is_done(
     assert results["evaluations"]["rounds"] == [0, 2, 4, 6]
 
 
+def test_a_run_is_continued_as_if_it_had_never_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*SMALL, "--rounds", 12, "--eval-every", 2]
+    assert run("train", *options, "--output", tmp_path / "whole") == 0
+    output, log = tmp_path / "stopped", tmp_path / "stopped" / "metrics.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "log", interrupting(signal.SIGINT, at_line=2))
+        assert run("train", *options, "--checkpoint-every", 5, "--output", output) == 130
+    assert f"fedjax-sim train --resume {output}" in capsys.readouterr().out
+    assert 0 < read(output / "results.json")["rounds"] < 12
+    # As a process leaves it that is killed while it writes, some rounds after a checkpoint.
+    log.write_text(log.read_text() + '{"round": 11, "seconds": 1}\n{"round": 12, "sec')
+    assert run("train", "--resume", output) == 0
+    assert names(output) == FILES | {"checkpoints"}
+    results, whole = (read(folder / "results.json") for folder in (output, tmp_path / "whole"))
+    for name in ("rounds", "interrupted", "final", "evaluations", "client_steps", "bytes_up"):
+        assert results[name] == whole[name]
+    found, expected = arrays(output), arrays(tmp_path / "whole")
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values)
+    rounds = [json.loads(line)["round"] for line in log.read_text().splitlines()]
+    assert rounds[:2] == [2, 4] and rounds[-1] == 12 and rounds == sorted(set(rounds))
+    # More rounds than it was meant to have; replacing it leaves nothing of it.
+    assert run("train", "--resume", output, "--rounds", 13) == 0
+    assert arrays(output)["rounds/cohort/ids"].shape == (13, 3)
+    assert run("train", *SMALL, "--rounds", 1, "--output", output, "--overwrite") == 0
+    assert names(output) == FILES and read(output / "results.json")["rounds"] == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--alpha", "1"], "leave out --alpha. For a run of its own: --config"),
+        (["--seed", "1", "--output", "elsewhere"], "leave out --seed, --output"),
+        (["--config", "some.toml"], "--config or --resume, not both"),
+        (["--checkpoint-every", "None"], "a run that is continued keeps its checkpoints"),
+        (["--checkpoint-every", "0"], "checkpoint_every must be >= 1, got 0"),
+    ],
+)
+def test_what_a_run_cannot_be_continued_with(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], args: list[str], message: str
+) -> None:
+    # All that is looked at before the run starts: its folder and its options.
+    text = (trained / "config.toml").read_text() + "checkpoint_every = 2\n"
+    (tmp_path / "config.toml").write_text(text)
+    assert run("train", "--resume", tmp_path, *args) == 2
+    assert message in capsys.readouterr().err
+    assert names(tmp_path) == {"config.toml"}
+
+
+def test_what_is_no_run_to_continue(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", "--resume", trained) == 2
+    assert "no --checkpoint-every" in capsys.readouterr().err
+    assert run("train", "--resume", tmp_path) == 2
+    assert "no run in it" in capsys.readouterr().err
+
+
+def test_a_table_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    table = tmp_path / "patients.csv"
+    lines = ["age,drug,hospital,outcome"]
+    for i in range(90):
+        age, drug, outcome = rng.integers(20, 80), "ab"[rng.integers(2)], rng.integers(2)
+        lines.append(f"{age},{drug},{'xyz'[i % 3]},{('no', 'yes')[outcome]}")
+    table.write_text("\n".join(lines))
+    args = ["train", "--dataset", table, "--partition", "by_group", "--group", "hospital"]
+    args += ["--model", "logistic", "--cohort-size", "all", "--rounds", 2]
+    assert run(*args, "--label", "outcome", "--output", tmp_path / "run") == 0
+    found = arrays(tmp_path / "run")
+    assert found["client_names"].tolist() == ["x", "y", "z"]
+    assert found["client_sizes"].sum() == 72  # a fifth is for tests
+    with np.load(tmp_path / "run" / "params.npz") as params:
+        assert params["kernel"].shape == (3, 2)  # age, drug=a, drug=b
+    assert run(*args, "--output", tmp_path / "other") == 2
+    assert "--label names the column" in capsys.readouterr().err
+    assert run(*args, "--label", "outcom", "--output", tmp_path / "other") == 2
+    assert "Did you mean 'outcome'" in capsys.readouterr().err
+    assert run("train", "--label", "outcome", "--output", tmp_path / "other") == 2
+    assert "belongs to it alone" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
 def test_ctrl_c_from_outside(tmp_path: Path) -> None:
     output = tmp_path / "run"
     args = ["train", *SMALL, "--rounds", 10**7, "--eval-every", 10, "--output", output]
