@@ -32,6 +32,7 @@ from fedjax_sim.data import FederatedData, checked
 _RECORDS, _SIZES, _INDEX = "clients.array_record", "sizes.npy", "population.json"
 _FORMAT = 1
 _BLOCK_BYTES = 64 * 2**20
+_READ_AT_ONCE = 32
 
 
 class Population:
@@ -175,8 +176,7 @@ class Population:
             name: np.zeros((num_rows, *shape), dtype)
             for name, (dtype, shape) in self._arrays.items()
         }
-        records = self._records.__getitems__(ids.tolist()) if len(ids) else []
-        for record, end, size in zip(records, ends, sizes, strict=True):
+        for record, end, size in zip(self._records_of(ids), ends, sizes, strict=True):
             offset = 0
             for name, (dtype, shape) in self._arrays.items():
                 count = int(size) * math.prod(shape)
@@ -189,6 +189,11 @@ class Population:
         owners[: sizes.sum()] = np.repeat(ids, sizes)
         low, high = int(self.sizes.min()), int(self.sizes.max())
         return FederatedData(examples, owners, starts, self._device_sizes, low, high)
+
+    def _records_of(self, ids: np.ndarray) -> Iterator[bytes]:
+        """Clients' records: several at once, to be read in parallel, but never all."""
+        for first in range(0, len(ids), _READ_AT_ONCE):
+            yield from self._records.__getitems__(ids[first : first + _READ_AT_ONCE].tolist())
 
     def _put(self, part: FederatedData) -> FederatedData:
         """A part in host memory, on the device or on all devices of the mesh."""

@@ -125,9 +125,11 @@ def test_training_command_is_understood(
     monkeypatch.chdir(tmp_path)
     words = shlex.split(command, comments=True)[1:]
     for before, word in itertools.pairwise(words):
-        if before == "--config":
-            Path(word).parent.mkdir(parents=True, exist_ok=True)
-            Path(word).write_text(options.dump_toml(options.TrainOptions()), encoding="utf-8")
+        if before in ("--config", "--resume"):
+            path = Path(word) / "config.toml" if before == "--resume" else Path(word)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            saved = options.replaced(options.TrainOptions(), {"checkpoint_every": 1})
+            path.write_text(options.dump_toml(saved), encoding="utf-8")
     with pytest.raises(SystemExit) as end:
         cli.main(words)
     assert (end.value.code, len(seen)) == (0, 1)
