@@ -54,9 +54,10 @@ class Checkpoints:
 
         Keys go in as `jax.random.key_data`.
         """
+        # A copy even on a CPU, since the caller may donate what it gave. orbax takes no empty
+        # arrays: their shape stands for them.
         arrays = {
-            # orbax takes no empty arrays; their shape stands for them.
-            name: np.asarray(leaf) if leaf.size else np.array(leaf.shape)
+            name: np.array(leaf if leaf.size else leaf.shape)
             for name, leaf in trees.flat_dict(tree).items()
         }
         self._orbax.save(num_rounds, args=self._args.StandardSave(arrays))

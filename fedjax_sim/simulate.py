@@ -171,7 +171,7 @@ def run(
             state = jax.tree.map(jnp.copy, state)  # the segments donate their state
         longest = segment_rounds or (10 if isinstance(data, Population) else 100)
         stops = _stops(first_round, num_rounds, eval_every, checkpoint_every, longest)
-        feed = _feed(algorithm, key, state, data, stops)
+        feed = _feed(algorithm, key, state, data, facts, stops)
         clients, part = next(feed, (None, facts))
         segment: Callable = _debug_segment(algorithm)
         if not debug and stops:
@@ -279,12 +279,13 @@ def _feed(
     key: Key,
     state: PyTree,
     data: FederatedData | Population,
+    facts: FederatedData,
     stops: list["_Stop"],
 ) -> Iterator[tuple[np.ndarray | None, FederatedData]]:
     """For every segment the clients that are loaded, None for all, and the data."""
     if isinstance(data, FederatedData):
         return itertools.repeat((None, data))
-    groups = _draw_ahead(algorithm, key, state, _facts(data), stops)
+    groups = _draw_ahead(algorithm, key, state, facts, stops)
     return zip(groups, data.stream(groups), strict=True)
 
 

@@ -132,12 +132,15 @@ class Population:
         Cost: host memory of one group, and on the device what the caller keeps.
         """
         groups = [self._checked(group) for group in groups]
-        num_rows = max(map(self._num_rows, groups), default=1)
+        if not groups:
+            return
+        num_rows = max(map(self._num_rows, groups))
         with concurrent.futures.ThreadPoolExecutor(1) as reader:
-            pending = [reader.submit(self._read, group, num_rows) for group in groups[:1]]
-            for following in [groups[i : i + 1] for i in range(1, len(groups) + 1)]:
-                loaded = self._put(pending.pop().result())
-                pending += [reader.submit(self._read, group, num_rows) for group in following]
+            pending = reader.submit(self._read, groups[0], num_rows)
+            for following in [*groups[1:], None]:
+                loaded = self._put(pending.result())
+                if following is not None:
+                    pending = reader.submit(self._read, following, num_rows)
                 yield loaded
 
     def blocks(self) -> Iterator[FederatedData]:

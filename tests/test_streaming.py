@@ -133,15 +133,20 @@ def test_evaluation_goes_over_everybody_in_blocks(data, population, params, key,
 
 
 def test_debug_loads_from_disk_too(data, population, params, key):
-    found = [
-        simulate.run(fedavg(), params, source, key=key, num_rounds=2, segment_rounds=1, debug=True)
-        for source in (data, population)
-    ]
-    assert_equal(found[1].params, found[0].params)
+    algorithm = algorithms.fedavg(
+        MODEL,
+        client_optimizer=optax.sgd(0.3),
+        batching=Batching(4, num_steps=1),
+        sampler=sampling.uniform(2),
+    )
+    slow = simulate.run(algorithm, params, population, key=key, num_rounds=1, debug=True)
+    fast = simulate.run(algorithm, params, data, key=key, num_rounds=1)
+    np.testing.assert_allclose(slow.params["kernel"], fast.params["kernel"], rtol=1e-5, atol=1e-6)
+    assert_equal(slow.info.cohort.ids, fast.info.cohort.ids)
 
 
 @hypothesis.given(ids=st.sets(st.integers(0, NUM_CLIENTS - 1), max_size=12), seed=st.integers(0, 9))
-@hypothesis.settings(max_examples=25)
+@hypothesis.settings(max_examples=10)
 def test_what_is_loaded_is_a_part_of_the_population(data, population, ids, seed):
     given = np.random.default_rng(seed).permutation([*ids, *ids]).astype(int)
     part = population.load(given)
