@@ -283,3 +283,29 @@ def test_pictures_are_written_in_the_format_of_their_name(tmp_path: Path) -> Non
     run.save_figure("a.png", Figure())
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert names(tmp_path) == {"config.json", "a.png"}
+
+
+def test_a_run_is_resumed_among_its_files(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no run in .* to continue"):
+        RunFolder(tmp_path, {}, resume=True)
+    first = RunFolder(tmp_path, {"rounds": 2})
+    for number in (1, 2, 3):
+        first.log({"round": number})
+    with (tmp_path / "metrics.jsonl").open("a") as log:
+        log.write('{"round": 4, "lo')  # as a killed process leaves it
+    first.checkpoints().mkdir()
+    (first.checkpoints() / "2").write_text("state")
+    second = RunFolder(tmp_path, {"rounds": 3}, resume=True)
+    second.trim_log(lambda record: record["round"] <= 2)
+    second.log({"round": 3, "again": True})
+    assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [
+        {"round": 1},
+        {"round": 2},
+        {"round": 3, "again": True},
+    ]
+    assert (second.checkpoints() / "2").read_text() == "state"
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["options"] == {"rounds": 3}
+    assert sorted(config["files"]) == ["checkpoints", "config.json", "metrics.jsonl"]
+    RunFolder(tmp_path, {}, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
