@@ -1,0 +1,267 @@
+"""Which neurons of different clients are the same: one layer under a Beta-Bernoulli process.
+
+The model (Yurochkin et al. 2019): global neurons theta_i ~ N(mu, sigma0) come from a Beta process
+of mass gamma; every client picks some of them, and its weights are w ~ N(theta, sigma), one row of
+numbers a neuron. One client after another is taken out and put back where, given all others, its
+rows fit best: a linear assignment of its rows to the neurons there are and to new ones.
+
+Three facts make this small enough for a compiled loop.
+
+**The cost is a distance.** With precisions s = 1 / sigma of a row and S_i = 1 / sigma0 +
+m_i / sigma of the neuron it may join, m_i rows already there, completing the square turns the
+differences of squares in the objective into
+
+    s S_i / (s + S_i) * || w - theta_i ||^2 + a constant of the row,
+
+theta_i the neuron's mean; for a new neuron S = 1 / sigma0 and theta = mu. Nothing large is
+subtracted from anything large, so float32 will do.
+
+**The width of a row drops out.** With everything measured from mu, all distances follow from the
+inner products of the rows, one [rows, rows] matrix made once: its sums over the rows of a neuron
+are all there is to know about that neuron. So a step costs the same for 784 inputs as for 3,072,
+and the matrix does not depend on sigma, sigma0 and gamma: a grid over them shares it.
+
+**New neurons are one way out, not many columns**: see `assign_or_leave`.
+
+Weights into the K outputs have a precision for each class and client; they are few, so their sums
+are kept as they are.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim.base import Array, Key
+from fedjax_sim.matching.assignment import assign_or_leave
+
+
+class Prior(NamedTuple):
+    """Hyperparameters of the Beta-Bernoulli process; scalars, may be traced.
+
+    sigma: variance of a client's weights around those of the global neuron, > 0.
+    sigma0: variance of the global neurons around their mean, > 0.
+    gamma: mass, > 0: the larger, the more neurons.
+    scale: factor of the log-odds of an old neuron, >= 0.
+    popularity_cap: a neuron of more clients counts as one of so many; inf for no cap.
+    """
+
+    sigma: Array
+    sigma0: Array
+    gamma: Array
+    scale: Array
+    popularity_cap: Array
+
+
+class Rows(NamedTuple):
+    """The neurons of J clients, up to L each, as rows of numbers.
+
+    shared: [J, L, P] weights that every client knows equally well, of precision 1 / sigma.
+    classes: [J, L, K] weights into the outputs, of precision class_share / sigma; K may be 0.
+    class_share: [J, K] the client's share of each class's examples.
+    live: [J, L] bool, False for padding.
+    mean: [P] prior mean of `shared`; that of `classes` is 0.
+    """
+
+    shared: Array
+    classes: Array
+    class_share: Array
+    live: Array
+    mean: Array
+
+
+class MatchedLayer(NamedTuple):
+    """The global neurons of a layer, padded to the budget; dead ones are zero.
+
+    slots: [J, L] int32, the global neuron of each client's neuron, `budget` for padding.
+    counts: [budget] int32, the clients that use each neuron, 0 for a dead one.
+    shared, classes: [budget, P] and [budget, K] their weights, the mode of the posterior.
+    full: bool, whether some client found or left no free neuron.
+    sigma, sigma0: the variances at the end, as given or estimated.
+    """
+
+    slots: Array
+    counts: Array
+    shared: Array
+    classes: Array
+    full: Array
+    sigma: Array
+    sigma0: Array
+
+
+class _State(NamedTuple):
+    """slots: [J, L]. sums: [budget, F] features summed over each neuron's rows. full: bool."""
+
+    slots: Array
+    sums: Array
+    full: Array
+
+
+def match_layer(
+    rows: Rows,
+    prior: Prior,
+    *,
+    key: Key,
+    num_passes: int,
+    budget: int,
+    slots: Array | None = None,
+    orders: Array | None = None,
+    empirical_bayes: bool = False,
+) -> MatchedLayer:
+    """Match the rows of J clients by coordinate descent over the clients.
+
+    Args:
+        rows: what is matched.
+        prior: hyperparameters; with `empirical_bayes` its variances are where estimation begins.
+        key: draws the order of the clients in every pass.
+        num_passes: how often each client is matched again, >= 0.
+        budget: neurons there is room for, at least L.
+        slots: [J, L] to start from; by default clients enter one by one, those with most rows
+            first.
+        orders: [num_passes, J] the orders themselves.
+        empirical_bayes: estimate the variances after every pass, and weigh a fit by its marginal
+            likelihood.
+    """
+    num_clients, num_rows, width = rows.shared.shape
+    dtype = rows.shared.dtype
+    live = rows.live.reshape(-1)
+    centred = jnp.where(rows.live[..., None], rows.shared - rows.mean[None, None], 0)
+    centred = centred.reshape(-1, width)
+    gram = jnp.matmul(centred, centred.T, precision=jax.lax.Precision.HIGHEST)
+    classes = jnp.where(rows.live[..., None], rows.classes, 0)
+    share = jnp.broadcast_to(rows.class_share[:, None], classes.shape) * rows.live[..., None]
+    columns = (gram, (classes * share).reshape(live.size, -1), share.reshape(live.size, -1))
+    features = jnp.concatenate([*columns, live[:, None].astype(dtype)], axis=1)
+    total = len(live)
+    num_classes = classes.shape[-1]
+    squares = jnp.diagonal(gram).reshape(num_clients, num_rows)
+    own_rows = jnp.arange(total)
+
+    def summed(slots: Array) -> Array:
+        return jax.ops.segment_sum(features, slots.reshape(-1), budget)
+
+    def norms(slots: Array, sums: Array) -> Array:
+        """[budget] the squared norm of each neuron's summed rows."""
+        flat = slots.reshape(-1)
+        parts = sums.at[flat, own_rows].get(mode="fill", fill_value=0)
+        return jnp.maximum(jax.ops.segment_sum(parts, flat, budget), 0)
+
+    def visit(state: _State, client: Array, prior: Prior) -> _State:
+        """Take a client out and put it back where it fits best."""
+        own = jax.lax.dynamic_slice_in_dim(features, client * num_rows, num_rows)
+        sums = state.sums.at[state.slots[client]].add(-own, mode="drop")
+        slots = state.slots.at[client].set(budget)
+        costs, alone = fits(client, slots, sums, prior)
+        counts = jnp.round(sums[:, -1])
+        num_free = (counts == 0).sum()
+        order = jnp.arange(1, num_rows + 1, dtype=dtype)
+        crowding = jnp.where(order <= num_free, 2 * jnp.log(order), jnp.inf)
+        chosen = assign_or_leave(costs, alone, crowding, rows.live[client])
+        is_new = chosen == budget
+        free = jnp.nonzero(counts == 0, size=num_rows, fill_value=budget)[0].astype(jnp.int32)
+        chosen = jnp.where(is_new, free[jnp.cumsum(is_new) - 1], jnp.minimum(chosen, budget))
+        return _State(
+            slots.at[client].set(chosen),
+            sums.at[chosen].add(own, mode="drop"),
+            state.full | ((is_new.sum() >= num_free) & (budget < live.sum())),
+        )
+
+    def fits(client: Array, slots: Array, sums: Array, prior: Prior) -> tuple[Array, Array]:
+        """Costs [L, budget] of joining each neuron, and [L] of a new one, without crowding."""
+        precision, base = 1 / prior.sigma, 1 / prior.sigma0
+        counts = jnp.round(sums[:, -1])
+        inner = jax.lax.dynamic_slice_in_dim(sums, client * num_rows, num_rows, axis=1).T
+        own = jax.lax.dynamic_index_in_dim(squares, client, keepdims=False)[:, None]
+        held = base + counts * precision
+        tightness = precision * held / (precision + held)
+        shrink = precision / held
+        distance = own - 2 * inner * shrink[None] + (norms(slots, sums) * shrink**2)[None]
+        costs = tightness[None] * jnp.maximum(distance, 0)
+        first = precision * base / (precision + base)
+        alone = first * own[:, 0]
+        if empirical_bayes:
+            costs -= width * jnp.log(tightness)[None]
+            alone -= width * jnp.log(first)
+        class_costs, class_alone = class_fits(client, sums, precision, base)
+        popularity = jnp.minimum(counts, prior.popularity_cap)
+        odds = jnp.log(jnp.maximum(popularity, 1) / (num_clients - popularity))
+        costs += class_costs - prior.scale * odds[None]
+        alone += class_alone - 2 * jnp.log(prior.gamma / num_clients)
+        return jnp.where(counts[None] > 0, costs, jnp.inf), alone
+
+    def class_fits(
+        client: Array, sums: Array, precision: Array, base: Array
+    ) -> tuple[Array, Array]:
+        """The same for the weights into the outputs, class by class."""
+        own = classes[client]
+        mine = rows.class_share[client] * precision
+        held = base + sums[:, total + num_classes : total + 2 * num_classes] * precision
+        means = sums[:, total : total + num_classes] * precision / held
+        tightness = mine[None] * held / (mine[None] + held)
+        # Multiplied out: as one broadcast over [L, budget, K] it is 100 times slower on a CPU.
+        powers = jnp.concatenate([own**2, -2 * own, jnp.ones_like(own)], axis=1)
+        weights = jnp.concatenate([tightness, tightness * means, tightness * means**2], axis=1)
+        costs = jnp.matmul(powers, weights.T, precision=jax.lax.Precision.HIGHEST)
+        costs = jnp.maximum(costs, 0)
+        first = mine * base / (mine + base)
+        alone = (own**2 * first[None]).sum(axis=-1)
+        if empirical_bayes:
+            known = mine > 0
+            costs -= jnp.log(jnp.where(known[None], tightness, 1)).sum(axis=-1)[None]
+            alone -= jnp.log(jnp.where(known, first, 1)).sum()
+        return costs, alone
+
+    def one_pass(
+        carry: tuple[Array, Array, Prior], order: Array
+    ) -> tuple[tuple[Array, Array, Prior], None]:
+        slots, full, prior = carry
+        # Summed afresh in every pass, so that rounding does not add up.
+        start = _State(slots, summed(slots), full)
+        state, _ = jax.lax.scan(lambda s, client: (visit(s, client, prior), None), start, order)
+        if empirical_bayes:
+            prior = estimate(state, prior)
+        return (state.slots, state.full, prior), None
+
+    def estimate(state: _State, prior: Prior) -> Prior:
+        """Moment estimates of both variances from the rows around their neurons."""
+        counts = jnp.round(state.sums[:, -1])
+        used = counts > 0
+        size = jnp.maximum(counts, 1)
+        squared = norms(state.slots, state.sums)
+        num_neurons = used.sum()
+        spare = jnp.maximum(live.sum() - num_neurons, 1)
+        sigma = (squares.sum() - (squared / size).sum()) / (spare * width)
+        spread = (squared / size**2).sum() / (jnp.maximum(num_neurons, 1) * width)
+        sigma = jnp.clip(sigma, 1e-4 * spread, None)
+        noise = sigma * (used / size).sum() / jnp.maximum(num_neurons, 1)
+        return prior._replace(sigma=sigma, sigma0=jnp.maximum(spread - noise, 1e-2 * spread))
+
+    if orders is None:
+        keys = jax.random.split(key, num_passes)
+        orders = jax.vmap(lambda k: jax.random.permutation(k, num_clients))(keys)
+    if slots is None:
+        slots = jnp.full((num_clients, num_rows), budget, jnp.int32)
+        entry = jnp.argsort(-rows.live.sum(axis=1), stable=True)
+        orders = jnp.concatenate([entry[None], orders.reshape(num_passes, num_clients)])
+    carry = (jnp.asarray(slots, jnp.int32), jnp.bool_(False), prior)
+    (slots, full, prior), _ = jax.lax.scan(one_pass, carry, orders)
+    counts, shared, by_class = posterior(rows, slots, prior, budget)
+    return MatchedLayer(slots, counts, shared, by_class, full, prior.sigma, prior.sigma0)
+
+
+def posterior(rows: Rows, slots: Array, prior: Prior, budget: int) -> tuple[Array, Array, Array]:
+    """Counts [budget] and weights [budget, P], [budget, K] of the neurons; zero where dead."""
+    flat = jnp.where(rows.live, slots, budget).reshape(-1)
+    precision, base = 1 / prior.sigma, 1 / prior.sigma0
+
+    def summed(x: Array) -> Array:
+        return jax.ops.segment_sum(x.reshape(flat.size, -1), flat, budget)
+
+    share = jnp.broadcast_to(rows.class_share[:, None], rows.classes.shape)
+    counts = summed(rows.live.astype(rows.shared.dtype))
+    held = base + counts * precision
+    shared = (rows.mean[None] * base + summed(rows.shared) * precision) / held
+    by_class = summed(rows.classes * share) * precision / (base + summed(share) * precision)
+    used = counts > 0
+    shared, by_class = (jnp.where(used, x, 0) for x in (shared, by_class))
+    return jnp.round(counts[:, 0]).astype(jnp.int32), shared, by_class
