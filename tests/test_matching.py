@@ -257,9 +257,9 @@ UNEQUAL = {
 @pytest.mark.parametrize(
     "options",
     [
-        {"sigma": 0.3, "sigma0": 2.0, "gamma": 1.5},
+        {"sigma": 0.3, "sigma0": 2.0, "gamma": 1.5, "prior_scale": 1.0},
         {"sigma": 0.3, "sigma0": 2.0, "gamma": 1.5, "prior_scale": 2.0},
-        {"sigma": 1.0, "sigma0": 1.0, "gamma": 5.0, "popularity_cap": 2},
+        {"sigma": 1.0, "sigma0": 1.0, "gamma": 5.0, "prior_scale": 1.0, "popularity_cap": 2},
     ],
     ids=["code", "derivation", "capped"],
 )
@@ -285,6 +285,11 @@ def test_pfnm_is_the_numpy_reference(widths, options, rng):
             np.testing.assert_allclose(np.asarray(b)[mine[i + 1]], b_ref[theirs[i + 1]], atol=1e-5)
 
 
+@functools.cache
+def compiled(num_passes):
+    return jax.jit(functools.partial(matching.pfnm_stacked, num_passes=num_passes))
+
+
 def stacked(clients, counts, **options) -> matching.Matching:
     """`pfnm_stacked` on padded clients, its assignments without padding."""
     widths = [[w.shape[1] for w, _ in network[:-1]] for network in clients]
@@ -301,9 +306,8 @@ def stacked(clients, counts, **options) -> matching.Matching:
     live = [
         np.arange(sizes[h + 1])[None] < np.array(widths)[:, h, None] for h in range(len(sizes) - 2)
     ]
-    found = jax.jit(functools.partial(matching.pfnm_stacked, num_passes=options.pop("num_passes")))(
-        params, counts, live=live, key=jax.random.key(0), **options
-    )
+    run = compiled(options.pop("num_passes"))
+    found = run(params, counts, live=live, key=jax.random.key(0), **options)
     slots = [
         [np.asarray(each)[j, : widths[j][h]] for j in range(len(clients))]
         for h, each in enumerate(found.assignments)
