@@ -262,6 +262,161 @@ def minimax_path(
     return figure
 
 
+def tradeoff(points: Mapping[str, tuple[ArrayLike, ArrayLike]], *, x: str, y: str) -> "Figure":
+    """Draw what is gained against what it costs: one mark a row, with the spread over runs.
+
+    Args:
+        points: row name -> (cost [G], gain [G]) over G runs.
+        x, y: what cost and gain are.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If there is nothing to draw, or the lengths of a row differ.
+    """
+    if not points:
+        raise ValueError("points must hold at least one row, got none.")
+    with _figure(7, 3.4) as figure:
+        axes = figure.subplots()
+        for i, (name, (cost, gain)) in enumerate(points.items()):
+            across, up = np.asarray(cost, float), np.asarray(gain, float)
+            if across.shape != up.shape or across.ndim != 1 or not across.size:
+                raise ValueError(
+                    f"points of {name!r} must be two arrays [runs], got shapes {across.shape} and "
+                    f"{up.shape}."
+                )
+            style: Any = {"color": _COLOURS[i % len(_COLOURS)], "capsize": 2, "linewidth": 1}
+            marker = "osD^vP"[i // len(_COLOURS) % 6]
+            axes.errorbar(
+                *(across.mean(), up.mean(), up.std(), across.std()),
+                fmt=marker, label=name, **style,
+            )  # fmt: skip
+        axes.set(xlabel=x, ylabel=y)
+        axes.grid(visible=True)
+        figure.legend(loc="outside right upper")
+    return figure
+
+
+def series(at: ArrayLike, values: Mapping[str, ArrayLike], *, x: str, y: str) -> "Figure":
+    """Draw rows against a setting: means over runs, with bars of one standard deviation.
+
+    Args:
+        at: [S] the settings.
+        values: row name -> [S, G], a value for each setting and run.
+        x, y: what the settings and the values are.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If a shape does not fit.
+    """
+    settings = np.asarray(at)
+    with _figure(7, 3.4) as figure:
+        axes = figure.subplots()
+        for i, (name, each) in enumerate(values.items()):
+            table = np.asarray(each, float)
+            if table.ndim != 2 or len(table) != len(settings):
+                raise ValueError(
+                    f"values of {name!r} must have shape [{len(settings)}, runs], got "
+                    f"{table.shape}."
+                )
+            style: Any = {"color": _COLOURS[i % len(_COLOURS)], "capsize": 2, "linewidth": 1}
+            marker = "osD^vP"[i // len(_COLOURS) % 6]
+            axes.errorbar(
+                settings, table.mean(axis=1), table.std(axis=1),
+                fmt=f"{marker}-", markersize=4, label=name, **style,
+            )  # fmt: skip
+        axes.set(xlabel=x, ylabel=y)
+        axes.set_xticks(settings)
+        axes.grid(visible=True)
+        figure.legend(loc="outside right upper")
+    return figure
+
+
+def image_rows(
+    images: ArrayLike, *, row_names: Sequence[str], column_names: Sequence[str]
+) -> "Figure":
+    """Draw images of weights in a table, each on its own scale; NaN images are left blank.
+
+    Args:
+        images: [rows, columns, height, width], or with a last axis of 3 colours.
+        row_names, column_names: what stands beside and above.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If a shape does not fit.
+    """
+    table = np.asarray(images, float)
+    if table.ndim not in (4, 5) or table.shape[4:] not in ((), (3,)):
+        raise ValueError(
+            f"images must have shape [rows, columns, height, width] or [..., 3], got {table.shape}."
+        )
+    rows = _names("row_names", row_names, table.shape[0])
+    columns = _names("column_names", column_names, table.shape[1])
+    with _figure(1 + 0.62 * len(columns), 0.5 + 0.62 * len(rows)) as figure:
+        grid = figure.subplots(len(rows), len(columns), squeeze=False)
+        for i, j in np.ndindex(grid.shape):
+            axes, image = grid[i, j], table[i, j]
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+            if j == 0:
+                axes.set_ylabel(rows[i], rotation=0, ha="right", va="center")
+            if i == 0:
+                axes.set_title(columns[j], fontsize=8)
+            if np.isfinite(image).all():
+                # Zero is the middle: grey, or white between blue and red.
+                scale = max(np.abs(image).max(), 1e-12)
+                if image.ndim == 3:
+                    axes.imshow(0.5 + 0.5 * image / scale, interpolation="nearest")
+                else:
+                    axes.imshow(
+                        image, cmap="RdBu_r", vmin=-scale, vmax=scale, interpolation="nearest"
+                    )
+    return figure
+
+
+def sharing(slots: ArrayLike, num_neurons: int) -> "Figure":
+    """Draw which clients share which neurons of a matched layer.
+
+    Above, how many neurons are shared by how many clients; below, one column a neuron, the most
+    shared ones first, and one line a client, dark where the client uses it.
+
+    Args:
+        slots: [J, L] the global neuron of each client's neuron, in [0, num_neurons); anything else
+            is padding.
+        num_neurons: L of the global layer.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If slots is no table.
+    """
+    table = np.asarray(slots)
+    if table.ndim != 2:
+        raise ValueError(f"slots must have shape [clients, neurons], got {table.shape}.")
+    used = np.zeros((len(table), num_neurons), bool)
+    for row, own in zip(used, table, strict=True):
+        row[own[(own >= 0) & (own < num_neurons)]] = True
+    counts = used.sum(axis=0)
+    # Among equally shared ones those of the same clients stand together.
+    order = np.lexsort((*used[::-1], -counts))
+    used, counts = used[:, order[counts[order] > 0]], counts[counts > 0]
+    with _figure(7, 1.9 + 0.16 * len(table)) as figure:
+        top, bottom = figure.subplots(2, height_ratios=[1.3, 0.16 * len(table) + 0.4])
+        sizes = np.arange(1, len(table) + 1)
+        top.bar(sizes, (counts[None] == sizes[:, None]).sum(axis=1), color=_COLOURS[0])
+        top.set(xlabel="clients that share a neuron", ylabel="neurons", xticks=sizes)
+        top.grid(visible=True, axis="y")
+        bottom.imshow(used, aspect="auto", interpolation="nearest", vmin=0, vmax=1)
+        bottom.set(xlabel="global neuron, most shared first", ylabel="client")
+    return figure
+
+
 def save(figure: "Figure", path: str | os.PathLike[str]) -> None:
     """Write a figure to a file, in the format that the suffix names (.png, .pdf, .svg).
 

@@ -307,7 +307,7 @@ def stacked(clients, counts, **options) -> matching.Matching:
         np.arange(sizes[h + 1])[None] < np.array(widths)[:, h, None] for h in range(len(sizes) - 2)
     ]
     run = compiled(options.pop("num_passes"))
-    found = run(params, counts, live=live, key=jax.random.key(0), **options)
+    found = run(params, counts, live=live, **{"key": jax.random.key(0)} | options)
     slots = [
         [np.asarray(each)[j, : widths[j][h]] for j in range(len(clients))]
         for h, each in enumerate(found.assignments)
@@ -360,7 +360,7 @@ def forward(params, x):
 def test_the_padded_network_computes_the_same(rng, key):
     clients, counts = trained(rng, UNEQUAL["two hidden layers"])
     small = matching.pfnm(clients, counts, key=key, **OPTIONS)
-    padded = stacked(clients, counts, **OPTIONS)
+    padded = stacked(clients, counts, key=key, **OPTIONS)
     x = rng.normal(size=(7, 6))
     np.testing.assert_allclose(forward(small.params, x), forward(padded.params, x), atol=1e-5)
     assert padded.params[0][0].shape[1] > small.params[0][0].shape[1]
@@ -484,9 +484,38 @@ def test_bad_networks_are_refused(change, message, key):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("sigma", 0.0), ("sigma0", -1.0), ("gamma", 0.0), ("num_passes", -1), ("prior_scale", -1.0)],
+    [
+        ("sigma", 0.0),
+        ("sigma0", -1.0),
+        ("gamma", 0.0),
+        ("num_passes", -1),
+        ("prior_scale", -1.0),
+        ("popularity_cap", 0),
+    ],
 )
 def test_hyperparameters_are_checked(name, value, key):
     clients, counts = trained(np.random.default_rng(0), [[4]] * 4)
     with pytest.raises(ValueError, match=f"{name} must"):
         matching.pfnm(clients, counts, key=key, **OPTIONS | {name: value})
+
+
+def test_permuted_copies_average_to_their_original(rng):
+    original = [(rng.normal(size=s), rng.normal(size=s[1])) for s in ((5, 7), (7, 6), (6, 3))]
+    copies = []
+    for _ in range(3):
+        p, q = rng.permutation(7), rng.permutation(6)
+        (a, b), (c, d), last = original
+        copies.append([(a[:, p], b[p]), (c[p][:, q], d[q]), (last[0][q], last[1])])
+    params = [
+        tuple(map(np.stack, zip(*layers, strict=True))) for layers in zip(*copies, strict=True)
+    ]
+    found = jax.jit(matching.matched_average)(params)
+    x = rng.normal(size=(8, 5))
+    np.testing.assert_allclose(forward(found, x), forward(original, x), atol=1e-4)
+    plain = [tuple(np.mean(each, axis=0) for each in layer) for layer in params]
+    assert np.abs(forward(plain, x) - forward(original, x)).max() > 0.5
+
+
+def test_matched_average_needs_two_clients_and_a_hidden_layer(rng):
+    with pytest.raises(ValueError, match="2 clients and 2 layers"):
+        matching.matched_average([(np.ones((1, 2, 3)), np.ones((1, 3)))] * 2)

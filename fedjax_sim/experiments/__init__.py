@@ -7,5 +7,7 @@ which makes its `RunFolder`, prints its tables and writes results.json and pictu
 
 EXPERIMENTS: dict[str, str] = {
     "agnostic-adult": "fedjax_sim.experiments.agnostic_adult",
+    "pfnm-cifar10": "fedjax_sim.experiments.pfnm_cifar10",
+    "pfnm-mnist": "fedjax_sim.experiments.pfnm_mnist",
 }
 """name -> module, imported only when it is run."""

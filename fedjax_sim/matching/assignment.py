@@ -110,6 +110,7 @@ class _State(NamedTuple):
 
     u: [R] and v: [C + 2] the dual prices: costs - u - v >= 0, and 0 for assigned pairs.
     num_alone: rows that stay alone.
+    fresh: bool, nobody is placed yet.
     """
 
     columns: Array
@@ -117,6 +118,7 @@ class _State(NamedTuple):
     u: Array
     v: Array
     num_alone: Array
+    fresh: Array
 
 
 def assign_or_leave(costs: Array, alone: Array, crowding: Array, live: Array) -> Array:
@@ -206,12 +208,26 @@ def assign_or_leave(costs: Array, alone: Array, crowding: Array, live: Array) ->
             (state.columns, state.owners, jnp.where(found, end, no_column)),
         )
         columns = columns.at[start].min(jnp.where(found, no_column, exit_column))
-        return _State(columns, owners, u, v, state.num_alone + leaves)
+        return _State(columns, owners, u, v, state.num_alone + leaves, state.fresh)
 
+    nobody = _State(
+        columns=jnp.full(num_rows, no_column, jnp.int32),
+        owners=jnp.full(num_columns + 2, -1, jnp.int32),
+        u=jnp.zeros(num_rows, costs.dtype),
+        v=jnp.zeros(num_columns + 2, costs.dtype),
+        num_alone=jnp.int32(0),
+        fresh=jnp.bool_(True),
+    )
+    # The greedy round is in the loop because what enters a loop is in memory: see _min_and_where.
     state = jax.lax.while_loop(
         lambda state: (live & (state.columns == no_column)).any(),
-        augment,
-        _greedy(costs, alone, next_crowding, live),
+        lambda state: jax.lax.cond(
+            state.fresh,
+            lambda state: _greedy(costs, alone, next_crowding, live),
+            augment,
+            state,
+        ),
+        nobody,
     )
     return jnp.where(live, state.columns, exit_column)
 
@@ -236,23 +252,24 @@ def _greedy(costs: Array, alone: Array, next_crowding: Array, live: Array) -> _S
     price = jnp.maximum(ranked[num_alone], last_crowding)
     price = jnp.where(jnp.isfinite(price), price, 0)
     stays = rank < num_alone
-    claims = jnp.where(live & ~stays, wanted, num_columns + 2)
+    claims = jnp.where(live & ~stays & (wanted < num_columns), wanted, num_columns + 2)
     owners = jnp.full(num_columns + 2, num_rows, jnp.int32).at[claims].min(rows, mode="drop")
     gets = owners[wanted] == rows
     columns = jnp.where(stays, num_columns, jnp.where(gets, wanted, num_columns + 2))
     owners = jnp.where(owners == num_rows, -1, owners).at[num_columns].set(0)
     u = jnp.where(stays, jnp.where(live, alone, 0) + price, jnp.where(live, best, 0))
     v = jnp.zeros(num_columns + 2, costs.dtype).at[num_columns].set(-price)
-    return _State(columns.astype(jnp.int32), owners, u, v, num_alone)
+    return _State(columns.astype(jnp.int32), owners, u, v, num_alone, jnp.bool_(False))
 
 
 def _min_and_where(x: Array) -> tuple[Array, Array]:
     """The minimum along the last axis and its first place, int32; NaN and an end beyond for NaN.
 
-    On a CPU XLA's argmin is a scalar loop, 15 times slower than these two vectorised minima.
+    On a CPU XLA's argmin is a scalar loop, 15 times slower than these two vectorised minima. But x
+    is compared with its own minimum, so it must not be rounded in two ways: it has to be in memory,
+    or computed from there without products (XLA computes a product's sum again wherever it is used,
+    in one rounding or in two).
     """
-    # Computed twice, x might be rounded in two ways, and then its minimum would be nowhere.
-    x = jax.lax.optimization_barrier(x)
     least = x.min(axis=-1)
     places = jnp.arange(x.shape[-1], dtype=jnp.int32)
     places = jnp.broadcast_to(places, x.shape)

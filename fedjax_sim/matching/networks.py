@@ -114,7 +114,11 @@ def pfnm(
     counts = np.asarray(class_counts, np.float64)
     networks = [[(np.asarray(w), np.asarray(b)) for w, b in network] for network in clients]
     _check_networks(networks, counts)
+    for name, value in (("sigma", sigma), ("sigma0", sigma0), ("gamma", gamma)):
+        checks.in_range(name, value, 0.0, open_low=True)
     checks.in_range("prior_scale", prior_scale, 0.0)
+    if popularity_cap is not None:
+        checks.in_range("popularity_cap", popularity_cap, 1.0, hint="None is no cap.")
     widths = [[w.shape[1] for w, _ in network[:-1]] for network in networks]
     largest = [max(column) for column in zip(*widths, strict=True)]
     budgets = _budgets(max_neurons, [sum(c) for c in zip(*widths, strict=True)], largest)
@@ -176,8 +180,6 @@ def pfnm_stacked(
     Raises:
         ValueError: at trace time, for shapes that do not fit.
     """
-    for name, value in (("sigma", sigma), ("sigma0", sigma0), ("gamma", gamma)):
-        checks.in_range(name, value, 0.0, open_low=True)
     checks.count("num_passes", num_passes)
     if len(params) < 2:
         raise ValueError(f"params must have a hidden layer to match, got {len(params)} layer(s).")

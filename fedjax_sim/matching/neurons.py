@@ -239,9 +239,10 @@ def match_layer(
     if orders is None:
         keys = jax.random.split(key, num_passes)
         orders = jax.vmap(lambda k: jax.random.permutation(k, num_clients))(keys)
+    orders = jnp.asarray(orders, jnp.int32)
     if slots is None:
         slots = jnp.full((num_clients, num_rows), budget, jnp.int32)
-        entry = jnp.argsort(-rows.live.sum(axis=1), stable=True)
+        entry = jnp.argsort(-rows.live.sum(axis=1), stable=True).astype(jnp.int32)
         orders = jnp.concatenate([entry[None], orders.reshape(num_passes, num_clients)])
     carry = (jnp.asarray(slots, jnp.int32), jnp.bool_(False), prior)
     (slots, full, prior), _ = jax.lax.scan(one_pass, carry, orders)
