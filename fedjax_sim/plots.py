@@ -360,7 +360,8 @@ def image_rows(
     with _figure(1 + 0.62 * len(columns), 0.5 + 0.62 * len(rows)) as figure:
         grid = figure.subplots(len(rows), len(columns), squeeze=False)
         for i, j in np.ndindex(grid.shape):
-            axes, image = grid[i, j], table[i, j]
+            axes: Any = grid[i, j]
+            image = table[i, j]
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
             if j == 0:

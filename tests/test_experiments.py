@@ -9,7 +9,8 @@ import pytest
 
 import reference
 from fedjax_sim import algorithms, cli, simulate
-from fedjax_sim.experiments import agnostic_adult, minimax
+from fedjax_sim.datasets import from_arrays
+from fedjax_sim.experiments import agnostic_adult, minimax, pfnm
 
 
 def test_exact_minimax_of_two_small_domains_by_brute_force():
@@ -99,3 +100,52 @@ def test_reproduce_agnostic_adult_leaves_everything(tmp_path, capsys):
 def test_num_seeds_is_checked():
     with pytest.raises(ValueError, match="num_seeds"):
         agnostic_adult.main(agnostic_adult.Options(num_seeds=1))
+
+
+def blobs(num_examples: int, rng: np.random.Generator):
+    """Images of four classes, each a bright patch in a place of its own."""
+    y = rng.integers(0, 4, num_examples)
+    x = rng.integers(0, 60, (num_examples, 6, 6, 1))
+    for k in range(4):
+        x[y == k, 3 * (k // 2) : 3 * (k // 2) + 3, 3 * (k % 2) : 3 * (k % 2) + 3] += 90
+    return x.astype(np.uint8), y
+
+
+def test_reproduce_pfnm_leaves_everything(tmp_path, capsys, rng):
+    """On easy images: matching beats averages and clients, as the report of any run would say."""
+    dataset = from_arrays(*blobs(600, rng), *blobs(200, rng), name="blobs")
+    output = tmp_path / "run"
+    options = pfnm.Options(output, num_clients=(4,), hidden=(12,), quick=True)
+    recipe = pfnm.Recipe(0.01, 1e-6, {})
+    pfnm.reproduce("pfnm-blobs", dataset, recipe, options)
+    assert "PFNM 1, 1, 1" in capsys.readouterr().out
+    results = json.loads((output / "results.json").read_text())
+    assert results["complete"] and len(results["runs"]) == 2
+    (run,) = results["runs"]["homogeneous, 4 clients"]
+    found = {name: row["accuracy"] for name, row in run["models"].items()}
+    assert found["PFNM 1, 1, 1"] > found["uniform average"]
+    assert run["models"]["uniform ensemble"]["neurons"] == [48]
+    assert 12 <= run["models"]["PFNM 1, 1, 1"]["neurons"][0] <= 48
+    assert run["train_seconds"] > 0 and len(run["local_accuracy"]) == 4
+    pictures = {path.name for path in output.glob("*.png")}
+    assert pictures == {
+        f"{what}_{kind}.png" for what in ("size", "sharing", "filters") for kind in pfnm.PARTITIONS
+    }
+
+
+def test_heterogeneous_partition_holds_sizes_in_check(rng):
+    labels = rng.integers(0, 10, 5000)
+    parts = pfnm.heterogeneous(labels, 10, seed=3)
+    assert np.sort(np.concatenate(parts)).tolist() == list(range(5000))
+    sizes = np.array([len(part) for part in parts])
+    assert sizes.min() >= 10 and sizes.max() < 1100
+    shares = np.array([np.bincount(labels[part], minlength=10) / len(part) for part in parts])
+    assert (shares < 0.01).any() and shares.max() > 0.3
+    with pytest.raises(ValueError, match="take fewer clients"):
+        pfnm.heterogeneous(np.zeros(20, int), 10, seed=0)
+
+
+def test_pfnm_options_are_checked(tmp_path):
+    options = pfnm.Options(tmp_path / "run", num_clients=(1,))
+    with pytest.raises(ValueError, match="num_clients"):
+        pfnm.reproduce("x", None, None, options)

@@ -230,3 +230,45 @@ def test_needs_neither_pyplot_nor_matplotlib_at_import(tmp_path: Path) -> None:
 def test_bad_input(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_tradeoff_marks_means_and_spread():
+    figure = plots.tradeoff({"a": ([1, 3], [5, 7]), "b": ([2], [4])}, x="size", y="gain")
+    axes = figure.axes[0]
+    lines = [line for line in axes.lines if line.get_marker() in "osD^vP"]
+    marks = [(*line.get_xdata(), *line.get_ydata()) for line in lines]
+    assert marks == [(2.0, 6.0), (2.0, 4.0)]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("size", "gain")
+    with pytest.raises(ValueError, match="at least one row"):
+        plots.tradeoff({}, x="", y="")
+    with pytest.raises(ValueError, match="'a' must be two arrays"):
+        plots.tradeoff({"a": ([1, 2], [1])}, x="", y="")
+
+
+def test_series_draws_means_at_the_settings():
+    figure = plots.series([10, 30], {"a": [[1, 3], [5, 5]]}, x="clients", y="accuracy")
+    line = next(line for line in figure.axes[0].lines if line.get_linestyle() == "-")
+    assert line.get_xdata().tolist() == [10, 30] and line.get_ydata().tolist() == [2.0, 5.0]
+    with pytest.raises(ValueError, match=r"'a' must have shape \[1, runs\]"):
+        plots.series([10], {"a": [[1], [2]]}, x="", y="")
+
+
+def test_image_rows_leave_missing_images_blank():
+    images = np.ones((2, 3, 4, 4))
+    images[1, 2] = np.nan
+    figure = plots.image_rows(images, row_names="ab", column_names="xyz")
+    assert [len(axes.images) for axes in figure.axes] == [1, 1, 1, 1, 1, 0]
+    coloured = plots.image_rows(np.ones((1, 1, 4, 4, 3)), row_names="a", column_names="x")
+    assert coloured.axes[0].images[0].get_array().shape == (4, 4, 3)
+    with pytest.raises(ValueError, match="images must have shape"):
+        plots.image_rows(np.ones((2, 3, 4)), row_names="ab", column_names="xyz")
+
+
+def test_sharing_sorts_the_most_shared_neurons_first():
+    figure = plots.sharing([[0, 2, 3], [2, 1, 9], [2, 3, 9]], 4)
+    top, bottom = figure.axes
+    assert [patch.get_height() for patch in top.patches] == [2, 1, 1]
+    table = np.asarray(bottom.images[0].get_array())
+    assert table.sum(axis=0).tolist() == [3, 2, 1, 1]
+    with pytest.raises(ValueError, match="slots must have shape"):
+        plots.sharing([1, 2], 3)

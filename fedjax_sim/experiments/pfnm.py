@@ -409,25 +409,25 @@ def run_one(shop: Workshop, task: Task, seed: int) -> Outcome:
 
 def averaged(params: Params, weights: np.ndarray) -> list[tuple[Array, Array]]:
     """The weighted mean of J networks, neuron by neuron in the order they happen to be in."""
-    weights = jnp.asarray(weights / weights.sum(), jnp.float32)
-    return layers_of(trees.weighted_sum(params, weights))
+    shares = jnp.asarray(weights / weights.sum(), jnp.float32)
+    return layers_of(trees.weighted_sum(params, shares))
 
 
 def kmeans(params: Params, num_neurons: int, seed: int) -> list[tuple[Array, Array]]:
     """All clients' neurons, of one hidden layer, in clusters; a cluster's mean is a neuron."""
     from scipy.cluster.vq import kmeans2
 
-    (w, b), (out, last) = (tuple(map(np.asarray, layer)) for layer in layers_of(params))
-    rows = np.concatenate([w.swapaxes(1, 2), b[..., None], out], axis=2)
+    (kernel, bias), (out, last) = layers_of(params)
+    rows = np.concatenate([kernel.swapaxes(1, 2), bias[..., None], out], axis=2)
     rows = rows.reshape(-1, rows.shape[2]).astype(np.float64)
     rng = np.random.default_rng(seed)
     centres, _ = kmeans2(
         rows, rows[rng.permutation(len(rows))[:num_neurons]], minit="matrix", iter=20
     )
-    num_inputs = w.shape[1]
-    parts = centres[:, :num_inputs].T, centres[:, num_inputs], centres[:, num_inputs + 1 :]
-    w, b, out = (jnp.asarray(part, jnp.float32) for part in parts)
-    return [(w, b), (out, jnp.asarray(last.mean(axis=0)))]
+    num_inputs = kernel.shape[1]
+    first = centres[:, :num_inputs].T, centres[:, num_inputs]
+    second = centres[:, num_inputs + 1 :], last.mean(axis=0)
+    return [(jnp.asarray(w, jnp.float32), jnp.asarray(b, jnp.float32)) for w, b in (first, second)]
 
 
 def reproduce(name: str, dataset: Dataset, recipe: Recipe, options: Options) -> None:
