@@ -17,6 +17,9 @@ from fedjax_sim import matching
 from fedjax_sim.matching.assignment import assign_or_leave
 
 
+jitted_assign_or_leave = jax.jit(assign_or_leave)
+
+
 def best(costs: np.ndarray) -> float:
     return costs[linear_sum_assignment(costs)].sum()
 
@@ -110,7 +113,7 @@ def test_leaving_rows_alone_is_as_good_as_with_a_column_for_each(seed, capacity,
     crowding = np.full(num_rows, np.inf)
     crowding[:capacity] = 2 * np.log(np.arange(1, capacity + 1))
     chosen = np.asarray(
-        assign_or_leave(
+        jitted_assign_or_leave(
             *(jnp.asarray(x, jnp.float32) for x in (costs, alone, crowding)),
             jnp.ones(num_rows, bool),
         )
@@ -315,6 +318,26 @@ def stacked(clients, counts, **options) -> matching.Matching:
 
 
 OPTIONS = {"sigma": 0.3, "sigma0": 2.0, "gamma": 1.5, "num_passes": 2}
+
+
+def test_costs_computed_beside_the_solver_are_no_trap(rng):
+    """Inlined into the solver, the same cost may be rounded in two ways: no row may get lost."""
+
+    @jax.jit
+    def solve(x, y):
+        costs = 0.1 * ((x**2).sum(1)[:, None] - 2 * x @ y.T + (y**2).sum(1)[None]) + 0.3
+        alone = 0.7 * (x**2).sum(1) + 0.1
+        crowding = 2 * jnp.log(jnp.arange(1.0, 31.0))
+        return costs, alone, crowding, assign_or_leave(costs, alone, crowding, jnp.ones(30, bool))
+
+    for _ in range(20):
+        x, y = (rng.normal(size=(n, 9)).astype(np.float32) for n in (30, 40))
+        costs, alone, crowding, chosen = (np.asarray(each, float) for each in solve(x, y))
+        leaves = chosen == 40
+        kept = chosen[~leaves].astype(int)
+        value = costs[~leaves, kept].sum() + alone[leaves].sum() + crowding[: leaves.sum()].sum()
+        wanted = best(np.concatenate([costs, alone[:, None] + crowding[None]], axis=1))
+        np.testing.assert_allclose(value, wanted, rtol=1e-5)
 
 
 def test_float32_loses_next_to_nothing_of_the_objective(rng):
