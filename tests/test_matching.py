@@ -16,7 +16,6 @@ import reference_matching as reference
 from fedjax_sim import matching
 from fedjax_sim.matching.assignment import assign_or_leave
 
-
 jitted_assign_or_leave = jax.jit(assign_or_leave)
 
 
