@@ -19,6 +19,7 @@ Importing the package loads nothing; import what you need by module:
     datasets, partition, data        examples, who owns which, and both on the device
     models, metrics                  what is trained, what is minimised and measured
     clients, sampling, aggregators   the parts of a round; their contracts are in `base`
+    matching                         networks trained apart, merged neuron by neuron
     rounds, algorithms               the engine that composes parts, and named algorithms
     simulate                         `run` an algorithm, `sweep` over seeds and hyperparameters
     plots, runfolder                 pictures, and what a run leaves on disk
