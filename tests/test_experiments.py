@@ -133,6 +133,26 @@ def test_reproduce_pfnm_leaves_everything(tmp_path, capsys, rng):
     }
 
 
+def test_amsgrad_is_pytorchs(rng):
+    """Against its formulas in NumPy; with growing gradients it is plain Adam."""
+    gradients = rng.normal(size=(6, 3)).astype(np.float32)
+    optimizer, w = pfnm.amsgrad(0.1), np.zeros(3)
+    state = optimizer.init(jax.numpy.zeros(3))
+    mean = square = largest = np.zeros(3)
+    for t, g in enumerate(gradients, start=1):
+        step, state = optimizer.update(g, state)
+        mean, square = 0.9 * mean + 0.1 * g, 0.999 * square + 0.001 * g**2
+        largest = np.maximum(largest, square)
+        root = np.sqrt(largest) / np.sqrt(1 - 0.999**t)
+        np.testing.assert_allclose(step, -0.1 / (1 - 0.9**t) * mean / root, rtol=1e-4)
+    adam = optax.adam(0.1)
+    ours, theirs = optimizer.init(jax.numpy.zeros(3)), adam.init(jax.numpy.zeros(3))
+    for t in range(1, 5):
+        step, ours = optimizer.update(gradients[0] * t, ours)
+        plain, theirs = adam.update(gradients[0] * t, theirs)
+        np.testing.assert_allclose(step, plain, rtol=1e-4)
+
+
 def test_heterogeneous_partition_holds_sizes_in_check(rng):
     labels = rng.integers(0, 10, 5000)
     parts = pfnm.heterogeneous(labels, 10, seed=3)

@@ -178,6 +178,42 @@ def params_of(layers: Sequence[tuple[Array, Array]]) -> Params:
     return {f"dense_{i}": {"kernel": w, "bias": b} for i, (w, b) in enumerate(layers)}
 
 
+class AmsgradState(NamedTuple):
+    """Moments of the gradient, and the largest second moment so far, none of them corrected."""
+
+    count: Array
+    mean: PyTree
+    square: PyTree
+    largest: PyTree
+
+
+def amsgrad(learning_rate: float) -> optax.GradientTransformation:
+    """Adam with amsgrad as PyTorch has it: the maximum is taken before the bias is corrected.
+
+    `optax.amsgrad` takes it afterwards, as the correction of the first steps is large, so that one
+    early gradient slows its weight down for good. The nets of the authors' code travel farther
+    than that: with optax's form the ensemble of ten clients on MNIST is 7 points worse.
+    """
+    b1, b2, epsilon = 0.9, 0.999, 1e-8
+
+    def init(params: PyTree) -> AmsgradState:
+        zero = jax.tree.map(jnp.zeros_like, params)
+        return AmsgradState(jnp.int32(0), zero, zero, zero)
+
+    def update(
+        gradient: PyTree, state: AmsgradState, params: PyTree = None
+    ) -> tuple[PyTree, AmsgradState]:
+        count = state.count + 1
+        mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mean, gradient)
+        square = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g**2, state.square, gradient)
+        largest = jax.tree.map(jnp.maximum, state.largest, square)
+        rate = learning_rate * jnp.sqrt(1 - b2**count) / (1 - b1**count)
+        step = jax.tree.map(lambda m, v: -rate * m / (jnp.sqrt(v) + epsilon), mean, largest)
+        return step, AmsgradState(count, mean, square, largest)
+
+    return optax.GradientTransformation(init, update)
+
+
 def local_training(
     rule: ClientRule, batching: Batching, *, mesh: Any = None
 ) -> Callable[[Key, Params, FederatedData], Params]:
@@ -267,7 +303,7 @@ class Workshop:
     @property
     def optimizer(self) -> optax.GradientTransformation:
         """Adam with amsgrad, as in the authors' code."""
-        return optax.amsgrad(self.recipe.learning_rate)
+        return amsgrad(self.recipe.learning_rate)
 
     def regularizer(self, params: Params) -> Array:
         """weight_decay / 2 * || all params ||^2."""
@@ -384,7 +420,7 @@ def run_one(shop: Workshop, task: Task, seed: int) -> Outcome:
     }
     if len(width) == 1:
         size = int(matched.num_neurons[0, 0])
-        merged[f"k-means, as many as {setting_name(GRID[0])}"] = (
+        merged[f"k-means, size of {setting_name(GRID[0])}"] = (
             kmeans(params, size, seed),
             (size,),
         )
@@ -488,7 +524,7 @@ def results_table(
         "seed.",
     )
     table.add_column("model", no_wrap=True)
-    columns = ["accuracy", "neurons", *(["authors' code", "neurons"] if reference else [])]
+    columns = ["accuracy", "neurons", *(["authors", "neurons"] if reference else [])]
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     local = 100 * np.array([run.local for run in runs])
