@@ -136,7 +136,7 @@ def test_reproduce_pfnm_leaves_everything(tmp_path, capsys, rng):
 def test_amsgrad_is_pytorchs(rng):
     """Against its formulas in NumPy; with growing gradients it is plain Adam."""
     gradients = rng.normal(size=(6, 3)).astype(np.float32)
-    optimizer, w = pfnm.amsgrad(0.1), np.zeros(3)
+    optimizer = pfnm.amsgrad(0.1)
     state = optimizer.init(jax.numpy.zeros(3))
     mean = square = largest = np.zeros(3)
     for t, g in enumerate(gradients, start=1):

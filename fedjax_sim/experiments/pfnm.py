@@ -181,7 +181,7 @@ def params_of(layers: Sequence[tuple[Array, Array]]) -> Params:
 class AmsgradState(NamedTuple):
     """Moments of the gradient, and the largest second moment so far, none of them corrected."""
 
-    count: Array
+    num_steps: Array
     mean: PyTree
     square: PyTree
     largest: PyTree
@@ -203,13 +203,13 @@ def amsgrad(learning_rate: float) -> optax.GradientTransformation:
     def update(
         gradient: PyTree, state: AmsgradState, params: PyTree = None
     ) -> tuple[PyTree, AmsgradState]:
-        count = state.count + 1
+        num_steps = state.num_steps + 1
         mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mean, gradient)
         square = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g**2, state.square, gradient)
         largest = jax.tree.map(jnp.maximum, state.largest, square)
-        rate = learning_rate * jnp.sqrt(1 - b2**count) / (1 - b1**count)
+        rate = learning_rate * jnp.sqrt(1 - b2**num_steps) / (1 - b1**num_steps)
         step = jax.tree.map(lambda m, v: -rate * m / (jnp.sqrt(v) + epsilon), mean, largest)
-        return step, AmsgradState(count, mean, square, largest)
+        return step, AmsgradState(num_steps, mean, square, largest)
 
     return optax.GradientTransformation(init, update)
 
