@@ -190,9 +190,10 @@ class AmsgradState(NamedTuple):
 def amsgrad(learning_rate: float) -> optax.GradientTransformation:
     """Adam with amsgrad as PyTorch has it: the maximum is taken before the bias is corrected.
 
-    `optax.amsgrad` takes it afterwards, as the correction of the first steps is large, so that one
-    early gradient slows its weight down for good. The nets of the authors' code travel farther
-    than that: with optax's form the ensemble of ten clients on MNIST is 7 points worse.
+    `optax.amsgrad` takes it afterwards: the correction of the first steps is large, so that one
+    early gradient slows its weight down for good. The networks then stay nearer to where they
+    began and share more (MNIST, 10 heterogeneous clients, one seed, PFNM at 1, 1, 1: 166 neurons
+    and 87.9 % instead of 362 and 94.8 %), which is not what the authors' code reports.
     """
     b1, b2, epsilon = 0.9, 0.999, 1e-8
 
