@@ -570,7 +570,10 @@ def save_pictures(
     for kind in PARTITIONS:
         by_number = [outcomes[f"{kind}, {number} clients"] for number in options.num_clients]
         runs = by_number[0]
-        names = [name for name in runs[0].rows if name in shown or name.startswith(("PFNM", "k-"))]
+        # Plain averages are so far below that all others would fall together.
+        names = [
+            name for name in runs[0].rows if name in shown[1:] or name.startswith(("PFNM", "k-"))
+        ]
         points = {
             name: (
                 np.array([sum(run.rows[name].neurons or ()) for run in runs]),
@@ -596,11 +599,14 @@ def save_pictures(
 
 
 def filters(run: Outcome, dataset: Dataset, num_shown: int = 8) -> Any:
-    """First-layer weights of the neurons that most clients share, and of their global neuron."""
+    """First-layer weights of shared neurons, from the most to the least shared ones."""
     shape = dataset.train["x"].shape[1:]
     shape = shape[:2] if shape[-1] == 1 else shape
     counts = run.matched.counts[0]
-    neurons = np.argsort(-counts, kind="stable")[:num_shown]
+    shared = np.argsort(-counts, kind="stable")[: (counts > 1).sum()]
+    # With nothing shared, the first neurons as they are.
+    neurons = shared if shared.size else np.flatnonzero(counts)
+    neurons = neurons[np.linspace(0, len(neurons) - 1, num_shown).astype(int)]
     slots = run.matched.assignments[0]
     kernels = np.asarray(run.params["dense_0"]["kernel"])
     images = np.full((num_shown, len(slots) + 1, *shape), np.nan)
