@@ -606,10 +606,10 @@ def filters(run: Outcome, dataset: Dataset, num_shown: int = 8) -> Any:
     shared = np.argsort(-counts, kind="stable")[: (counts > 1).sum()]
     # With nothing shared, the first neurons as they are.
     neurons = shared if shared.size else np.flatnonzero(counts)
-    neurons = neurons[np.linspace(0, len(neurons) - 1, num_shown).astype(int)]
+    neurons = neurons[np.unique(np.linspace(0, len(neurons) - 1, num_shown).astype(int))]
     slots = run.matched.assignments[0]
     kernels = np.asarray(run.params["dense_0"]["kernel"])
-    images = np.full((num_shown, len(slots) + 1, *shape), np.nan)
+    images = np.full((len(neurons), len(slots) + 1, *shape), np.nan)
     for i, neuron in enumerate(neurons):
         images[i, 0] = run.matched.params[0][0][:, neuron].reshape(shape)
         for j, row in zip(*np.nonzero(slots == neuron), strict=True):
