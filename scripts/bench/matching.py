@@ -10,6 +10,7 @@ line a measurement and a table.
 """
 
 import argparse
+import datetime
 import functools
 import json
 import time
@@ -104,8 +105,18 @@ def seconds(
 def report(table: Table, name: str, warm: list[float], first: float) -> None:
     """Print one measurement and put it into its table."""
     found = {"median": float(np.median(warm)), "least": min(warm), "first": first}
-    print(json.dumps({"bench": "matching", "case": name, **found, "versions": versions()}))
+    record = {"bench": "matching", "case": name, **found, **context()}
+    print(json.dumps(record), flush=True)
     table.add_row(name, *(f"{value:.4f}" for value in found.values()))
+
+
+def context() -> dict[str, Any]:
+    """Where and when: a number without it is worth nothing."""
+    return {
+        "device": jax.devices()[0].device_kind,
+        "date": datetime.date.today().isoformat(),
+        "versions": versions(),
+    }
 
 
 if __name__ == "__main__":
