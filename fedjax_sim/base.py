@@ -201,7 +201,8 @@ class Server(NamedTuple):
 
     init(key, params, data) -> state. Of `data` only static facts are used.
     broadcast(key, state, cohort: Cohort, data) -> message: what every client of the cohort gets; a
-        client picks its own part by its id. May look at the data (a first pass over the cohort).
+        client picks its own part by its id. May look at the data of the cohort (a first pass over
+        it), and of nobody else: of a population on disk, nobody else is loaded.
     apply(key, state, aggregate, report: Report) -> (state, info).
     params(state) -> the model to evaluate and to ship.
     """
