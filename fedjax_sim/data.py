@@ -34,6 +34,8 @@ class FederatedData:
         starts: [N] int32, the first row of each client; M for a client that is not loaded.
         sizes: [N] int32, >= 1, the rows of each client.
         min_size, max_size: the range of `sizes`, static.
+        quantiles: sizes at equally spaced fractions from 0 to 1 of the clients, static, from which
+            the engine judges how unequal a cohort will be; () if unknown.
     """
 
     examples: Examples
@@ -42,6 +44,7 @@ class FederatedData:
     sizes: Array
     min_size: int = dataclasses.field(metadata={"static": True})
     max_size: int = dataclasses.field(metadata={"static": True})
+    quantiles: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
 
     @property
     def num_clients(self) -> int:
@@ -149,6 +152,7 @@ def federate(
         sizes=jnp.asarray(sizes, jnp.int32),
         min_size=int(sizes.min()),
         max_size=int(sizes.max()),
+        quantiles=tuple(np.quantile(sizes, np.linspace(0, 1, 17)).astype(int).tolist()),
     )
 
 
@@ -248,13 +252,13 @@ class Batching:
         return per_epoch * whole - (-per_epoch * part.numerator // part.denominator)
 
     def positions(
-        self, words: Array, size: Array, step: Array, max_size: int
+        self, words: Array, size: Array | int, step: Array, max_size: int
     ) -> tuple[Array, Array]:
         """Which of its own examples a client takes in a local step.
 
         Args:
             words: [shuffling.NUM_WORDS] uint32, the client's randomness of the round.
-            size: int32 scalar, the client's number of examples.
+            size: int32 scalar or a static int, the client's number of examples.
             step: int32 scalar, the local step.
             max_size: static, the largest client.
 
@@ -262,16 +266,20 @@ class Batching:
             positions [B] int32 in [0, size) and mask [B] bool, False for the empty end of a short
             batch, whose positions repeat others of the same epoch.
         """
-        size = jnp.maximum(size, 1)
         num_slots = self.slots(max_size)
-        per_epoch = -(-size // num_slots)
         slot = jnp.arange(num_slots, dtype=jnp.int32)
+        full = jnp.ones(num_slots, bool)
         if self.shuffle == "replacement":
-            return shuffling.draw(words, size, step * num_slots + slot), slot >= 0
-        epoch = step // per_epoch
+            return shuffling.draw(words, jnp.maximum(size, 1), step * num_slots + slot), full
+        # A size known when compiling leaves divisions by constants and, if B divides it, no mask.
+        even = isinstance(size, int) and size % num_slots == 0
+        size = jnp.maximum(jnp.int32(size), 1)
+        per_epoch = jax.lax.div(size + (num_slots - 1), jnp.int32(num_slots))
+        epoch = jax.lax.div(step, per_epoch)
         index = (step - epoch * per_epoch) * num_slots + slot
-        mask = index < size
-        index = jnp.where(mask, index, index % size)
+        mask = full if even else index < size
+        if not even:
+            index = jnp.where(mask, index, jax.lax.rem(index, jnp.broadcast_to(size, index.shape)))
         if self.shuffle == "epoch":
             index = shuffling.permute(words, size, index, epoch)
         return index, mask

@@ -116,9 +116,11 @@ class ModelOptions:
     Attributes:
         model: logistic and mlp take any features, the cnn models images, char_lstm text.
         hidden: Widths of the hidden layers.
+        precision: What the model computes in; parameters and aggregation are float32 anyway.
     """
 
     model: Literal["logistic", "mlp", "emnist_cnn", "simple_cnn", "char_lstm"] = "mlp"
+    precision: Literal["float32", "bfloat16"] = "float32"
     hidden: Annotated[tuple[int, ...] | None, _part("hidden", "INT [INT ...]")] = None
 
 

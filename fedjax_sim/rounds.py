@@ -5,15 +5,18 @@ is one `vmap`, the chunks are one `scan`. It names no concrete part; parts arriv
 """
 
 import contextlib
+import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from fedjax_sim import checks, shuffling, trees
+from fedjax_sim import checks, shuffling, trees, tuning
 from fedjax_sim import data as data_lib
 from fedjax_sim.base import (
     Aggregator,
@@ -37,6 +40,11 @@ from fedjax_sim.base import (
 from fedjax_sim.data import Batching, FederatedData
 
 Width = int | Literal["auto"]
+
+CORE_PARAMS = 100_000
+"""On a CPU a larger model fills a core's cache by itself, so that clients train one at a time."""
+WORTH_MEASURING = 2e8
+"""Operations of a round, about a millisecond's worth, from which on its chunk width is measured."""
 
 
 class FederatedState(NamedTuple):
@@ -90,10 +98,11 @@ def federated(
         aggregator: how their updates are combined.
         server: what is sent and what happens to the aggregate.
         batching: how a client cuts its examples into local steps.
-        width: how many clients train at once, in [1, C]. 1 is a loop over clients, C one big vmap.
-            The result is the same; speed and memory differ: `width` client models are alive at once
-            (and all C updates, if the aggregator is not a sum). "auto" takes 1 on a CPU, where a
-            client fills the core, and elsewhere as many as a share of the device's memory holds.
+        width: how many clients train at once at most, in [1, C]. 1 is a loop over clients, C one
+            big vmap. The result is the same but for rounding; speed and memory differ: `width`
+            client models are alive at once (and all C updates, if the aggregator is not a sum).
+            "auto" measures a few widths when the round is first compiled, if there is enough work
+            for it to matter, and logs what it found; see `tuning`.
         mesh: devices with one named axis, over which the cohort is dealt out (`devices.mesh`); each
             device holds the data and walks its share. None is the default device alone.
 
@@ -226,7 +235,17 @@ def _work(
     """Deal the cohort out to the devices; each walks its share in chunks of `width` clients."""
     num_slots = slots.mask.shape[0]
     num_devices = 1 if mesh is None else mesh.size
-    width = _resolve(width, -(-num_slots // num_devices), message)
+    if width == "auto":
+
+        def trial(
+            slots: _Slots, message: PyTree, data: FederatedData, steps: int, width: int
+        ) -> PyTree:
+            few = dataclasses.replace(batching, num_epochs=None, num_steps=steps)
+            return _work(rule, aggregator, slots, message, data, few, width, mesh).combined
+
+        width = _auto_width(trial, slots, message, data, batching, num_devices)
+    width = _even(width, -(-num_slots // num_devices))
+    tuning.note_width(width)
     num_chunks = -(-num_slots // (width * num_devices))
     ragged = batching.num_steps is None and data.min_size != data.max_size
     if ragged:
@@ -246,10 +265,13 @@ def _work(
         """One device's chunks [1, chunks, width, ...] -> its sum, and what is kept per client."""
 
         def chunk(members: _Slots) -> tuple[PyTree, tuple[PyTree, ...]]:
-            states, updates, weights, info = _train(rule, members, message, data, batching, ragged)
-            if aggregator.summand is None:
+            summand = aggregator.summand
+            states, updates, weights, info = _train(
+                rule, members, message, data, batching, ragged, streamed=summand is not None
+            )
+            if summand is None:
                 return (), (updates, states, weights, info)
-            terms = jax.vmap(aggregator.summand)(updates, weights)
+            terms = jax.vmap(summand)(updates, weights)
             return jax.tree.map(lambda x: x.sum(axis=0), terms), ((), states, weights, info)
 
         def accumulate(total: PyTree, members: _Slots) -> tuple[PyTree, tuple[PyTree, ...]]:
@@ -294,12 +316,15 @@ def _train(
     data: FederatedData,
     batching: Batching,
     ragged: bool,
+    streamed: bool,
 ) -> tuple[PyTree, PyTree, Array, dict[str, Array]]:
-    """Local work of one chunk: leaves [W, ...] in and out."""
+    """Local work of one chunk: leaves [W, ...] in and out; `streamed` if it is summed at once."""
     width = members.mask.shape[0]
+    equal = data.min_size == data.max_size
 
     def rows(step: Array, member: _Slots) -> tuple[Array, Array]:
-        return batching.positions(member.words, member.client.size, step, data.max_size)
+        size = data.max_size if equal else member.client.size
+        return batching.positions(member.words, size, step, data.max_size)
 
     def begin(member: _Slots) -> tuple[PyTree, tuple[Array, Array]]:
         begin_key, _, _ = jax.random.split(member.key, 3)
@@ -322,10 +347,19 @@ def _train(
 
     def finish(member: _Slots, work: PyTree) -> tuple[PyTree, PyTree, Array, dict[str, Array]]:
         _, _, finish_key = jax.random.split(member.key, 3)
-        state, update, weight, info = rule.finish(
-            finish_key, member.state, message, member.client, work
-        )
+
+        def send(state: PyTree, message: PyTree, work: PyTree) -> tuple:
+            return rule.finish(finish_key, state, message, member.client, work)
+
+        given = (member.state, message, work)
+        state, update, weight, info = send(*given)
         norm = trees.norm(update)
+        if streamed:
+            # Whether an update counts is known after its norm. Kept until then, it would be written
+            # and read twice; computed again, each time in one pass with its use, it never is. The
+            # barrier hides from the compiler that both are the same.
+            _, again, _, _ = send(*jax.lax.optimization_barrier(given))
+            norm = trees.norm(again)
         counts = member.mask & jnp.isfinite(norm)
         facts = {"num_steps": member.client.num_steps, "update_norm": norm}
         state = trees.where(counts, state, member.state)
@@ -368,18 +402,116 @@ def _scatter(states: PyTree, ids: Array, new: PyTree) -> PyTree:
     return jax.tree.map(lambda all_, x: all_.at[ids].set(x, mode="drop"), states, new)
 
 
-def _resolve(width: Width, num_slots: int, message: PyTree) -> int:
-    """The chunk width as a number."""
-    if width != "auto":
-        return min(width, num_slots)
-    device = jax.local_devices()[0]
-    if device.platform == "cpu":
-        return 1
-    memory = (device.memory_stats() or {}).get("bytes_limit", 8 << 30)
+def _even(width: int, share: int) -> int:
+    """At most `width`, and as small as it can be for the same number of chunks of `share`."""
+    return -(-share // -(-share // width))
+
+
+def _auto_width(
+    trial: Callable[..., PyTree],
+    slots: _Slots,
+    message: PyTree,
+    data: FederatedData,
+    batching: Batching,
+    num_devices: int,
+) -> int:
+    """The fastest chunk width, measured where there is enough work for it to matter."""
+    num_slots = slots.mask.shape[0]
+    share = -(-num_slots // num_devices)
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(message))
+    steps = _expected_steps(data, batching, num_slots)
+    # Two operations a weight and example forward, four backward; less than an exact count for
+    # convolutions, but only the order of magnitude matters.
+    operations = 6.0 * num_params * batching.slots(data.max_size) * steps.mean()
+    on_cpu = jax.default_backend() == "cpu"
     # A training client holds its parameters, gradient, optimizer state, update and activations:
-    # about ten models. A quarter of the memory leaves room for data and stacked updates.
-    share = memory // 4 // (10 * max(trees.num_bytes(message), 1))
-    return int(min(num_slots, max(1, share)))
+    # about ten models.
+    most = tuning.memory_budget() // 2 // (10 * max(trees.num_bytes(message), 1))
+    most = int(np.clip(most // tuning.num_runs(), 1, share))
+    default = 1 if on_cpu else most
+    if (
+        most == 1
+        or operations * num_slots < WORTH_MEASURING
+        or (on_cpu and num_params > CORE_PARAMS)
+        or tuning.num_runs() > 1
+        or jax.process_count() > 1  # all processes must compile the same program
+    ):
+        return default
+    ladder = (1, 16) if on_cpu else (8, 64, 512, 4096, most)
+    widths = sorted({_even(min(width, most), share) for width in ladder})
+    num_steps = int(min(steps.max(), 8))
+
+    def num_slots_of(width: int) -> int:
+        """About as many chunks as the round has, but no more than tell the speed."""
+        return num_devices * width * -(-min(share, max(width, 32)) // width)
+
+    def num_rounds(width: int) -> int:
+        """So many that starting the program costs nothing beside them."""
+        once = operations / steps.mean() * num_steps * num_slots_of(width)
+        return int(np.clip(3e9 / once, 1, 100))
+
+    def program(width: int) -> tuple[Callable, tuple]:
+        def repeat(slots: _Slots, message: PyTree, data: FederatedData) -> PyTree:
+            def once(_: Array, message: PyTree) -> PyTree:
+                out = trial(slots, message, data, num_steps, width)
+                # What the next round starts from depends on this one, so that none is left out.
+                nothing = 0 * sum(x.ravel()[0] for x in jax.tree.leaves(out))
+                return jax.tree.map(lambda x: x + nothing.astype(x.dtype), message)
+
+            return jax.lax.fori_loop(0, num_rounds(width), once, message)
+
+        return repeat, _imitation(slots, message, data, num_slots_of(width), num_steps)
+
+    def work(width: int) -> float:
+        """Useful local steps in the trial, if its chunks waste as much as the cohort's will."""
+        together = width * num_devices
+        used = steps.sum() / (together * steps[::together].sum())
+        return num_steps * num_slots_of(width) * num_rounds(width) * used
+
+    return tuning.fastest_width(widths, program, work) or default
+
+
+def _expected_steps(data: FederatedData, batching: Batching, num_slots: int) -> np.ndarray:
+    """Local steps of a typical cohort, most first: float64 [C]."""
+    at = np.linspace(1, 0, num_slots) if num_slots > 1 else np.array([0.5])
+    known = data.quantiles or (data.min_size, data.max_size)
+    sizes = np.interp(at, np.linspace(0, 1, len(known)), known).round()
+    with jax.ensure_compile_time_eval():
+        return np.asarray(batching.steps(sizes, data.max_size), np.float64)
+
+
+def _imitation(
+    slots: _Slots, message: PyTree, data: FederatedData, num_slots: int, num_steps: int
+) -> tuple[_Slots, PyTree, FederatedData]:
+    """Arguments of the same shapes, but of `num_slots` clients, to measure with: zeros mostly."""
+    row_bytes = sum(a.dtype.itemsize * math.prod(a.shape[1:]) for a in data.examples.values())
+    num_rows = min(data.num_examples, max(data.max_size, (16 << 20) // max(row_bytes, 1)))
+    ids = np.arange(num_slots, dtype=np.int32)
+    key = jax.random.split(jax.random.key(0), num_slots)
+
+    def zeros(x: Array, rows: int) -> Array:
+        return jnp.zeros((rows, *x.shape[1:]), x.dtype)
+
+    fake = _Slots(
+        client=Client(
+            jnp.asarray(ids),
+            jnp.full(num_slots, data.max_size, jnp.int32),
+            jnp.full(num_slots, num_steps, jnp.int32),
+        ),
+        mask=jnp.ones(num_slots, bool),
+        start=jnp.asarray(ids * data.max_size % (num_rows - data.max_size + 1)),
+        key=key,
+        words=jax.vmap(shuffling.words)(key),
+        state=jax.tree.map(lambda x: zeros(x, num_slots), slots.state),
+    )
+    rows = dataclasses.replace(
+        data,
+        examples=jax.tree.map(lambda x: zeros(x, num_rows), data.examples),
+        owners=zeros(data.owners, num_rows),
+        starts=zeros(data.starts, data.num_clients),
+        sizes=zeros(data.sizes, data.num_clients),
+    )
+    return fake, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), message), rows
 
 
 @contextlib.contextmanager

@@ -16,9 +16,10 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Sharding
+from jax.sharding import Mesh, NamedSharding, Sharding
+from jax.sharding import PartitionSpec as P
 
-from fedjax_sim import checks, trees
+from fedjax_sim import checks, trees, tuning
 from fedjax_sim.base import Algorithm, Array, Key, Mean, Params, PyTree, RoundInfo, Status
 from fedjax_sim.checkpoints import Checkpoints
 from fedjax_sim.data import FederatedData
@@ -90,6 +91,7 @@ class SimulationError(RuntimeError):
         self.result = result
 
 
+@tuning.memory_advice()
 def run(
     algorithm: Algorithm,
     params: Params,
@@ -144,6 +146,7 @@ def run(
     Raises:
         SimulationError: with `on_error="raise"`; its `result` holds what was computed.
         ValueError: among others, a checkpoint that another call of `run` has written.
+        MemoryError: when the device's memory is too small; says which width to try.
 
     Cost: of a checkpoint, the state and all infos and evaluations so far, written while the run
     goes on.
@@ -595,7 +598,10 @@ def _explain(start: int, info: RoundInfo) -> str:
 
 
 def batched(
-    make: Callable[..., Algorithm], hyperparameters: Mapping[str, Array | np.ndarray]
+    make: Callable[..., Algorithm],
+    hyperparameters: Mapping[str, Array | np.ndarray],
+    *,
+    mesh: Mesh | None = None,
 ) -> Algorithm:
     """G runs as one algorithm: every state, parameter and info gets a leading axis [G].
 
@@ -605,6 +611,9 @@ def batched(
             rates, mu, lambda) but not sizes or choices.
         hyperparameters: name -> [G, ...] values, one row a run; none for runs that differ by their
             keys alone.
+        mesh: devices with one named axis over which the runs are dealt out (`devices.mesh`); G must
+            be a multiple of their number. Runs need nothing from each other, so this fills several
+            devices, or the cores of a CPU, better than dealing out the clients of every run.
 
     Returns:
         An Algorithm for keys [G] and params with leaves [G, ...]; the data is shared.
@@ -613,18 +622,41 @@ def batched(
     _check_rows(values)
 
     def init(key: Key, params: Params, data: FederatedData) -> PyTree:
-        state = jax.vmap(lambda h, k, p: make(**h).init(k, p, data))(values, key, params)
-        return values, state
+        def runs(hyper: PyTree, key: Key, params: Params, data: FederatedData) -> PyTree:
+            state = jax.vmap(lambda h, k, p: make(**h).init(k, p, data))(hyper, key, params)
+            return hyper, state
+
+        return _dealt_out(runs, mesh)(values, key, params, data)
 
     def step(key: Key, state: PyTree, data: FederatedData) -> tuple[PyTree, PyTree]:
         hyper, inner = state
-        inner, info = jax.vmap(lambda h, k, s: make(**h).step(k, s, data))(hyper, key, inner)
+
+        def runs(hyper: PyTree, key: Key, state: PyTree, data: FederatedData) -> PyTree:
+            with tuning.batched(key.shape[0]):
+                return jax.vmap(lambda h, k, s: make(**h).step(k, s, data))(hyper, key, state)
+
+        inner, info = _dealt_out(runs, mesh)(hyper, key, inner, data)
         return (hyper, inner), info
 
     def params(state: PyTree) -> Params:
         return jax.vmap(lambda h, s: make(**h).params(s))(*state)
 
     return Algorithm(init, step, params)
+
+
+def _dealt_out(function: Callable, mesh: Mesh | None) -> Callable:
+    """`function` of arguments [G, ...] and, last, shared data; the runs dealt out to devices."""
+    if mesh is None:
+        return function
+    ours = P(*mesh.axis_names)
+
+    def dealt(*args: Any) -> PyTree:
+        specs = (*[ours] * (len(args) - 1), P())
+        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=ours, check_vma=False)(
+            *args
+        )
+
+    return dealt
 
 
 def _check_rows(values: Mapping[str, Array | np.ndarray]) -> None:
@@ -643,6 +675,7 @@ def sweep(
     *,
     num_rounds: int,
     evaluate: Evaluate | None = None,
+    mesh: Mesh | None = None,
     **options: Any,
 ) -> Result:
     """Run G whole runs, seeds x hyperparameters, as one compiled program.
@@ -655,13 +688,14 @@ def sweep(
         init_params: init_params(init_key) -> params.
         data: the training population, shared.
         num_rounds, evaluate, **options: as in `run`.
+        mesh: devices over which the runs are dealt out, as in `batched`.
 
     Returns:
         One Result whose params and states have a leading axis [G], infos [R, G, ...] and
         evaluations [E, G, N]. Run g equals `run` with its seed and hyperparameters, to rounding.
 
     Raises:
-        ValueError: no "seed", or values of different lengths.
+        ValueError: no "seed", values of different lengths, or runs that the mesh does not divide.
 
     Cost: G times the memory of a run's state; on small models far less than G times the time.
 
@@ -680,13 +714,25 @@ def sweep(
     keys = jax.vmap(jax.random.key)(jnp.asarray(points["seed"], jnp.uint32))
     # Split first: a key that is both split and folded gives equal keys for unequal uses.
     init_keys, run_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    params = jax.jit(jax.vmap(init_params))(init_keys)
+    if mesh is not None:
+        if len(keys) % mesh.size:
+            raise ValueError(
+                f"points must make a multiple of the mesh's {mesh.size} devices, got {len(keys)} "
+                "runs. Add runs, or leave mesh out."
+            )
+        ours = NamedSharding(mesh, P(*mesh.axis_names))
+        params, run_keys = jax.device_put((params, run_keys), ours)
+        data = jax.device_put(data, NamedSharding(mesh, P()))
+    if evaluate is not None:
+        evaluate = _dealt_out(jax.vmap(evaluate, in_axes=(0, None)), mesh)
     return run(
-        batched(make, hyperparameters),
-        jax.jit(jax.vmap(init_params))(init_keys),
+        batched(make, hyperparameters, mesh=mesh),
+        params,
         data,
         key=run_keys,
         num_rounds=num_rounds,
-        evaluate=None if evaluate is None else jax.vmap(evaluate, in_axes=(0, None)),
+        evaluate=evaluate,
         **options,
     )
 

@@ -247,6 +247,8 @@ def build_model(
     hidden = options.model.hidden
     extra = {} if hidden is None else {"hidden": hidden}
     model = models.build(options.model.model, dataset.num_classes, **extra)
+    if options.model.precision == "bfloat16":
+        model = models.mixed_precision(model)
     inputs = jnp.asarray(dataset.train["x"][:1])
     params = jax.jit(model.init)(key, inputs)
     models.check_outputs(

@@ -1,9 +1,12 @@
 """Strict settings for every test, and what tests share."""
 
 import os
+import tempfile
 from pathlib import Path
 
 os.environ["MPLBACKEND"] = "Agg"  # before anything imports matplotlib
+# Tests neither read nor write what the user's own programs remember.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="fedjax_sim_tests_")
 
 import hypothesis
 import jax

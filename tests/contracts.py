@@ -547,6 +547,11 @@ MODELS = {
         (_VECTORS, (4, CLASSES)),
     ),
     "mlp": Row(models.mlp, lambda: models.mlp(CLASSES, hidden=(4,)), (_VECTORS, (4, CLASSES))),
+    "mixed_precision": Row(
+        models.mixed_precision,
+        lambda: models.mixed_precision(models.mlp(CLASSES, hidden=(4,))),
+        (_VECTORS, (4, CLASSES)),
+    ),
     "emnist_cnn": Row(
         models.emnist_cnn, lambda: models.emnist_cnn(CLASSES), (_IMAGES, (4, CLASSES))
     ),

@@ -15,7 +15,7 @@ PACKAGE = Path(fedjax_sim.__file__).parent
 # A module imports modules of lower tiers only, so two modules of one tier never meet.
 TIERS = [
     {"base"},
-    {"trees", "checks", "shuffling", "convolution", "products", "ordering", "stacks"},
+    {"trees", "checks", "shuffling", "convolution", "products", "ordering", "stacks", "tuning"},
     {"geometry"},
     {
         *("data", "datasets", "devices", "partition", "models", "metrics", "sampling"),
@@ -30,7 +30,7 @@ TIERS = [
 ]
 TIER = {module: tier for tier, modules in enumerate(TIERS) for module in modules}
 # The engine never names a concrete part: parts arrive as values.
-ONLY = {"rounds": {"base", "trees", "checks", "shuffling", "data"}}
+ONLY = {"rounds": {"base", "trees", "checks", "shuffling", "tuning", "data"}}
 # Slow to import or needed by few: imported inside the function that uses them.
 HEAVY = {
     *("array_record", "flax", "h5py", "matplotlib", "orbax", "PIL", "scipy"),

@@ -90,6 +90,29 @@ PROGRAM = textwrap.dedent(
     found["sweep/8"] = np.asarray(result.params["kernel"][1]).tolist()
     alone = simulate.run(fedavg(0.3), params, data, key=keys[1], num_rounds=2)
     found["sweep/1"] = np.asarray(alone.params["kernel"]).tolist()
+    alone = lambda learning_rate: algorithms.fedavg(
+        model, client_optimizer=optax.sgd(learning_rate), batching=Batching(8)
+    )
+    points = simulate.product(seed=range(4), learning_rate=[0.1, 0.3])
+    init = lambda key: model.init(key, x[:1])
+    evaluate = rounds.evaluator(model, {"loss": metrics.cross_entropy})
+    for where, devices_ in (("1", None), ("8", mesh)):
+        result = simulate.sweep(
+            alone, points, init, data, num_rounds=3, segment_rounds=2, mesh=devices_,
+            evaluate=evaluate, eval_data={"train": data},
+        )
+        loss = result.evaluations.values["train"]["loss"]
+        found[f"runs/{where}"] = [result.params["kernel"].tolist(), loss.total.tolist()]
+        found[f"loss/{where}"] = np.asarray(loss.value).mean(axis=-1).tolist()
+    try:
+        simulate.sweep(
+            alone, simulate.product(seed=range(3), learning_rate=[0.1]), init, data,
+            num_rounds=1, mesh=mesh,
+        )
+    except ValueError as error:
+        assert "multiple of the mesh's 8 devices, got 3 runs" in str(error)
+    else:
+        raise AssertionError("3 runs do not divide among 8 devices")
     print(json.dumps(found))
     """
 )
@@ -115,9 +138,14 @@ def test_a_round_is_the_same_on_one_device_and_on_several(found, name, size):
     assert np.abs(one["kernel"]).max() > 0.05
 
 
-@pytest.mark.parametrize("name", ["evaluate", "scaffold", "sweep"])
+@pytest.mark.parametrize("name", ["evaluate", "scaffold", "sweep", "loss"])
 def test_evaluation_client_states_and_sweeps_are_the_same_on_eight_devices(found, name):
     np.testing.assert_allclose(found[f"{name}/8"], found[f"{name}/1"], rtol=1e-6, atol=1e-6)
+
+
+def test_runs_dealt_out_to_devices_are_the_same_as_on_one(found):
+    for one, many in zip(found["runs/1"], found["runs/8"], strict=True):
+        np.testing.assert_allclose(many, one, rtol=1e-6, atol=1e-6)
 
 
 def test_bad_number_of_devices():

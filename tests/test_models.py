@@ -221,6 +221,36 @@ def test_gradient_equals_finite_difference(name: str) -> None:
     np.testing.assert_allclose((ahead - behind) / (2 * step), norm, rtol=0.02)
 
 
+@pytest.mark.parametrize("name", ["logistic", "mlp", "emnist_cnn", "char_lstm"])
+def test_mixed_precision_computes_in_half_and_trains_in_single(name: str) -> None:
+    model, inputs = small_models()[name]
+    half = models.mixed_precision(model)
+    params = drawn(model, inputs)
+    value, gradient = jax.value_and_grad(partial(mean_loss, half))(params, inputs)
+    exact, slope = jax.value_and_grad(partial(mean_loss, model))(params, inputs)
+    # bfloat16 keeps 8 bits; a wrong scale or a lost layer would be off by far more.
+    np.testing.assert_allclose(value, exact, rtol=0.03)
+    assert trees.norm(trees.subtract(gradient, slope)) < 0.1 * trees.norm(slope)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(gradient)} == {"float32"}
+    assert half.apply(params, inputs).dtype == jnp.float32
+    program = str(jax.make_jaxpr(half.apply)(params, inputs))
+    products_in_half = [line for line in program.split("\n") if "dot_general" in line]
+    assert products_in_half and all("bf16" in line for line in products_in_half)
+
+
+def test_mixed_precision_moves_running_statistics_only() -> None:
+    model = models.from_linen(LinenNet())
+    half = models.mixed_precision(model)
+    params = drawn(model, FLOATS)
+    _, moved = models.mixed_precision(model).train(params, FLOATS, KEY)
+    _, exact = model.train(params, FLOATS, KEY)
+    jax.tree.map(np.testing.assert_array_equal, moved["params"], params["params"])
+    for name, value in statistics(model, moved).items():
+        np.testing.assert_allclose(value, statistics(model, exact)[name], rtol=0.05, atol=0.05)
+        assert not np.array_equal(value, statistics(model, params)[name])
+    assert half.apply_train is not None
+
+
 def test_pooling_gradient_equals_reduce_window() -> None:
     images = jax.random.normal(KEY, (2, 5, 6, 3))
 
@@ -592,6 +622,11 @@ def test_check_outputs_accepts_what_fits() -> None:
             r"shape \(36, 64\).*64 examples",
         ),
         (lambda: models.logistic(0), ValueError, "num_classes must be >= 1, got 0"),
+        (
+            lambda: models.mixed_precision(models.logistic(2), jnp.float32),
+            ValueError,
+            "dtype must be bfloat16 or float16, got float32",
+        ),
         (lambda: models.logistic(2, init="zero"), ValueError, "Did you mean 'zeros'"),
         (lambda: models.mlp(2, hidden=10), TypeError, "hidden must be a sequence"),  # type: ignore[arg-type]
         (lambda: models.mlp(2, hidden=(3, 0)), ValueError, "hidden must be >= 1, got 0"),
