@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -150,10 +150,14 @@ def federate(
         owners=jnp.asarray(np.repeat(np.arange(len(sizes)), sizes), jnp.int32),
         starts=jnp.asarray(np.cumsum(sizes) - sizes, jnp.int32),
         sizes=jnp.asarray(sizes, jnp.int32),
-        min_size=int(sizes.min()),
-        max_size=int(sizes.max()),
-        quantiles=tuple(np.quantile(sizes, np.linspace(0, 1, 17)).astype(int).tolist()),
+        **size_facts(sizes),
     )
+
+
+def size_facts(sizes: np.ndarray) -> dict[str, Any]:
+    """The static facts of a FederatedData, from the sizes of all clients."""
+    quantiles = np.quantile(sizes, np.linspace(0, 1, 17)).astype(int).tolist()
+    return {"min_size": quantiles[0], "max_size": quantiles[-1], "quantiles": tuple(quantiles)}
 
 
 def checked(examples: Examples, num_classes: int | None = None) -> dict[str, np.ndarray]:

@@ -499,7 +499,7 @@ def _imitation(
             jnp.full(num_slots, num_steps, jnp.int32),
         ),
         mask=jnp.ones(num_slots, bool),
-        start=jnp.asarray(ids * data.max_size % (num_rows - data.max_size + 1)),
+        start=jnp.asarray(ids * data.max_size % max(num_rows - data.max_size + 1, 1)),
         key=key,
         words=jax.vmap(shuffling.words)(key),
         state=jax.tree.map(lambda x: zeros(x, num_slots), slots.state),

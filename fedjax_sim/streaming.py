@@ -27,7 +27,7 @@ from jax.sharding import Mesh
 
 from fedjax_sim import checks, devices
 from fedjax_sim.base import Examples
-from fedjax_sim.data import FederatedData, checked
+from fedjax_sim.data import FederatedData, checked, size_facts
 
 _RECORDS, _SIZES, _INDEX = "clients.array_record", "sizes.npy", "population.json"
 _FORMAT = 1
@@ -90,6 +90,7 @@ class Population:
                 f"{len(self._records)}. Write the population again."
             )
         self._device_sizes = jnp.asarray(self.sizes, jnp.int32)
+        self._size_facts = size_facts(self.sizes)
         if mesh is not None:
             self._device_sizes = devices.replicate(self._device_sizes, mesh)
 
@@ -190,8 +191,7 @@ class Population:
         starts[ids] = ends - sizes
         owners: Any = np.full(num_rows, self.num_clients, np.int32)
         owners[: sizes.sum()] = np.repeat(ids, sizes)
-        low, high = int(self.sizes.min()), int(self.sizes.max())
-        return FederatedData(examples, owners, starts, self._device_sizes, low, high)
+        return FederatedData(examples, owners, starts, self._device_sizes, **self._size_facts)
 
     def _records_of(self, ids: np.ndarray) -> Iterator[bytes]:
         """Clients' records: several at once, to be read in parallel, but never all."""
