@@ -20,6 +20,7 @@ Importing the package loads nothing; import what you need by module:
     models, metrics                  what is trained, what is minimised and measured
     clients, sampling, aggregators   the parts of a round; their contracts are in `base`
     matching                         networks trained apart, merged neuron by neuron
+    attacks, poisoning               what malicious clients send, and what they train on
     rounds, algorithms               the engine that composes parts, and named algorithms
     simulate                         `run` an algorithm, `sweep` over seeds and hyperparameters
     plots, runfolder                 pictures, and what a run leaves on disk

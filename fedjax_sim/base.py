@@ -19,7 +19,7 @@ optimizer.
 """
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +29,8 @@ Array = jax.Array
 Key = jax.Array
 PyTree = Any
 Params = PyTree
+Ids = Sequence[int] | Array
+"""Client ids, [f] integers."""
 Examples = dict[str, Any]
 """Named arrays that share their leading axis: "x" [M, ...] inputs and "y" [M, ...] labels."""
 
@@ -41,6 +43,7 @@ class Stream(enum.IntEnum):
     AGGREGATOR = 2
     SERVER = 3
     BROADCAST = 4
+    ATTACK = 5
 
 
 class Status(enum.IntFlag):
@@ -142,6 +145,19 @@ class ClientRule(NamedTuple):
     ]
 
 
+class History(NamedTuple):
+    """A server's message to clients who look at how the model moves; see `algorithms.remembering`.
+
+    params: the model.
+    previous: the model of the round before, that of this round in the first.
+    round: int32, the number of rounds done.
+    """
+
+    params: Params
+    previous: Params
+    round: Array
+
+
 class Cohort(NamedTuple):
     """Who takes part in a round: C slots, of which some may be empty.
 
@@ -182,7 +198,7 @@ class Aggregator(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What the server knows of a round's cohort, per slot.
+    """What the server knows of a round's cohort, per slot; attacks are told it as well.
 
     ids: [C] int32 client ids (N for an empty slot).
     weights: [C] aggregation weights, 0 for empty slots and dropped updates.
@@ -194,6 +210,25 @@ class Report(NamedTuple):
     weights: Array
     dropped: Array
     clients: dict[str, Array]
+
+
+class Attack(NamedTuple):
+    """What malicious clients send instead of their own updates, knowing those of everybody.
+
+    It acts between local work and aggregation. What a malicious client does with its own data alone
+    is a ClientRule instead.
+
+    init(update) -> state, from a pytree shaped like one update.
+    apply(key, state, updates [C, ...], report: Report, malicious [C], message)
+        -> (state, updates, info). Rows where `malicious` is False come back bit for bit, those of
+        weight 0 among them, which may hold anything. `report` is from before the attack, `message`
+        what the server broadcast in this round. With nobody malicious, nothing changes.
+    """
+
+    init: Callable[[PyTree], PyTree]
+    apply: Callable[
+        [Key, PyTree, PyTree, Report, Array, PyTree], tuple[PyTree, PyTree, dict[str, Array]]
+    ]
 
 
 class Server(NamedTuple):
@@ -239,6 +274,7 @@ class RoundInfo(NamedTuple):
     cohort: the Report of the round.
     aggregator, server: dicts of arrays of the two parts.
     bytes_down, bytes_up: float32, what the server sent and received, in bytes, uncompressed.
+    attack: dict of arrays of the attack, empty where there is none.
     """
 
     status: Array
@@ -247,3 +283,4 @@ class RoundInfo(NamedTuple):
     server: dict[str, Array]
     bytes_down: Array
     bytes_up: Array
+    attack: dict[str, Array] = {}  # noqa: RUF012  # nobody writes into an info

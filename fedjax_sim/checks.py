@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
+import numpy as np
 
 
 def is_traced(value: Any) -> bool:
@@ -58,6 +59,17 @@ def in_range(
         left = f"{'(' if open_low or low == -math.inf else '['}{low:g}"
         right = f"{high:g}{')' if high == math.inf else ']'}"
         raise ValueError(f"{name} must lie in {left}, {right}, got {value}. {hint}".rstrip())
+
+
+def ids(name: str, value: Any) -> None:
+    """Raise unless `value` is a list of at least one integer >= 0; traced values pass."""
+    if is_traced(value):
+        return
+    array = np.asarray(value)
+    if array.ndim != 1 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):
+        raise TypeError(f"{name} must be a list of client ids such as [0, 3], got {value!r}.")
+    if array.min() < 0:
+        raise ValueError(f"{name} must be client ids >= 0, got {array.min()}.")
 
 
 def one_of(name: str, value: Any, allowed: Iterable[Any], *, hint: str = "") -> None:

@@ -127,6 +127,14 @@ def top_k_accuracy(k: int) -> Metric:
     return Metric(fn, higher_is_better=True)
 
 
+def _confidence(outputs: Array, labels: Array) -> Mean:
+    logits, _, labels, score = _classes(outputs, labels)
+    return _per_example(jnp.exp(score - jax.nn.logsumexp(logits, -1, keepdims=True)), labels >= 0)
+
+
+confidence = Metric(_confidence, higher_is_better=True)
+"""Softmax probability of the label; outputs and labels as for `cross_entropy`."""
+
 accuracy = top_k_accuracy(1)
 """Fraction of labels whose output is the largest; outputs and labels as for `cross_entropy`."""
 

@@ -418,6 +418,125 @@ def sharing(slots: ArrayLike, num_neurons: int) -> "Figure":
     return figure
 
 
+def heat_map(
+    values: ArrayLike,
+    row_names: Sequence[str],
+    column_names: Sequence[str],
+    *,
+    label: str,
+    limits: tuple[float, float] | None = None,
+) -> "Figure":
+    """Draw a table of numbers as colours, with the numbers in them where they fit.
+
+    Args:
+        values: [r, c]; NaN is left blank.
+        row_names, column_names: r and c names.
+        label: what the values are.
+        limits: values of the lightest and darkest colour; the range of the values by default.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If a shape does not fit.
+    """
+    table = np.asarray(values, float)
+    if table.shape != (len(row_names), len(column_names)):
+        raise ValueError(
+            f"values must have shape {(len(row_names), len(column_names))}, got {table.shape}."
+        )
+    names = max(map(len, row_names), default=0)
+    with _figure(1.2 + 0.075 * names + 0.5 * table.shape[1], 1.0 + 0.3 * table.shape[0]) as figure:
+        axes = figure.subplots()
+        low, high = limits or (np.nanmin(table), np.nanmax(table))
+        image = axes.imshow(table, aspect="auto", vmin=low, vmax=high)
+        upright = max(map(len, column_names)) <= 5
+        axes.set_xticks(range(table.shape[1]), column_names, rotation=0 if upright else 90)
+        axes.set_yticks(range(table.shape[0]), row_names)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        if table.shape[1] <= _MAX_NAMES // 2:
+            digits = 0 if np.nanmax(np.abs(table)) >= 10 else 2
+            for (i, j), value in np.ndenumerate(table):
+                if np.isfinite(value):
+                    dark = value - low > 0.6 * (high - low)
+                    axes.text(
+                        j, i, f"{value:.{digits}f}", ha="center", va="center", fontsize=7,
+                        color="white" if dark else "black",
+                    )  # fmt: skip
+        figure.colorbar(image, ax=axes, label=label)
+    return figure
+
+
+def ranges(
+    inner: Mapping[str, ArrayLike],
+    outer: Mapping[str, ArrayLike],
+    *,
+    label: str,
+    inner_label: str,
+    outer_label: str,
+    first: int = 1,
+) -> "Figure":
+    """Draw two ranges over rounds in one panel for each name: a band, and a pair of lines.
+
+    Args:
+        inner: panel name -> [R, 2] ends of the range drawn as lines.
+        outer: panel name -> [R, 2] ends of the range drawn as a band; the same names.
+        label: what the values are.
+        inner_label, outer_label: what the two ranges are.
+        first: number of the first round.
+
+    Returns:
+        The figure.
+    """
+    with _figure(1.5 + 2.2 * len(outer), 2.8) as figure:
+        panels = figure.subplots(1, len(outer), sharey=True, squeeze=False)[0]
+        for axes, name in zip(panels, outer, strict=True):
+            band, lines = np.asarray(outer[name], float), np.asarray(inner[name], float)
+            at = first + np.arange(len(band))
+            area = axes.fill_between(at, *band.T, color=_COLOURS[0], alpha=0.25, linewidth=0)
+            drawn = axes.plot(at, lines, color=_COLOURS[5], marker=".", markersize=3)
+            axes.set(title=name, xlabel="round", yscale="log")
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.grid(visible=True)
+        panels[0].set_ylabel(label)
+        figure.legend([area, drawn[0]], [outer_label, inner_label], loc="outside upper center")
+    return figure
+
+
+def image_grid(
+    images: Sequence[Sequence[ArrayLike]], row_names: Sequence[str], column_names: Sequence[str]
+) -> "Figure":
+    """Draw grey images in a grid; where one has both signs, red is positive and blue negative.
+
+    Args:
+        images: rows of images [H, W] or [H, W, 1], each drawn on a scale of its own.
+        row_names, column_names: of the grid.
+
+    Returns:
+        The figure.
+    """
+    with _figure(0.8 + 1.3 * len(column_names), 0.4 + 1.3 * len(row_names)) as figure:
+        grid = figure.subplots(len(row_names), len(column_names), squeeze=False)
+        for i, row in enumerate(images):
+            for j, image in enumerate(row):
+                axes, pixels = grid[i, j], np.asarray(image, float)
+                largest = np.abs(pixels).max()
+                signed: Any = {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest}
+                axes.imshow(
+                    pixels.reshape(pixels.shape[:2]),
+                    **(signed if pixels.min() < 0 else {"cmap": "gray"}),
+                )
+                axes.set_xticks([])
+                axes.set_yticks([])
+                axes.spines[:].set_visible(False)
+                if i == 0:
+                    axes.set_title(column_names[j], fontsize=9)
+                if j == 0:
+                    axes.set_ylabel(row_names[i])
+    return figure
+
+
 def save(figure: "Figure", path: str | os.PathLike[str]) -> None:
     """Write a figure to a file, in the format that the suffix names (.png, .pdf, .svg).
 

@@ -22,9 +22,11 @@ from fedjax_sim.base import (
     Aggregator,
     Algorithm,
     Array,
+    Attack,
     Client,
     ClientRule,
     Cohort,
+    Ids,
     Key,
     Mean,
     Model,
@@ -52,12 +54,14 @@ class FederatedState(NamedTuple):
 
     server, aggregator, sampler: the states of the parts.
     clients: leaves [N, ...], the state of every client, `()` for rules without one.
+    attack: the state of the attack, `()` where there is none.
     """
 
     server: PyTree
     aggregator: PyTree
     sampler: PyTree
     clients: PyTree
+    attack: PyTree = ()
 
 
 class _Slots(NamedTuple):
@@ -87,6 +91,8 @@ def federated(
     aggregator: Aggregator,
     server: Server,
     batching: Batching,
+    attack: Attack | None = None,
+    malicious: Ids | None = None,
     width: Width = "auto",
     mesh: Mesh | None = None,
 ) -> Algorithm:
@@ -98,6 +104,10 @@ def federated(
         aggregator: how their updates are combined.
         server: what is sent and what happens to the aggregate.
         batching: how a client cuts its examples into local steps.
+        attack: what malicious clients make of their updates before they are aggregated, from the
+            stack of all updates, so that no sum is streamed. None is no attack.
+        malicious: ids of the clients that attack, given if and only if `attack` is. May be traced;
+            N is nobody, so that runs of a sweep may differ in how many attack.
         width: how many clients train at once at most, in [1, C]. 1 is a loop over clients, C one
             big vmap. The result is the same but for rounding; speed and memory differ: `width`
             client models are alive at once (and all C updates, if the aggregator is not a sum).
@@ -118,8 +128,17 @@ def federated(
         checks.positive_int("width", width, hint='Or "auto".')
     if mesh is not None and len(mesh.axis_names) != 1:
         raise ValueError(f"mesh must have one axis, for the clients, got {mesh.axis_names}.")
+    if (attack is None) != (malicious is None):
+        raise ValueError(
+            f"give both attack and malicious or neither: got attack={attack}, "
+            f"malicious={malicious}."
+        )
+    if attack is not None:
+        checks.ids("malicious", malicious)
+        aggregator = aggregator._replace(summand=None, from_sum=None)
 
     def init(key: Key, params: Params, data: FederatedData) -> FederatedState:
+        _check_malicious(malicious, data.num_clients)
         server_state = server.init(key, params, data)
         sampler_state = sampler.init(data.sizes)
         client = rule.init(params)
@@ -129,7 +148,10 @@ def federated(
         clients = jax.tree.map(
             lambda x: jnp.broadcast_to(x, (num_clients, *jnp.shape(x))).copy(), client
         )
-        return FederatedState(server_state, aggregator.init(zeros), sampler_state, clients)
+        attack_state = () if attack is None else attack.init(zeros)
+        return FederatedState(
+            server_state, aggregator.init(zeros), sampler_state, clients, attack_state
+        )
 
     def sample(
         key: Key, state: FederatedState, data: FederatedData
@@ -148,6 +170,14 @@ def federated(
             message = server.broadcast(keys[Stream.BROADCAST], state.server, cohort, data)
         slots = _slots(keys[Stream.CLIENTS], cohort, state.clients, data, batching)
         done = _work(rule, aggregator, slots, message, data, batching, width, mesh)
+        attacked = state.attack
+        attack_info: dict[str, Array] = {}
+        if attack is not None:
+            with _stage("attacking"):
+                present = cohort.mask & jnp.isin(cohort.ids, jnp.asarray(malicious))
+                attacked, done, attack_info = _attacked(
+                    attack, keys[Stream.ATTACK], state.attack, cohort, done, present, message
+                )
         with _stage("aggregating"):
             aggregated, aggregate, aggregator_info = _aggregate(
                 aggregator, keys[Stream.AGGREGATOR], state.aggregator, done
@@ -162,6 +192,7 @@ def federated(
             aggregator=trees.where(empty, state.aggregator, aggregated),
             sampler=state.sampler,
             clients=_scatter(state.clients, cohort.ids, done.states),
+            attack=attacked,
         )
         status = dropped.any() * int(Status.NON_FINITE_UPDATE) + empty * int(Status.EMPTY_COHORT)
         live = cohort.mask.sum().astype(jnp.float32)
@@ -172,10 +203,47 @@ def federated(
             server=server_info,
             bytes_down=live * trees.num_bytes(message),
             bytes_up=live * trees.num_bytes(aggregate),
+            attack=attack_info,
         )
         return new_state, info
 
     return Algorithm(init, step, lambda state: server.params(state.server), sample)
+
+
+def _check_malicious(malicious: Ids | None, num_clients: int) -> None:
+    if malicious is None or checks.is_traced(malicious):
+        return
+    distinct = np.unique(np.asarray(malicious))
+    if distinct[-1] > num_clients:
+        raise ValueError(
+            f"malicious must be ids in [0, {num_clients}), or {num_clients} for nobody, got "
+            f"{distinct[-1]}."
+        )
+    if (distinct < num_clients).sum() == num_clients:
+        raise ValueError(
+            f"malicious names all {num_clients} clients: leave an honest one, or there is nobody "
+            "to attack."
+        )
+
+
+def _attacked(
+    attack: Attack,
+    key: Key,
+    state: PyTree,
+    cohort: Cohort,
+    done: _Outcome,
+    malicious: Array,
+    message: PyTree,
+) -> tuple[PyTree, _Outcome, dict[str, Array]]:
+    """The outcome with what the malicious clients send; what is not finite is dropped again."""
+    dropped = cohort.mask & ~jnp.isfinite(done.info["update_norm"])
+    report = Report(cohort.ids, done.weights, dropped, done.info)
+    malicious = malicious & (done.weights > 0)
+    state, updates, info = attack.apply(key, state, done.combined, report, malicious, message)
+    norm = jnp.where(malicious, jax.vmap(trees.norm)(updates), done.info["update_norm"])
+    weights = jnp.where(jnp.isfinite(norm), done.weights, 0.0)
+    facts = done.info | {"update_norm": norm}
+    return state, done._replace(combined=updates, weights=weights, info=facts), info
 
 
 def _aggregate(

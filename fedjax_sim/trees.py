@@ -1,5 +1,7 @@
 """Pytree algebra: what every part needs and jax.tree does not have."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -62,6 +64,34 @@ def weighted_sum(tree: PyTree, weights: Array) -> PyTree:
         return jnp.tensordot(weights.astype(leaf.dtype), rows, axes=1)
 
     return jax.tree.map(total, tree)
+
+
+def row_dots(rows: PyTree, other: PyTree) -> Array:
+    """Inner product of every row with the same row of `other`, or with its only one.
+
+    Args:
+        rows: leaves [C, ...].
+        other: leaves [C, ...], or [...] for one tree.
+
+    Returns:
+        [C] float32.
+    """
+
+    def dots(x: Array, y: Array) -> Array:
+        products = x * (y if y.ndim == x.ndim else y[None])
+        return products.reshape(len(x), -1).sum(axis=1, dtype=jnp.float32)
+
+    return sum(jax.tree.leaves(jax.tree.map(dots, rows, other)), start=jnp.float32(0))
+
+
+def fill(info: dict[str, Array], like: dict[str, Any]) -> dict[str, Array]:
+    """`info` with the entries of `like` that it lacks: NaN, or 0 for integers and booleans."""
+
+    def missing(entry: Any) -> Array:
+        is_real = jnp.issubdtype(entry.dtype, jnp.floating)
+        return jnp.full(entry.shape, jnp.nan if is_real else 0, entry.dtype)
+
+    return {name: info[name] if name in info else missing(like[name]) for name in like}
 
 
 def flatten(tree: PyTree) -> Array:

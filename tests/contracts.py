@@ -20,11 +20,13 @@ import optax
 
 import reference
 import reference_aggregators as robust
-from fedjax_sim import aggregators, algorithms, clients, metrics, models, sampling
+import reference_attacks
+from fedjax_sim import aggregators, algorithms, attacks, clients, metrics, models, sampling, trees
 from fedjax_sim.base import (
     Aggregator,
     Algorithm,
     Array,
+    Attack,
     ClientRule,
     Model,
     Params,
@@ -33,8 +35,8 @@ from fedjax_sim.base import (
 )
 from fedjax_sim.data import Batching, FederatedData, federate
 
-MODULES = (aggregators, sampling, clients, algorithms, models)
-CONTRACTS = (Aggregator, Sampler, ClientRule, Server, Algorithm, Model)
+MODULES = (aggregators, sampling, clients, attacks, algorithms, models)
+CONTRACTS = (Aggregator, Sampler, ClientRule, Attack, Server, Algorithm, Model)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -445,6 +447,56 @@ def controlled(width: int) -> Algorithm:
     return scaffold(width=width)
 
 
+TARGETS = {"x": np.full((1, FEATURES), 0.5, np.float32), "y": np.array([2], np.int32)}
+HONEST = clients.local_sgd(MODEL, optax.sgd(0.2), loss=metrics.cross_entropy)
+
+
+def targeted(**options: Any) -> ClientRule:
+    return clients.targeted_poisoning(
+        MODEL,
+        optax.sgd(0.2),
+        targets=TARGETS,
+        boost=4.0,
+        loss=metrics.cross_entropy,
+        threshold=0.2,
+        max_steps=20,
+        **options,
+    )
+
+
+def stealthy(boost: float, rho: float) -> ClientRule:
+    return clients.stealthy_poisoning(
+        MODEL, optax.sgd(0.2), targets=TARGETS, boost=boost, rho=rho, loss=metrics.cross_entropy
+    )
+
+
+def alternating(boost: float, rho: float, **options: Any) -> ClientRule:
+    return clients.alternating_poisoning(
+        MODEL,
+        optax.sgd(0.2),
+        targets=TARGETS,
+        boost=boost,
+        rho=rho,
+        every=2,
+        loss=metrics.cross_entropy,
+        **options,
+    )
+
+
+def poisoned(attacker: ClientRule, width: int, ids: Iterable[int] = (0, 2, 3)) -> Algorithm:
+    """FedAvg with some malicious clients; the cohort of the tests holds some of them."""
+    return fedavg(
+        rule=clients.malicious(HONEST, attacker, list(ids)),
+        server=algorithms.remembering(algorithms.server_optimizer(optax.sgd(1.0))),
+        width=width,
+    )
+
+
+_WIDE = {
+    "test_the_width_of_a_round_does_not_matter": "compiles slowly; other attackers' rows see to "
+    "`malicious`, through which all of them run"
+}
+
 CLIENT_RULES = {
     "local_sgd": RuleRow(
         clients.local_sgd,
@@ -466,6 +518,42 @@ CLIENT_RULES = {
         within=lambda width: fedavg(rule=momentum(0.9), width=width),
         without=lambda width: fedavg(rule=momentum(0.0), width=width),
     ),
+    "malicious": RuleRow(
+        clients.malicious,
+        lambda: clients.malicious(HONEST, targeted(), [1]),
+        reference=plain,
+        without=lambda width: poisoned(targeted(), width, ids=[len(SIZES)]),
+        opts_out=_WIDE,
+    ),
+    "targeted_poisoning": RuleRow(
+        clients.targeted_poisoning,
+        targeted,
+        within=lambda width: poisoned(targeted(estimate="after"), width),
+        opts_out={
+            "test_a_zero_coefficient_is_local_sgd": "looks at the targets alone, not at the data"
+        },
+    ),
+    "stealthy_poisoning": RuleRow(
+        clients.stealthy_poisoning,
+        lambda: stealthy(5.0, 0.3),
+        reference=plain,
+        without=lambda width: poisoned(stealthy(0.0, 0.0), width),
+        opts_out=_WIDE,
+    ),
+    "alternating_poisoning, own": RuleRow(
+        clients.alternating_poisoning,
+        lambda: alternating(5.0, 0.3, distance_to="own"),
+        reference=plain,
+        within=lambda width: poisoned(alternating(5.0, 0.3, distance_to="own"), width),
+        without=lambda width: poisoned(alternating(0.0, 0.0, distance_to="own"), width),
+    ),
+    "alternating_poisoning, others": RuleRow(
+        clients.alternating_poisoning,
+        lambda: alternating(5.0, 0.3, kernels_only=True),
+        reference=plain,
+        without=lambda width: poisoned(alternating(0.0, 0.0), width),
+        opts_out=_WIDE,
+    ),
     "scaffold": RuleRow(
         clients.scaffold,
         lambda: clients.scaffold(MODEL, learning_rate=0.2, loss=metrics.cross_entropy),
@@ -476,7 +564,125 @@ CLIENT_RULES = {
 }
 
 # build(optimizer) -> Server.
-SERVERS = {"server_optimizer": Row(algorithms.server_optimizer, algorithms.server_optimizer)}
+SERVERS = {
+    "server_optimizer": Row(algorithms.server_optimizer, algorithms.server_optimizer),
+    "remembering": Row(
+        algorithms.remembering,
+        lambda optimizer: algorithms.remembering(algorithms.server_optimizer(optimizer)),
+    ),
+}
+
+
+def most_central() -> Aggregator:
+    """The row with the least sum of distances to all others: a rule that chooses, as Krum does."""
+
+    def apply(key: Array, state: Any, updates: Any, weights: Array) -> Any:
+        rows = jnp.where(weights[:, None] > 0, trees.flatten(updates), 0)
+        distances = jnp.sqrt(((rows[:, None] - rows[None]) ** 2).sum(axis=2))
+        sums = jnp.where(weights > 0, distances @ (weights > 0).astype(jnp.float32), jnp.inf)
+        return state, jax.tree.map(lambda u: u[jnp.argmin(sums)], updates), {}
+
+    return Aggregator(lambda update: (), apply)
+
+
+STRENGTHS = (0.0, 0.5, 1.5, 4.0)
+_RANDOM = {
+    "test_an_attack_equals_the_float64_reference": "is random; its distribution is tested instead"
+}
+_LEARNS = {
+    "test_an_attack_equals_the_float64_reference": "starts at random; where it ends is tested"
+}
+
+# build() -> Attack; reference(updates [C, D], weights, malicious, change) -> [C, D], in float64.
+ATTACKS = {
+    "no_attack": Row(attacks.no_attack, attacks.no_attack, lambda updates, *_: updates),
+    "sign_flip": Row(
+        attacks.sign_flip, lambda: attacks.sign_flip(2.0), reference_attacks.scaling(-2.0)
+    ),
+    "scaling, bounded": Row(
+        attacks.scaling,
+        lambda: attacks.scaling(7.0, max_norm=3.0),
+        reference_attacks.scaling(7.0, max_norm=3.0),
+    ),
+    "gaussian": Row(attacks.gaussian, lambda: attacks.gaussian(0.5), opts_out=_RANDOM),
+    "free_rider": Row(attacks.free_rider, attacks.free_rider, reference_attacks.free_rider),
+    "neurotoxin": Row(
+        attacks.neurotoxin, lambda: attacks.neurotoxin(0.3), reference_attacks.neurotoxin(0.3)
+    ),
+    "inner_product": Row(
+        attacks.inner_product,
+        lambda: attacks.inner_product(2.0, knows="own"),
+        reference_attacks.inner_product(2.0, knows="own"),
+    ),
+    "little_is_enough": Row(
+        attacks.little_is_enough, attacks.little_is_enough, reference_attacks.little_is_enough()
+    ),
+    "little_is_enough, own": Row(
+        attacks.little_is_enough,
+        lambda: attacks.little_is_enough(1.5, knows="own"),
+        reference_attacks.little_is_enough(1.5, knows="own"),
+    ),
+    "deviation": Row(
+        attacks.deviation,
+        lambda: attacks.deviation(1.5, direction="sign"),
+        reference_attacks.deviation(1.5, "sign"),
+    ),
+    "min_max": Row(
+        attacks.min_max, attacks.min_max, reference_attacks.as_far_as_honest("std", worst=True)
+    ),
+    "min_max, unit": Row(
+        attacks.min_max,
+        lambda: attacks.min_max(direction="unit"),
+        reference_attacks.as_far_as_honest("unit", worst=True),
+    ),
+    "min_sum": Row(
+        attacks.min_sum, attacks.min_sum, reference_attacks.as_far_as_honest("std", worst=False)
+    ),
+    "fang_trimmed_mean": Row(
+        attacks.fang_trimmed_mean, attacks.fang_trimmed_mean, opts_out=_RANDOM
+    ),
+    "fang_krum": Row(
+        attacks.fang_krum,
+        lambda: attacks.fang_krum(most_central()),
+        reference_attacks.fang_krum(reference_attacks.most_central),
+    ),
+    "adaptive": Row(
+        attacks.adaptive,
+        lambda: attacks.adaptive(attacks.deviation, most_central(), strengths=STRENGTHS),
+        reference_attacks.adaptive(
+            lambda s: reference_attacks.deviation(s, "std"),
+            STRENGTHS,
+            reference_attacks.most_central,
+        ),
+    ),
+    "mimic": Row(attacks.mimic, lambda: attacks.mimic(warmup=2), opts_out=_LEARNS),
+    "chain": Row(
+        attacks.chain,
+        lambda: attacks.chain(attacks.neurotoxin(0.3), attacks.scaling(3.0)),
+        reference_attacks.chained(
+            reference_attacks.neurotoxin(0.3), reference_attacks.scaling(3.0)
+        ),
+    ),
+    "delayed": Row(
+        attacks.delayed,
+        lambda: attacks.delayed(attacks.sign_flip(), num_rounds=1),
+        lambda updates, *_: updates,
+    ),
+    "choice": Row(
+        attacks.choice,
+        lambda: attacks.choice([attacks.mimic(), attacks.sign_flip(), attacks.min_max()], 1),
+        reference_attacks.scaling(-1.0),
+    ),
+    "monitored": Row(
+        attacks.monitored,
+        lambda: attacks.monitored(
+            attacks.sign_flip(),
+            accuracy=lambda params: jnp.tanh(trees.norm(params)),
+            histogram_edges=np.linspace(-1, 1, 5),
+        ),
+        reference_attacks.scaling(-1.0),
+    ),
+}
 
 
 def agnostic(model: Model, **options: Any) -> Algorithm:
@@ -558,6 +764,11 @@ MODELS = {
     "simple_cnn": Row(
         models.simple_cnn, lambda: models.simple_cnn(CLASSES), (_IMAGES, (4, CLASSES))
     ),
+    "lens_cnn": Row(
+        models.lens_cnn,
+        lambda: models.lens_cnn(CLASSES),
+        (np.tile(_IMAGES, (1, 2, 2)), (4, CLASSES)),
+    ),
     "char_lstm": Row(
         models.char_lstm,
         lambda: models.char_lstm(CLASSES, embedding=2, hidden=3),
@@ -577,6 +788,7 @@ ROWS: list[tuple[str, Row]] = [
     *AGGREGATORS.items(),
     *SAMPLERS.items(),
     *CLIENT_RULES.items(),
+    *ATTACKS.items(),
     *SERVERS.items(),
     *ALGORITHMS.items(),
     *MODELS.items(),

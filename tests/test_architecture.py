@@ -20,6 +20,7 @@ TIERS = [
     {
         *("data", "datasets", "devices", "partition", "models", "metrics", "sampling"),
         *("clients", "uplink", "simplex", "matching", "attacks", "aggregators"),
+        *("poisoning", "explanations"),
     },
     {"rounds", "streaming", "checkpoints"},
     {"algorithms", "simulate"},

@@ -15,9 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import contracts
-from contracts import AGGREGATORS, ALGORITHMS, CLIENT_RULES, MODELS, SAMPLERS, SERVERS, Row
+from contracts import (
+    AGGREGATORS,
+    ALGORITHMS,
+    ATTACKS,
+    CLIENT_RULES,
+    MODELS,
+    SAMPLERS,
+    SERVERS,
+    Row,
+)
 from fedjax_sim import trees
-from fedjax_sim.base import Aggregator, Algorithm, Batch, Client, Model, Report
+from fedjax_sim.base import Aggregator, Algorithm, Batch, Client, History, Model, Report
 
 KEY = jax.random.key(17)
 LAWS: set[str] = set()
@@ -465,6 +474,8 @@ def test_a_rule_carries_stable_states(row):
     broadcast = params
     if row.factory is contracts.clients.scaffold:
         broadcast = contracts.clients.ControlledModel(params, params)
+    if row.factory in ATTACKERS:
+        broadcast = History(params, params, jnp.int32(3))
     client = Client(jnp.int32(2), jnp.int32(9), jnp.int32(3))
     examples = {"x": jnp.ones((2, contracts.FEATURES)), "y": jnp.zeros(2, jnp.int32)}
     batch = Batch(examples, jnp.array([True, False]))
@@ -480,6 +491,136 @@ def test_a_rule_carries_stable_states(row):
     assert shapes(new_state) == shapes(state)
     assert (weight.shape, weight.dtype) == ((), jnp.float32)
     assert all(leaf.shape == () for leaf in info.values()) and info
+
+
+# Attacks.
+
+ATTACKERS = {
+    contracts.clients.malicious,
+    contracts.clients.targeted_poisoning,
+    contracts.clients.stealthy_poisoning,
+    contracts.clients.alternating_poisoning,
+}
+
+
+class Scene(NamedTuple):
+    """Seven updates, of which two are malicious and one, of weight 0, is NaN."""
+
+    updates: Any
+    report: Report
+    malicious: np.ndarray
+    message: History
+
+
+def scene(seed: int = 3) -> Scene:
+    rng = np.random.default_rng(seed)
+
+    def tree(*shape: int) -> Any:
+        each = {"a": rng.normal(size=(*shape, 2, 3)), "b": [rng.normal(size=(*shape, 4))]}
+        return jax.tree.map(lambda x: np.float32(x + 0.3), each)
+
+    updates, params, previous = tree(7), tree(), tree()
+    for leaf in jax.tree.leaves(updates):
+        leaf[2] = np.nan
+    weights = np.array([1, 4, 0, 2.5, 3, 1, 2], np.float32)
+    ids = np.array([8, 3, 9, 0, 5, 1, 7], np.int32)
+    malicious = np.array([0, 1, 0, 0, 0, 1, 0], bool)
+    report = Report(ids, weights, np.isnan(weights), {})
+    return Scene(updates, report, malicious, History(params, previous, np.int32(5)))
+
+
+@functools.cache
+def attacking(row: Row) -> tuple[Any, Callable]:
+    attack = row.build()
+    return attack, jax.jit(attack.apply)
+
+
+def starting(attack: Any, act: Scene) -> Any:
+    """The state of an attack that has seen the round before, if it looks at one."""
+    state = attack.init(one(act.updates))
+    followed = contracts.attacks.Followed(act.message.previous, np.int32(1))
+
+    def is_followed(part: Any) -> bool:
+        return isinstance(part, contracts.attacks.Followed)
+
+    return jax.tree.map(
+        lambda part: followed if is_followed(part) else part, state, is_leaf=is_followed
+    )
+
+
+def attacked(row: Row, act: Scene) -> tuple[Any, Any, Any]:
+    attack, apply = attacking(row)
+    return apply(KEY, starting(attack, act), *act)
+
+
+@law(ATTACKS)
+def test_an_attack_equals_the_float64_reference(row):
+    for seed in (3, 4):
+        act = scene(seed)
+        _, updates, _ = attacked(row, act)
+        change = flat(jax.tree.map(lambda p, q: (p - q)[None], *act.message[:2]))[0]
+        rows = flat(act.updates)
+        expected = row.reference(rows, act.report.weights.astype(float), act.malicious, change)
+        np.testing.assert_allclose(flat(updates), expected, rtol=2e-5, atol=2e-5)
+
+
+@law(ATTACKS)
+def test_honest_rows_are_bit_identical(row):
+    act = scene()
+    _, updates, _ = attacked(row, act)
+    honest = ~act.malicious
+    assert_equal(*(jax.tree.map(lambda u: u[honest], x) for x in (updates, act.updates)))
+    assert np.isfinite(flat(updates)[act.malicious]).all()  # whatever the NaN row holds
+
+
+@law(ATTACKS)
+def test_with_nobody_malicious_nothing_changes(row):
+    act = scene()._replace(malicious=np.zeros(7, bool))
+    assert_equal(attacked(row, act)[1], act.updates)
+
+
+@law(ATTACKS)
+def test_with_nobody_honest_what_is_sent_is_finite(row):
+    act = scene()
+    _, updates, _ = attacked(row, act._replace(malicious=act.report.weights > 0))
+    assert np.isfinite(flat(updates)[act.report.weights > 0]).all()
+
+
+@law(ATTACKS)
+def test_an_attack_does_not_depend_on_the_order_of_clients(row):
+    act = scene()
+    order = np.array([6, 2, 0, 5, 3, 1, 4])
+    report = Report(*(x[order] for x in act.report[:3]), {})
+    shuffled = jax.tree.map(lambda u: u[order], act.updates)
+    moved = Scene(shuffled, report, act.malicious[order], act.message)
+    found, expected = attacked(row, moved), attacked(row, act)
+    assert_close(found[1], jax.tree.map(lambda u: u[order], expected[1]), 1e-5)
+    assert_close(found[2], expected[2], 1e-5)
+
+
+@law(ATTACKS)
+def test_an_attacks_state_is_a_stable_carry_and_dtypes_are_kept(row):
+    act = scene()
+    act.updates["half"] = jnp.asarray(act.updates["a"], jnp.float16)
+    halves = [{**each, "half": jnp.float16(each["a"])} for each in act.message[:2]]
+    act = act._replace(message=History(*halves, np.int32(5)))
+    attack, _ = attacking(row)
+    state = attack.init(one(act.updates))
+    new, updates, _ = jax.eval_shape(lambda s, a: attack.apply(KEY, s, *a), state, act)
+    assert shapes(new) == shapes(state)
+    assert shapes(updates) == shapes(act.updates)
+
+
+@law(ATTACKS)
+def test_a_vmapped_attack_is_a_loop(row):
+    attack, _ = attacking(row)
+    acts = [scene(), scene(8)]
+    expected = [attacked(row, act) for act in acts]
+    stacked = jax.tree.map(lambda *x: np.stack(x), *acts)
+    states = jax.tree.map(lambda *x: jnp.stack(x), *(starting(attack, act) for act in acts))
+    out = jax.jit(jax.vmap(lambda s, a: attack.apply(KEY, s, *a)))(states, stacked)
+    for i in range(2):
+        assert_close(jax.tree.map(lambda x: x[i], out), expected[i], 1e-5)  # noqa: B023
 
 
 # Servers.

@@ -330,3 +330,10 @@ def test_metric_directions() -> None:
 def test_bad_input_is_named(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_confidence_is_the_probability_of_the_label() -> None:
+    outputs = jnp.array([[0.0, jnp.log(3.0)], [1e3, -1e3], [jnp.nan, 0.0]])
+    found = metrics.confidence(outputs, jnp.array([1, 1, -1]))
+    np.testing.assert_allclose(found.total, [0.75, 0.0, 0.0], rtol=1e-6)
+    np.testing.assert_array_equal(found.count, [1, 1, 0])

@@ -53,9 +53,9 @@ def pool(x: np.ndarray) -> np.ndarray:
     return y
 
 
-def cnn(params: Params, x: np.ndarray) -> np.ndarray:
+def cnn(params: Params, x: np.ndarray, *, pooled: bool = True) -> np.ndarray:
     x = relu(conv(params["conv_1"], relu(conv(params["conv_0"], x))))
-    x = pool(x).reshape(len(x), -1)
+    x = (pool(x) if pooled else x).reshape(len(x), -1)
     return dense(params["dense_1"], relu(dense(params["dense_0"], x)))
 
 
@@ -97,6 +97,7 @@ def drawn(model: Model, inputs: Any, seed: int = 0) -> Params:
         ("emnist_cnn", 62, (28, 28, 1), np.uint8, 1_206_590),
         ("emnist_cnn", 10, (28, 28), np.uint8, 1_199_882),
         ("simple_cnn", 10, (32, 32, 3), np.uint8, 1_626_442),
+        ("lens_cnn", 10, (28, 28, 1), np.uint8, 3_382_346),
         ("char_lstm", 90, (80,), np.int32, 820_522),
     ],
 )
@@ -132,12 +133,13 @@ def test_mlp_equals_reference(hidden: tuple[int, ...]) -> None:
     np.testing.assert_allclose(model.apply(params, IMAGES), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("factory", [models.emnist_cnn, models.simple_cnn])
+@pytest.mark.parametrize("factory", [models.emnist_cnn, models.simple_cnn, models.lens_cnn])
 def test_cnn_equals_reference(factory: Callable[..., Model]) -> None:
     model = factory(3)
-    params = drawn(model, IMAGES)
-    expected = cnn(float64(params), IMAGES / 255)
-    np.testing.assert_allclose(model.apply(params, IMAGES), expected, rtol=1e-4, atol=1e-4)
+    images = np.tile(IMAGES, (1, 2, 1, 1))
+    params = drawn(model, images)
+    expected = cnn(float64(params), images / 255, pooled=factory is not models.lens_cnn)
+    np.testing.assert_allclose(model.apply(params, images), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_images_without_channels_are_gray() -> None:

@@ -272,3 +272,29 @@ def test_sharing_sorts_the_most_shared_neurons_first():
     assert table.sum(axis=0).tolist() == [3, 2, 1, 1]
     with pytest.raises(ValueError, match="slots must have shape"):
         plots.sharing([1, 2], 3)
+
+
+def test_heat_map_writes_its_numbers_and_leaves_nan_blank():
+    figure = plots.heat_map(
+        [[0.25, np.nan], [0.5, 1.0]], ["one", "two"], ["a", "b"], label="share", limits=(0, 1)
+    )
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts == ["0.25", "0.50", "1.00"]
+    assert figure.axes[0].images[0].get_clim() == (0, 1)
+    with pytest.raises(ValueError, match="shape"):
+        plots.heat_map([[1.0]], ["one", "two"], ["a"], label="share")
+
+
+def test_ranges_draw_a_band_and_two_lines_in_every_panel():
+    outer = {"a": [[1, 2], [1, 3]], "b": [[1, 2], [2, 4]]}
+    figure = plots.ranges(outer, outer, label="distance", inner_label="in", outer_label="out")
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
+    for axes in figure.axes:
+        assert len(axes.lines) == 2 and len(axes.collections) == 1
+
+
+def test_image_grid_centres_the_colours_of_signed_images():
+    gray, signed = np.ones((3, 3, 1)), np.linspace(-1, 2, 9).reshape(3, 3)
+    figure = plots.image_grid([[gray, signed]], ["row"], ["a", "b"])
+    assert figure.axes[1].images[0].get_clim() == (-2, 2)
+    assert figure.axes[0].get_ylabel() == "row"

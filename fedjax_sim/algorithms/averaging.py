@@ -12,8 +12,11 @@ from fedjax_sim.base import (
     Aggregator,
     Algorithm,
     Array,
+    Attack,
     ClientRule,
     Cohort,
+    History,
+    Ids,
     Key,
     Loss,
     Model,
@@ -60,16 +63,54 @@ def server_optimizer(optimizer: optax.GradientTransformation) -> Server:
     return Server(init, broadcast, apply, lambda state: state.params)
 
 
+class RememberingState(NamedTuple):
+    """server: the state of the server inside. previous: its params a round ago. round: int32."""
+
+    server: PyTree
+    previous: Params
+    round: Array
+
+
+def remembering(server: Server) -> Server:
+    """A server that broadcasts a `History`: its params, those a round ago, the round.
+
+    What clients need who look at how the model moves, above all those of `clients.malicious`.
+
+    Args:
+        server: any server that broadcasts its params, such as `server_optimizer(...)`.
+    """
+
+    def init(key: Key, params: Params, data: FederatedData) -> RememberingState:
+        state = server.init(key, params, data)
+        return RememberingState(state, server.params(state), jnp.int32(0))
+
+    def broadcast(
+        key: Key, state: RememberingState, cohort: Cohort, data: FederatedData
+    ) -> History:
+        params = server.broadcast(key, state.server, cohort, data)
+        return History(params, state.previous, state.round)
+
+    def apply(
+        key: Key, state: RememberingState, aggregate: Params, report: Report
+    ) -> tuple[RememberingState, dict[str, Array]]:
+        new, info = server.apply(key, state.server, aggregate, report)
+        return RememberingState(new, server.params(state.server), state.round + 1), info
+
+    return Server(init, broadcast, apply, lambda state: server.params(state.server))
+
+
 def fedavg(
     model: Model,
     *,
     client_optimizer: optax.GradientTransformation,
     batching: Batching,
     sampler: Sampler | None = None,
-    server: optax.GradientTransformation | None = None,
+    server: optax.GradientTransformation | Server | None = None,
     aggregator: Aggregator | None = None,
     loss: Loss = metrics.cross_entropy,
     rule: ClientRule | None = None,
+    attack: Attack | None = None,
+    malicious: Ids | None = None,
     width: rounds.Width = "auto",
     mesh: Mesh | None = None,
 ) -> Algorithm:
@@ -85,23 +126,28 @@ def fedavg(
         client_optimizer: optimizer of the local steps, fresh every round.
         batching: batch size and number of local epochs or steps.
         sampler: who takes part; everyone by default.
-        server: server optimizer; `optax.sgd(1.0)` by default.
+        server: server optimizer, `optax.sgd(1.0)` by default; or a whole Server, such as
+            `remembering(server_optimizer(...))`.
         aggregator: `aggregators.mean()` (weights by number of examples) by default.
         loss: per-example loss of the local steps.
         rule: what a client does, instead of
             `clients.local_sgd(model, client_optimizer, loss=loss)`.
-        width, mesh: see `rounds.federated`.
+        attack, malicious, width, mesh: see `rounds.federated`.
 
     References:
         McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
         AISTATS 2017, algorithm 1; Reddi et al., "Adaptive Federated Optimization", ICLR 2021.
     """
+    if not isinstance(server, Server):
+        server = server_optimizer(server or optax.sgd(1.0))
     return rounds.federated(
         rule=rule or clients.local_sgd(model, client_optimizer, loss=loss),
         sampler=sampler or sampling.everyone(),
         aggregator=aggregator or aggregators.mean(),
-        server=server_optimizer(server or optax.sgd(1.0)),
+        server=server,
         batching=batching,
+        attack=attack,
+        malicious=malicious,
         width=width,
         mesh=mesh,
     )

@@ -9,5 +9,8 @@ EXPERIMENTS: dict[str, str] = {
     "agnostic-adult": "fedjax_sim.experiments.agnostic_adult",
     "pfnm-cifar10": "fedjax_sim.experiments.pfnm_cifar10",
     "pfnm-mnist": "fedjax_sim.experiments.pfnm_mnist",
+    "lens-fashion": "fedjax_sim.experiments.lens_fashion",
+    "lens-adult": "fedjax_sim.experiments.lens_adult",
+    "robust-mnist": "fedjax_sim.experiments.robust_mnist",
 }
 """name -> module, imported only when it is run."""

@@ -1,0 +1,329 @@
+"""Targeted model poisoning and what a server would notice: shared by lens-fashion, lens-adult.
+
+One client of K wants chosen inputs misclassified. Each row of the table is one way to try, against
+one way to aggregate, with many seeds. Unlike in the paper's code, attackers make plain gradient
+steps on the targets, which move the model no farther than they must (Adam, which the honest use,
+moves every parameter), and stop at a loss of 0.05 instead of 1e-6: less harm is done to the rest.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from fedjax_sim import (
+    aggregators,
+    algorithms,
+    attacks,
+    clients,
+    metrics,
+    plots,
+    poisoning,
+    rounds,
+    sampling,
+    simulate,
+)
+from fedjax_sim.base import Aggregator, Algorithm, Array, ClientRule, Examples, Model, Params
+from fedjax_sim.data import Batching, FederatedData, federate
+from fedjax_sim.runfolder import RunFolder
+
+TOLERANCE = 0.1
+"""How far behind the others' model the server's accuracy check lets w + one update be."""
+EARLY = 5
+"""The round in which a boosted attack should long have succeeded."""
+EDGES = np.linspace(-0.05, 0.05, 51)
+BENIGN, BOOSTED = "no attack", "boosting"
+TARGET_RATE = 0.005
+"""Learning rate of the steps on the targets."""
+
+
+class Setting(NamedTuple):
+    """What is trained and attacked.
+
+    model: what is trained, with Adam at 1e-3 by everybody.
+    train, partition: the examples, and who owns which; the last client is malicious.
+    test: one client with all test examples.
+    targets: what shall be misclassified, with the attacker's labels.
+    batching: of the local steps.
+    cohort_size: clients a round; all of them take part if it is their number.
+    num_rounds: rounds of every row.
+    start: rounds before the attacks begin.
+    """
+
+    model: Model
+    train: Examples
+    partition: list[np.ndarray]
+    test: FederatedData
+    targets: Examples
+    batching: Batching
+    cohort_size: int
+    num_rounds: int
+    start: int
+
+
+class Row(NamedTuple):
+    """What a row reached; leaves [G, ...] over G seeds.
+
+    accuracy: [G, R + 1] on the test examples.
+    confidence, success: [G, R + 1], the targets' mean probability of the attacker's label, and the
+        share of them that get it.
+    gap: [G, R] accuracy of the others' model minus that of w + the malicious update; NaN in rounds
+        without the attacker. Here and below, rounds before the attack's start are left out.
+    distances, honest_distances: [G, R, 2] least and largest distance to honest updates, and among.
+    histogram, honest_histogram: [G, R, k] entries of updates in the bins of `EDGES`.
+    params: of the first seed, at the end.
+    """
+
+    accuracy: np.ndarray
+    confidence: np.ndarray
+    success: np.ndarray
+    gap: np.ndarray
+    distances: np.ndarray
+    honest_distances: np.ndarray
+    histogram: np.ndarray
+    honest_histogram: np.ndarray
+    params: Params
+
+    @property
+    def passes(self) -> np.ndarray:
+        """[G] share of the attacked rounds that pass the accuracy check."""
+        return _share(self.gap <= TOLERANCE, np.isfinite(self.gap))
+
+    @property
+    def inside(self) -> np.ndarray:
+        """[G] share of the attacked rounds whose distances lie inside the honest range."""
+        low = self.distances[..., 0] >= self.honest_distances[..., 0]
+        high = self.distances[..., 1] <= self.honest_distances[..., 1]
+        return _share(low & high, np.isfinite(self.gap))
+
+
+def _share(held: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    return (held & counted).sum(axis=1) / np.maximum(counted.sum(axis=1), 1)
+
+
+class Job(NamedTuple):
+    """A row to run: the attacker's rule (None behaves), the server's rule, the data."""
+
+    attacker: ClientRule | None
+    aggregator: Aggregator
+    data: FederatedData
+
+
+def jobs(setting: Setting) -> dict[str, Job]:
+    """The rows."""
+    optimizer, on_targets = optax.adam(1e-3), optax.sgd(TARGET_RATE)
+    boost = float(setting.cohort_size)
+    attacker = len(setting.partition) - 1
+    plain = federate(setting.train, setting.partition)
+    copies = poisoning.added(
+        setting.train, setting.partition, [attacker], setting.targets, copies=10
+    )
+    common: Any = {"targets": setting.targets, "loss": metrics.cross_entropy}
+
+    def boosted(factor: float) -> ClientRule:
+        return clients.targeted_poisoning(
+            setting.model, on_targets, boost=factor, threshold=0.05, **common
+        )
+
+    mean, krum = aggregators.mean(), aggregators.krum(num_byzantine=1)
+    stealthy = clients.stealthy_poisoning(setting.model, optimizer, boost=boost, **common)
+    alternating = clients.alternating_poisoning(
+        setting.model,
+        optimizer,
+        target_optimizer=on_targets,
+        boost=boost,
+        distance_to="own",
+        **common,
+    )
+    return {
+        BENIGN: Job(None, mean, plain),
+        "without boosting": Job(boosted(1.0), mean, plain),
+        BOOSTED: Job(boosted(boost), mean, plain),
+        "data poisoning": Job(None, mean, federate(*copies)),
+        "stealthy": Job(stealthy, mean, plain),
+        "alternating": Job(alternating, mean, plain),
+        "boost 2, Krum": Job(boosted(2.0), krum, plain),
+        "boost 1, median": Job(boosted(1.0), aggregators.coordinate_median(), plain),
+    }
+
+
+def run(setting: Setting, job: Job, *, seeds: range, show: Callable | None = None) -> Row:
+    """Train one row, seed after seed, as one compiled program."""
+    algorithm = _algorithm(setting, job)
+    evaluate = rounds.evaluator(
+        setting.model, {"accuracy": metrics.accuracy, "confidence": metrics.confidence}
+    )
+    targets = federate(setting.targets, [np.arange(len(setting.targets["y"]))])
+    found = []
+    for seed in seeds:
+        init_key, key = jax.random.split(jax.random.key(seed))
+        result = simulate.run(
+            algorithm,
+            setting.model.init(init_key, jnp.asarray(setting.train["x"][:1])),
+            job.data,
+            key=key,
+            num_rounds=setting.num_rounds,
+            evaluate=evaluate,
+            eval_data={"test": setting.test, "targets": targets},
+            eval_every=1,
+            progress=show,
+        )
+        if result.interrupted:
+            raise KeyboardInterrupt
+        found.append(_measured(result, setting.start))
+    params = found[0].params
+    stacked = jax.tree.map(lambda *x: np.stack(x), *(row._replace(params=()) for row in found))
+    return stacked._replace(params=params)
+
+
+def _algorithm(setting: Setting, job: Job) -> Algorithm:
+    num_clients = len(setting.partition)
+    attacker = num_clients - 1
+    optimizer = optax.adam(1e-3)
+    honest = clients.local_sgd(setting.model, optimizer, loss=metrics.cross_entropy)
+    check = {name: jnp.asarray(a[:1000]) for name, a in setting.test.client(0).items()}
+
+    def accuracy(params: Params) -> Array:
+        outputs = setting.model.apply(params, check["x"])
+        return (outputs.argmax(axis=1) == check["y"]).mean()
+
+    rule, server = honest, algorithms.server_optimizer(optax.sgd(1.0))
+    if job.attacker is not None:
+        rule = clients.malicious(honest, job.attacker, [attacker], start=setting.start)
+        server = algorithms.remembering(server)
+    everyone = setting.cohort_size == num_clients
+    return algorithms.fedavg(
+        setting.model,
+        client_optimizer=optimizer,
+        batching=setting.batching,
+        sampler=sampling.everyone() if everyone else sampling.uniform(setting.cohort_size),
+        aggregator=job.aggregator,
+        server=server,
+        rule=rule,
+        attack=attacks.monitored(attacks.no_attack(), accuracy=accuracy, histogram_edges=EDGES),
+        malicious=[attacker],
+    )
+
+
+def _measured(result: simulate.Result, start: int) -> Row:
+    test, targets = result.evaluations.values["test"], result.evaluations.values["targets"]
+    seen = {name: entry[start:] for name, entry in result.info.attack.items()}
+
+    def mean(metric: Any) -> np.ndarray:
+        return (metric.total / metric.count)[:, 0]
+
+    return Row(
+        accuracy=mean(test["accuracy"]),
+        confidence=mean(targets["confidence"]),
+        success=mean(targets["accuracy"]),
+        gap=seen["accuracy_gap"],
+        distances=np.stack([seen["distance_min"], seen["distance_max"]], axis=-1),
+        honest_distances=np.stack(
+            [seen["honest_distance_min"], seen["honest_distance_max"]], axis=-1
+        ),
+        histogram=seen["histogram"],
+        honest_histogram=seen["honest_histogram"],
+        params=result.params,
+    )
+
+
+def summary(rows: dict[str, Row]) -> dict[str, dict[str, Any]]:
+    """Every row's numbers, mean and deviation over seeds."""
+
+    def spread(values: np.ndarray) -> dict[str, float]:
+        return {"mean": float(np.mean(values)), "std": float(np.std(values))}
+
+    def drop(row: Row) -> np.ndarray:
+        return rows[BENIGN].accuracy[:, -1] - row.accuracy[:, -1]
+
+    return {
+        name: {
+            f"highest_confidence_by_round_{EARLY}": spread(
+                row.confidence[:, 1 : EARLY + 1].max(axis=1)
+            ),
+            "confidence_at_the_end": spread(row.confidence[:, -1]),
+            "rounds_with_success": spread(row.success[:, 1:].mean(axis=1)),
+            "accuracy": spread(row.accuracy[:, -1]),
+            "accuracy_lost": spread(drop(row)),
+            "most_accuracy_lost": spread((rows[BENIGN].accuracy - row.accuracy).max(axis=1)),
+            "rounds_that_pass_the_check": spread(row.passes),
+            "rounds_with_distances_inside": spread(row.inside),
+        }
+        for name, row in rows.items()
+    }
+
+
+def table(title: str, rows: dict[str, Row]) -> Table:
+    """The rows, as people read them."""
+    caption = (
+        "in %, mean±standard deviation over seeds; label: highest probability of the attacker's "
+        "label; lost: accuracy behind the run without attack, in the worst round; check: rounds in "
+        "which the update passes the accuracy check; inside: rounds with distances as among the "
+        "honest"
+    )
+    out = Table(title=title, caption=caption, box=box.SIMPLE_HEAD)
+    out.add_column("attack", no_wrap=True)
+    columns = {
+        f"label by\nround {EARLY}": (f"highest_confidence_by_round_{EARLY}", 0),
+        "rounds\nwon": ("rounds_with_success", 0),
+        "accuracy": ("accuracy", 1),
+        "lost": ("most_accuracy_lost", 1),
+        "check": ("rounds_that_pass_the_check", 0),
+        "inside": ("rounds_with_distances_inside", 0),
+    }
+    for column in columns:
+        out.add_column(column, justify="right", no_wrap=True)
+    for name, found in summary(rows).items():
+        cells = ((found[key], digits) for key, digits in columns.values())
+        out.add_row(name, *(f"{100 * v['mean']:.{d}f}±{100 * v['std']:.{d}f}" for v, d in cells))
+    return out
+
+
+def carry_out(
+    title: str,
+    setting: Setting,
+    folder: RunFolder,
+    console: Console,
+    *,
+    seeds: range,
+    prefix: str = "",
+) -> dict[str, Row]:
+    """Run all rows, print their table and save arrays and pictures; rows are kept as they come."""
+    rows: dict[str, Row] = {}
+    for name, job in jobs(setting).items():
+        with simulate.progress_bar(f"{prefix}{name}") as show:
+            rows[name] = run(setting, job, seeds=seeds, show=show)
+        arrays = {name: row._replace(params=())._asdict() for name, row in rows.items()}
+        folder.save_arrays(f"{prefix}rows.npz", arrays)
+    console.print(table(title, rows))
+    folder.save_figure(
+        f"{prefix}confidence.png",
+        plots.heat_map(
+            [row.confidence.mean(axis=0) for row in rows.values()],
+            list(rows),
+            [str(r) for r in range(setting.num_rounds + 1)],
+            label="targets' mean probability\nof the attacker's label, by round",
+            limits=(0, 1),
+        ),
+    )
+    shown = {
+        name: row for name, row in rows.items() if name in (BOOSTED, "stealthy", "alternating")
+    }
+    folder.save_figure(
+        f"{prefix}distances.png",
+        plots.ranges(
+            {name: row.distances[0] for name, row in shown.items()},
+            {name: row.honest_distances[0] for name, row in shown.items()},
+            label="distance between updates",
+            first=setting.start + 1,
+            inner_label="from malicious to honest",
+            outer_label="among the honest",
+        ),
+    )
+    return rows
