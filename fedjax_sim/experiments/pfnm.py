@@ -80,6 +80,8 @@ class Options:
     """The data set's own files, or a folder or archive of them; by default tensorflow-datasets."""
     num_clients: tuple[int, ...] = (10,)
     """Numbers of clients, each >= 2; with several, accuracy is drawn against them."""
+    partitions: tuple[str, ...] = PARTITIONS
+    """How the data is divided: heterogeneous (Dirichlet 0.5 over each class), homogeneous."""
     hidden: tuple[int, ...] = (100,)
     """Widths of a client's hidden layers."""
     num_seeds: int = 3
@@ -476,6 +478,8 @@ def reproduce(name: str, dataset: Dataset, recipe: Recipe, options: Options) -> 
     """
     for number in options.num_clients:
         checks.in_range("num_clients", number, 2)
+    for kind in options.partitions:
+        checks.one_of("partitions", kind, PARTITIONS)
     checks.positive_int("num_seeds", options.num_seeds)
     checks.count("seed", options.seed)
     with contextlib.suppress(RuntimeError):  # where JAX runs already, its devices stay as they are
@@ -489,7 +493,7 @@ def reproduce(name: str, dataset: Dataset, recipe: Recipe, options: Options) -> 
     num_inputs = int(np.prod(dataset.train["x"].shape[1:]))
     shop = Workshop(recipe, (num_inputs, *options.hidden, dataset.num_classes), epochs)
     outcomes: dict[str, list[Outcome]] = {}
-    for number, kind in itertools.product(options.num_clients, PARTITIONS):
+    for number, kind in itertools.product(options.num_clients, options.partitions):
         label = f"{kind}, {number} clients"
         for seed in range(options.seed, options.seed + num_seeds):
             console.print(f"{label}, seed {seed} ...", highlight=False)
@@ -567,7 +571,7 @@ def save_pictures(
 ) -> None:
     """Accuracy against size and against J, matched filters, and who shares what."""
     shown = ("uniform average", "matched average", "uniform ensemble", "FedAvg, 5 rounds")
-    for kind in PARTITIONS:
+    for kind in options.partitions:
         by_number = [outcomes[f"{kind}, {number} clients"] for number in options.num_clients]
         runs = by_number[0]
         # Plain averages are so far below that all others would fall together.
