@@ -86,7 +86,7 @@ def main(args: Sequence[str] | None = None) -> None:
             raise
         _complain(str(error))
         status = 2
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         # The failures of a run, such as a diverged client, come with a message for its user.
         if debug:
             raise

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -105,7 +106,11 @@ def main(options: TrainOptions) -> int:
     )
     folder.save_text("config.toml", options_lib.dump_toml(options))
     failure = None
-    with simulate.progress_bar() as show, _graceful_interrupt() as check_interrupt:
+    with (
+        simulate.progress_bar() as show,
+        _shown_log(),
+        _graceful_interrupt() as check_interrupt,
+    ):
         try:
             result = simulate.run(
                 algorithm,
@@ -384,6 +389,20 @@ def _logger(
 
 def _status_names(status: Status) -> list[str]:
     return [str(flag.name).lower() for flag in status]
+
+
+@contextlib.contextmanager
+def _shown_log() -> Iterator[None]:
+    """Print what the package logs, such as the chunk width that was measured, above the bar."""
+    logger = logging.getLogger("fedjax_sim")
+    handler, level = logging.StreamHandler(), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 @contextlib.contextmanager
