@@ -81,3 +81,22 @@ def one_of(name: str, value: Any, allowed: Iterable[Any], *, hint: str = "") -> 
     guess = f" Did you mean {near[0]!r}?" if near else ""
     listed = ", ".join(repr(option) for option in options)
     raise ValueError(f"unknown {name} {value!r}.{guess} Choose one of: {listed}. {hint}".rstrip())
+
+
+def distribution(name: str, value: Any, length: int | None = None, *, entry: str = "entry") -> None:
+    """Raise unless `value` is >= 0 and sums to 1; the values of a traced one pass.
+
+    With `length`, it must have one entry for every `entry`.
+    """
+    shape = np.shape(value)
+    if len(shape) != 1 or (length is not None and shape != (length,)):
+        wanted = "" if length is None else f" ({length})"
+        raise ValueError(f"{name} must have one entry a {entry}{wanted}, got shape {shape}.")
+    if is_traced(value):
+        return
+    host = np.asarray(value, np.float64)
+    if not ((host >= 0).all() and abs(host.sum() - 1) <= 1e-5):
+        raise ValueError(
+            f"{name} must be >= 0 and sum to 1, got {host.tolist()} with sum {host.sum():g}. "
+            "Divide it by its sum."
+        )

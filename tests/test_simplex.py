@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from jax.test_util import check_grads
 
-from fedjax_sim.simplex import exponentiated_gradient, project
+from fedjax_sim.simplex import (
+    exponentiated_gradient,
+    project,
+    project_capped,
+    project_onto_hull,
+    quadratic_program,
+)
 
 
 def sorted_projection(v: np.ndarray, radius: float = 1.0) -> np.ndarray:
@@ -238,4 +244,98 @@ def test_exponentiated_gradient_equals_the_plain_formula_in_batches(
 )
 def test_bad_input(call: Callable[[], Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
+        call()
+
+
+def solved(matrix: np.ndarray, vector: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """A quadratic program over the capped simplex by a general solver in float64."""
+    from scipy import optimize
+
+    found = optimize.minimize(
+        lambda x: x @ matrix @ x / 2 - vector @ x,
+        project_capped(np.zeros(len(vector)), low=low, high=high).astype(float),
+        jac=lambda x: matrix @ x - vector,
+        method="SLSQP",
+        bounds=list(zip(low, high, strict=True)),
+        constraints={"type": "eq", "fun": lambda x: x.sum() - 1, "jac": np.ones_like},
+        options={"ftol": 1e-15, "maxiter": 500},
+    )
+    return found.x
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**16), st.sampled_from([2, 5]))
+def test_capped_projection_equals_a_general_solver(seed: int, p: int) -> None:
+    rng = np.random.default_rng(seed)
+    v = rng.normal(size=p)
+    low, high = rng.uniform(0, 0.9 / p, p), rng.uniform(1.1 / p, 1.0, p)
+    x = project_capped(v, low=low, high=high)
+    np.testing.assert_allclose(x, solved(np.eye(p), v, low, high), atol=1e-5)
+    assert float(x.sum()) == pytest.approx(1, abs=1e-6)
+    assert (x >= np.float32(low)).all() and (x <= np.float32(high)).all()
+
+
+def test_capped_projection_of_batches_and_without_caps(rng: np.random.Generator) -> None:
+    v = rng.normal(size=(3, 4, 6)).astype(np.float32)
+    np.testing.assert_allclose(project_capped(v), project(v), atol=1e-6)
+    rows = project_capped(v, low=0.05, high=0.3)
+    one = jax.jit(lambda row, high: project_capped(row, low=0.05, high=high))
+    for index in np.ndindex(3, 4):
+        np.testing.assert_allclose(rows[index], one(v[index], 0.3), atol=1e-7)
+    np.testing.assert_array_equal(project_capped(v, low=1 / 6, high=1 / 6), np.float32(1 / 6))
+    check_grads(lambda u: project_capped(u, low=0.05, high=0.3), (v[0, 0],), 1, modes=["rev"])
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**16), st.sampled_from([1, 3]))
+def test_hull_projection_equals_a_general_solver(seed: int, q: int) -> None:
+    rng = np.random.default_rng(seed)
+    mixtures, v = rng.dirichlet(np.ones(4), q), rng.normal(size=4) / 2
+    ends = (np.zeros(q), np.ones(q))
+    expected = solved(mixtures @ mixtures.T, mixtures @ v, *ends) @ mixtures
+    found = project_onto_hull(v, mixtures)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    np.testing.assert_allclose(project_onto_hull(found, mixtures), found, atol=1e-4)
+
+
+def test_hull_of_the_corners_is_the_simplex(rng: np.random.Generator) -> None:
+    v = rng.normal(size=(5, 3))
+    np.testing.assert_allclose(project_onto_hull(v, np.eye(3)), project(v), atol=1e-5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**16), st.sampled_from([1.0, 0.35]))
+def test_quadratic_program_equals_a_general_solver(seed: int, high: float) -> None:
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(4, 3)) * 10.0 ** rng.integers(-2, 3)  # of rank 3: not strictly convex
+    matrix, vector = rows @ rows.T, rows @ rng.normal(size=3)
+
+    def value(x: np.ndarray) -> float:
+        return x @ matrix @ x / 2 - vector @ x
+
+    found = np.float64(quadratic_program(matrix, vector, high=high))
+    best = value(solved(matrix, vector, np.zeros(4), np.full(4, high)))
+    assert value(found) <= best + 1e-5 * np.abs(matrix).max()
+    assert found.sum() == pytest.approx(1, abs=1e-6) and found.min() >= 0 and found.max() <= high
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: project_capped([1.0, 2.0], high=0.4), "room for a distribution.*sums 0 and 0.8"),
+        (lambda: project_capped([1.0, 2.0], low=0.6), "room for a distribution"),
+        (
+            lambda: project_capped([1.0, 2.0], low=[0.5, 0.2], high=[0.4, 1]),
+            r"low must be <= high, got low 0.5 and high 0.4 at 0",
+        ),
+        (lambda: project_capped([1.0, 2.0], low=[0.1]), r"low must be a number.*\(2\).*\(1,\)"),
+        (lambda: project_capped(1.0), "v must have a non-empty last axis"),
+        (lambda: project_onto_hull([1.0, 2.0], [[0.5, 0.4]]), r"mixtures\[0\] .* with sum 0.9"),
+        (lambda: project_onto_hull([1.0, 2.0], [[1.0]]), r"mixtures must be \[q, p\]"),
+        (lambda: quadratic_program(np.eye(3), np.ones(2)), r"\(3, 3\) and \(2,\)"),
+        (lambda: quadratic_program(np.eye(2), np.ones(2), max_steps=0), "max_steps must be >= 1"),
+    ],
+)
+def test_bad_sets_are_named(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         call()
