@@ -243,3 +243,45 @@ def summarize(mean: Mean, *, higher_is_better: bool = False) -> dict[str, Array]
         "percentile_90": quantile(90),
         "variance": average(jnp.square(mean.value - uniform[..., None]), present),
     }
+
+
+def evenness(mean: Mean) -> dict[str, Array]:
+    """Measure how evenly a metric with values >= 0 is spread over clients: 1 if all are equal.
+
+    Both measures are free of units, other than the variance of `summarize`, and blind to the level:
+    everybody faring equally badly is even.
+
+    Args:
+        mean: Mean of [..., N] totals and counts per client, totals >= 0. Clients without examples
+            are left out.
+
+    Returns:
+        Dict of [...] arrays, 0 if no client is left, NaN if one is NaN:
+            "jain_index": (sum x)^2 / (number * sum x^2), in [1 / number, 1]; 0.6 is what a good
+                share of 60 % of the clients and nothing for the others gives.
+            "entropy": that of the shares x / sum x, over its maximum log(number), in [0, 1].
+
+    References:
+        Jain, Chiu, Hawe, A Quantitative Measure of Fairness and Discrimination for Resource
+        Allocation, 1984. Li, Sanjabi, Beirami, Smith, Fair Resource Allocation in Federated
+        Learning, ICLR 2020, definition 2 (entropy).
+
+    >>> measures = evenness(Mean(jnp.array([1.0, 1.0, 0.0]), jnp.ones(3)))
+    >>> {name: round(float(value), 3) for name, value in measures.items()}
+    {'jain_index': 0.667, 'entropy': 0.631}
+    """
+    present = mean.count > 0
+    number = present.sum(-1)
+    # All zero is all equal.
+    values = jnp.where(present, mean.value, 0)
+    nothing = (values == 0).all(-1, keepdims=True)
+    values = jnp.where(nothing & present, 1, values)
+    total = jnp.where(number > 0, values.sum(-1), 1)
+    share = values / total[..., None]
+    squares = jnp.where(number > 0, jnp.square(share).sum(-1), 1)
+    most = jnp.log(jnp.maximum(number, 2))
+    entropy = jnp.where(number == 1, 1, jax.scipy.special.entr(share).sum(-1) / most)
+    return {
+        "jain_index": jnp.where(number > 0, 1 / (squares * jnp.maximum(number, 1)), 0),
+        "entropy": entropy,
+    }

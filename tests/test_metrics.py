@@ -283,6 +283,38 @@ def test_summary_under_vmap_is_the_summary_of_each(rng: np.random.Generator) -> 
         np.testing.assert_allclose(batched[name], array, rtol=1e-6, err_msg=name)
 
 
+evenness = jax.jit(metrics.evenness)
+
+
+@settings(max_examples=40)
+@given(
+    hnp.arrays(np.float32, (2, 9), elements=st.sampled_from([0.0, 0.25, 1.0, 3.0, 90.0])),
+    hnp.arrays(np.int32, (2, 9), elements=st.integers(0, 2)),
+)
+def test_evenness_equals_reference(totals: np.ndarray, counts: np.ndarray) -> None:
+    held = np.where(counts > 0, totals, np.nan)
+    found = evenness(Mean(jnp.asarray(held), jnp.asarray(counts)))
+    for row in range(2):
+        x = np.float64(totals[row][counts[row] > 0]) / counts[row][counts[row] > 0]
+        if len(x) == 0:
+            expected = {"jain_index": 0.0, "entropy": 0.0}
+        elif len(x) == 1 or not x.any():
+            expected = {"jain_index": 1.0, "entropy": 1.0}
+        else:
+            share = x[x > 0] / x.sum()
+            expected = {
+                "jain_index": x.sum() ** 2 / (len(x) * (x**2).sum()),
+                "entropy": -(share * np.log(share)).sum() / np.log(len(x)),
+            }
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name][row], value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_evenness_of_a_diverged_client_is_not_a_number() -> None:
+    found = evenness(Mean(jnp.array([1.0, jnp.nan]), jnp.ones(2)))
+    assert all(jnp.isnan(value) for value in found.values())
+
+
 def test_metric_directions() -> None:
     assert metrics.METRICS["loss"].fn is metrics.cross_entropy
     assert {name for name, m in metrics.METRICS.items() if m.higher_is_better} == {"accuracy"}
