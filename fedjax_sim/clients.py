@@ -255,6 +255,65 @@ def worker_momentum(
     return ClientRule(init, begin, rule.step, finish)
 
 
+class DittoWork(NamedTuple):
+    """The carry of `ditto`: the work on the global model, and the client's own model."""
+
+    shared: Work
+    personal: Params
+
+
+def ditto(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    *,
+    personal_learning_rate: float | Array,
+    pull: float | Array,
+    loss: Loss,
+    regularizer: Regularizer | None = None,
+) -> ClientRule:
+    """`local_sgd` that also trains a model of the client's own, pulled to the server's.
+
+    v <- v - eta * (gradient of the loss at v + pull * (v - w_server)), on the same batches. What is
+    sent is that of `local_sgd`; v is the client's state and starts at the initial params.
+
+    Args:
+        model, optimizer, loss, regularizer: as in `local_sgd`; the optimizer is that of the model
+            that is sent.
+        personal_learning_rate: eta > 0, may be traced.
+        pull: lambda >= 0, may be traced; 0 trains the client alone, a large one copies the server.
+
+    References:
+        Li, Hu, Beirami, Smith, "Ditto: Fair and Robust Federated Learning Through Personalization",
+        ICML 2021, algorithm 1.
+    """
+    checks.in_range("personal_learning_rate", personal_learning_rate, 0.0, open_low=True)
+    checks.in_range("pull", pull, 0.0)
+    base = local_sgd(model, optimizer, loss=loss, regularizer=regularizer)
+    gradient_of = jax.grad(_objective(model, loss, regularizer), has_aux=True)
+
+    def begin(key: Key, personal: Params, broadcast: Params, client: Client) -> DittoWork:
+        return DittoWork(base.begin(key, (), broadcast, client), personal)
+
+    def step(key: Key, work: DittoWork, broadcast: Params, batch: Batch) -> DittoWork:
+        gradient, (_, moved) = gradient_of(work.personal, batch, key)
+        personal = jax.tree.map(
+            lambda m, v, g, w: m - personal_learning_rate * (g + pull * (v - w)),
+            moved,
+            work.personal,
+            gradient,
+            broadcast,
+        )
+        return DittoWork(base.step(key, work.shared, broadcast, batch), personal)
+
+    def finish(
+        key: Key, personal: Params, broadcast: Params, client: Client, work: DittoWork
+    ) -> tuple[Params, Params, Array, dict[str, Array]]:
+        _, delta, weight, info = base.finish(key, (), broadcast, client, work.shared)
+        return work.personal, delta, weight, info
+
+    return ClientRule(lambda params: params, begin, step, finish)
+
+
 # Malicious clients: targeted model poisoning
 
 

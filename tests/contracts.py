@@ -337,6 +337,18 @@ AGGREGATORS = {
         bears=2,
         hull=True,
     ),
+    "common_descent": AggregatorRow(
+        algorithms.common_descent,
+        lambda: algorithms.common_descent(0.4),
+        opts_out={
+            "test_an_aggregate_equals_the_float64_reference": "is of unit length whatever the "
+            "updates' size, which asks for other tolerances: test_fairness.py has them",
+            "test_dtypes_and_structure_are_kept": "its coefficients hang on all leaves together, "
+            "so another leaf changes them; test_fairness.py looks at dtypes",
+            "test_an_aggregate_scales_with_the_updates": "the size of an update does not matter",
+        }
+        | _FROM_ZERO,
+    ),
 }
 
 
@@ -415,6 +427,12 @@ def prox(mu: float) -> ClientRule:
 
 def momentum(beta: float) -> ClientRule:
     return clients.worker_momentum(prox(0.0), momentum=beta)
+
+
+def ditto_rule(pull: float) -> ClientRule:
+    return clients.ditto(
+        MODEL, optax.sgd(0.2), personal_learning_rate=0.1, pull=pull, loss=metrics.cross_entropy
+    )
 
 
 def scaffold(model: Model = MODEL, *, width: int = 1) -> Algorithm:
@@ -561,6 +579,13 @@ CLIENT_RULES = {
         within=controlled,
         without=controlled,  # all control variates start at zero
     ),
+    "ditto": RuleRow(
+        clients.ditto,
+        lambda: ditto_rule(0.7),
+        reference=plain,
+        within=lambda width: fedavg(rule=ditto_rule(0.7), width=width),
+        without=lambda width: fedavg(rule=ditto_rule(0.7), width=width),  # sends what it sends
+    ),
 }
 
 # build(optimizer) -> Server.
@@ -697,6 +722,35 @@ _ROUNDING = {
     "inside a scan; equal to rounding, as test_seeds_vmapped_are_separate_runs sees"
 }
 
+SOME: dict[str, Any] = {"batching": Batching(BATCH_SIZE), "sampler": sampling.uniform(4)}
+
+
+def agnostic_fedavg(model: Model) -> Algorithm:
+    return algorithms.agnostic_fedavg(
+        model,
+        client_optimizer=optax.sgd(0.5),
+        mixture_step_size=0.3,
+        initial_window=np.ones((2, len(SIZES))),
+        **SOME,
+    )
+
+
+def drfa(model: Model, **options: Any) -> Algorithm:
+    return algorithms.drfa(
+        model,
+        client_optimizer=optax.sgd(0.3),
+        mixture_step_size=0.01,
+        cohort_size=3,
+        batching=Batching(BATCH_SIZE, num_steps=3),
+        **options,
+    )
+
+
+_TWICE = {
+    "test_two_seeds_draw_different_batches": "a client may be in a cohort twice; "
+    "test_fairness.py follows its batches"
+}
+
 # build(model) -> Algorithm.
 ALGORITHMS = {
     "fedavg": Row(
@@ -712,6 +766,50 @@ ALGORITHMS = {
         algorithms.agnostic,
         lambda model: agnostic(model, batch_size=20, estimator="weighted", output="last"),
         opts_out=_EVERYBODY | _ROUNDING,
+    ),
+    "agnostic, uniform and optimistic": Row(
+        algorithms.agnostic,
+        lambda model: agnostic(
+            model, batch_size=20, estimator="uniform", optimistic=True, ascent="exponentiated"
+        ),
+        opts_out=_EVERYBODY | _ROUNDING,
+    ),
+    "agnostic_fedavg": Row(algorithms.agnostic_fedavg, agnostic_fedavg),
+    "fair_flearn_afl": Row(
+        algorithms.fair_flearn_afl,
+        lambda model: algorithms.fair_flearn_afl(model, learning_rate=0.2, mixture_step_size=0.1),
+        opts_out=_EVERYBODY
+        | {"test_two_seeds_draw_different_batches": "every client takes all of its examples"},
+    ),
+    "q_fedavg": Row(
+        algorithms.q_fedavg,
+        lambda model: algorithms.q_fedavg(model, q=0.5, client_learning_rate=0.3, **SOME),
+    ),
+    "term": Row(
+        algorithms.term,
+        lambda model: algorithms.term(
+            model, t=2.0, client_optimizer=optax.sgd(0.2), smoothing=0.5, **SOME
+        ),
+    ),
+    "drfa": Row(algorithms.drfa, drfa, opts_out=_TWICE),
+    "drfa, as FedTorch": Row(
+        algorithms.drfa, lambda model: drfa(model, variant="fedtorch", loss_examples=3)
+    ),
+    "fedmgda": Row(
+        algorithms.fedmgda,
+        lambda model: algorithms.fedmgda(
+            model, client_optimizer=optax.sgd(0.2), server_learning_rate=0.2, **SOME
+        ),
+    ),
+    "ditto": Row(
+        algorithms.ditto,
+        lambda model: algorithms.ditto(
+            model,
+            client_optimizer=optax.sgd(0.2),
+            personal_learning_rate=0.1,
+            pull=0.5,
+            **SOME,
+        ),
     ),
 }
 

@@ -39,7 +39,13 @@ def epoch_batches(words: np.ndarray, size: int, batch_size: int, epoch: int) -> 
 
 def uniform_cohort(round_key: jax.Array, num_clients: int, cohort_size: int) -> list[int]:
     """The ids that `sampling.uniform` draws."""
-    words = np.asarray(shuffling.words(jax.random.fold_in(round_key, Stream.SAMPLING)))
+    key = jax.random.fold_in(round_key, Stream.SAMPLING)
+    return uniform_cohort_of(key, num_clients, cohort_size)
+
+
+def uniform_cohort_of(key: jax.Array, num_clients: int, cohort_size: int) -> list[int]:
+    """The ids that `sampling.uniform` draws with this key."""
+    words = np.asarray(shuffling.words(key))
     return [permute(words, num_clients, slot) for slot in range(cohort_size)]
 
 

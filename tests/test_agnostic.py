@@ -133,7 +133,9 @@ def errors(samples: np.ndarray, expected: np.ndarray) -> float:
     return np.max(np.abs(samples.mean(axis=0) - expected) / (deviation + 1e-6))
 
 
-@pytest.mark.parametrize(("estimator", "batch_size"), [("per_domain", 2), ("weighted", 3)])
+@pytest.mark.parametrize(
+    ("estimator", "batch_size"), [("per_domain", 2), ("weighted", 3), ("uniform", 3)]
+)
 @pytest.mark.parametrize("part", ["w", "b", "lambda"])
 def test_estimates_are_unbiased(estimator, batch_size, part):
     samples = estimates(estimator, batch_size)[part]
@@ -290,7 +292,7 @@ def test_a_swept_step_size_is_its_separate_runs():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"initial_mixture": [0.5, 0.5]}, r"initial_mixture.*one entry a client \(3\).*\(2,\)"),
+        ({"initial_mixture": [0.5, 0.5]}, r"initial_mixture.*one entry a domain \(3\).*\(2,\)"),
         ({"initial_mixture": [0.5, 0.7, -0.2]}, "initial_mixture must be >= 0 and sum to 1"),
         ({"initial_mixture": [0.5, 0.5, 0.5]}, r"with sum 1\.5. Divide it by its sum"),
         ({"initial_mixture": [np.nan, 0.5, 0.5]}, "initial_mixture must be >= 0 and sum to 1"),

@@ -670,7 +670,9 @@ def looped(row: Row, seed: int = 0) -> Trajectory:
     algorithm, step, traces = stepping(row)
     data = contracts.population()
     key = jax.random.key(seed)
+    before = len(traces)
     states = [algorithm.init(key, contracts.initial_params(KEY), data)]
+    del traces[before:]  # a broadcast that looks at the data is traced by init, for its shape
     infos, counts = [], []
     for r in range(NUM_ROUNDS):
         state, info = step(jax.random.fold_in(key, r), states[-1], data)

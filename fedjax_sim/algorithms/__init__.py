@@ -9,16 +9,47 @@ from fedjax_sim.algorithms.averaging import (
     scaffold,
     server_optimizer,
 )
-from fedjax_sim.algorithms.mixtures import AgnosticState, agnostic
+from fedjax_sim.algorithms.fairness import (
+    DrfaState,
+    WeightedState,
+    common_descent,
+    ditto,
+    drfa,
+    fedmgda,
+    personal_evaluator,
+    q_fedavg,
+    term,
+)
+from fedjax_sim.algorithms.mixtures import (
+    AgnosticAveragingState,
+    AgnosticState,
+    FairFlearnState,
+    agnostic,
+    agnostic_fedavg,
+    fair_flearn_afl,
+)
 
 __all__ = [
+    "AgnosticAveragingState",
     "AgnosticState",
+    "DrfaState",
+    "FairFlearnState",
     "RememberingState",
     "ScaffoldState",
     "ServerState",
+    "WeightedState",
     "agnostic",
+    "agnostic_fedavg",
+    "common_descent",
+    "ditto",
+    "drfa",
+    "fair_flearn_afl",
     "fedavg",
+    "fedmgda",
+    "personal_evaluator",
+    "q_fedavg",
     "remembering",
     "scaffold",
     "server_optimizer",
+    "term",
 ]
