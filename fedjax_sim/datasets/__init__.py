@@ -1,6 +1,7 @@
 """Data sets, on the host: each function returns a `Dataset` of NumPy arrays.
 
-`load` finds one by name; `from_arrays`, `from_csv`, `from_images` and `tff_hdf5` read your own.
+`load` finds one by name; `from_arrays`, `from_csv`, `from_images`, `tff_hdf5` and `text_domains`
+read your own.
 """
 
 import inspect
@@ -20,6 +21,7 @@ from fedjax_sim.datasets.images import (
     mnist,
 )
 from fedjax_sim.datasets.tables import adult, from_csv
+from fedjax_sim.datasets.text import text_domains
 
 __all__ = [
     "DATASETS",
@@ -37,6 +39,7 @@ __all__ = [
     "load",
     "mnist",
     "shakespeare",
+    "text_domains",
     "tfds",
     "tff_hdf5",
 ]
