@@ -163,6 +163,39 @@ def client_distribution(values: Mapping[str, ArrayLike], *, label: str) -> "Figu
     return figure
 
 
+def fairness_tradeoff(points: Mapping[str, tuple[float, float]], *, label: str) -> "Figure":
+    """Draw what evenness costs: each method's mean against the variance over clients.
+
+    A line joins the points in their order, such as that of a growing q. Up and to the left is
+    better where the metric is an accuracy.
+
+    Args:
+        points: name -> (mean, variance).
+        label: what the mean is.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If there is nothing to draw, or a number is not finite.
+    """
+    if not points:
+        raise ValueError("points must hold at least one method, got none.")
+    wrong = [name for name, point in points.items() if not np.isfinite(point).all()]
+    if wrong:
+        raise ValueError(f"points must be finite, got {points[wrong[0]]} for {wrong[0]!r}.")
+    means, variances = np.array(list(points.values()), float).T
+    with _figure(4.5, 3) as figure:
+        axes = figure.subplots()
+        axes.plot(variances, means, color=_COLOURS[0], marker="o")
+        for name, x, y in zip(points, variances, means, strict=True):
+            axes.annotate(name, (x, y), textcoords="offset points", xytext=(6, 5))
+        axes.set(xlabel="variance over clients", ylabel=label)
+        axes.margins(x=0.3, y=0.2)
+        axes.grid(visible=True)
+    return figure
+
+
 def grouped_bars(
     values: Mapping[str, ArrayLike],
     group_names: Sequence[str],
@@ -199,7 +232,7 @@ def grouped_bars(
                 at - 0.4 + (i + 0.5) * width,
                 each.mean(axis=0),
                 0.92 * width,
-                yerr=each.std(axis=0),
+                yerr=each.std(axis=0) if len(each) > 1 else None,
                 error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "#333333"},
                 color=_COLOURS[i % len(_COLOURS)],
                 label=name,

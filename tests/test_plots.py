@@ -166,6 +166,14 @@ def test_client_distribution_is_the_share_of_clients_at_or_below() -> None:
     assert test.get_label() == "test, N = 1" and axes.get_xlabel() == "accuracy"
 
 
+def test_fairness_tradeoff_joins_the_points_in_their_order() -> None:
+    figure = plots.fairness_tradeoff({"q = 0": (50.0, 9.0), "q = 1": (49.5, 4.0)}, label="mean")
+    (axes,) = figure.axes
+    np.testing.assert_array_equal(axes.lines[0].get_xydata(), [[9, 50], [4, 49.5]])
+    assert [text.get_text() for text in axes.texts] == ["q = 0", "q = 1"]
+    assert axes.get_xlabel() == "variance over clients"
+
+
 @pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG"), (".pdf", b"%PDF")])
 def test_save_makes_folders_and_a_file_of_the_named_format(
     tmp_path: Path, suffix: str, magic: bytes
@@ -225,6 +233,11 @@ def test_needs_neither_pyplot_nor_matplotlib_at_import(tmp_path: Path) -> None:
         ),
         (lambda: plots.client_distribution({}, label=""), "at least one finite value"),
         (lambda: plots.client_distribution({"a": [np.nan]}, label=""), "at least one finite"),
+        (lambda: plots.fairness_tradeoff({}, label="x"), "at least one method"),
+        (
+            lambda: plots.fairness_tradeoff({"a": (1.0, float("nan"))}, label="x"),
+            "points must be finite, got .* for 'a'",
+        ),
     ],
 )
 def test_bad_input(call: Callable[[], Any], message: str) -> None:
