@@ -1,6 +1,8 @@
 """The experiments: their yardstick, their numbers, their files."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -8,9 +10,17 @@ import optax
 import pytest
 
 import reference
-from fedjax_sim import algorithms, cli, simulate
+from fedjax_sim import algorithms, cli, datasets, metrics, rounds, simulate
 from fedjax_sim.datasets import from_arrays
-from fedjax_sim.experiments import agnostic_adult, minimax, pfnm
+from fedjax_sim.experiments import (
+    agnostic_adult,
+    agnostic_fashion,
+    agnostic_language,
+    fair_adult,
+    fair_shakespeare,
+    minimax,
+    pfnm,
+)
 
 
 def test_exact_minimax_of_two_small_domains_by_brute_force():
@@ -75,31 +85,33 @@ def test_full_batch_agnostic_learning_reaches_the_saddle_point(task):
     np.testing.assert_allclose(result.info.cohort.clients["loss"][-1], 0.439, atol=0.002)
 
 
+def reproduce(arguments: str, output: Path) -> dict[str, Any]:
+    """Run the command; the content of its results.json."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*f"reproduce {arguments} --output".split(), str(output)])
+    assert ended.value.code in (0, None)
+    results = json.loads((output / "results.json").read_text())
+    assert results["complete"]
+    table = (output / "results.md").read_text(encoding="utf-8")
+    assert table.startswith("# ") and "| --- | ---: |" in table
+    return results
+
+
 def test_reproduce_agnostic_adult_leaves_everything(tmp_path, capsys):
     output = tmp_path / "run"
-    with pytest.raises(SystemExit) as ended:
-        cli.main(f"reproduce agnostic-adult --quick --num-seeds 2 --output {output}".split())
-    assert ended.value.code in (0, None)
+    results = reproduce("agnostic-adult --quick --num-seeds 2 --methods paper", output)
     printed = capsys.readouterr().out
     assert "exact minimax" in printed and "non-doctorate only" in printed
-    results = json.loads((output / "results.json").read_text())
     rows = results["rows"]
-    assert results["complete"] and list(rows) == [
-        "doctorate only", "non-doctorate only", "FedAvg", "agnostic",
-    ]  # fmt: skip
+    assert list(rows) == ["doctorate only", "non-doctorate only", "FedAvg", "agnostic"]
     assert rows["agnostic"]["test_accuracy"]["all"]["std"] >= 0
-    assert abs(results["exact_minimax"]["lambda_doctorate"] - 0.907) < 0.01
+    assert abs(results["exact_minimax"]["lambda"]["doctorate"] - 0.907) < 0.01
     worst = {name: row["worst_train_loss"]["mean"] for name, row in rows.items()}
     assert min(worst, key=worst.get) == "agnostic"
     files = {path.name for path in output.iterdir()}
     assert {"accuracy.png", "loss.png", "minimax.png", "rows.npz", "path.npz"} <= files
     with np.load(output / "rows.npz") as arrays:
         assert arrays["agnostic/accuracy"].shape == (2, 2)
-
-
-def test_num_seeds_is_checked():
-    with pytest.raises(ValueError, match="num_seeds"):
-        agnostic_adult.main(agnostic_adult.Options(num_seeds=1))
 
 
 def blobs(num_examples: int, rng: np.random.Generator):
@@ -173,3 +185,139 @@ def test_pfnm_options_are_checked(tmp_path):
     with pytest.raises(ValueError, match="unknown partitions 'skewed'"):
         pfnm.reproduce("x", None, None, options)
     assert not (tmp_path / "run").exists()
+
+
+def test_optimistic_steps_reach_the_saddle_point_as_soon(task):
+    """In fewer rounds than full batches without: lambda within 0.01, losses within 0.002."""
+    row, path = agnostic_adult.converge(task, "optimistic", effort=0.6)
+    assert abs(row.mixture[0, 0] - 0.907) < 0.01
+    np.testing.assert_allclose(row.loss, 0.439, atol=0.002)
+    assert len(path["losses"]) == 600  # the plain one needs about 980
+
+
+def test_every_kind_of_person_counts_as_often_as_there_are_people(task):
+    kinds = agnostic_adult.kinds(task.train)
+    counts = np.asarray(kinds.examples["y"][:, 1])
+    assert counts.sum() == task.train.num_examples
+    assert kinds.num_examples < 0.4 * task.train.num_examples
+    params = task.init_params(jax.random.key(2))
+    plain = rounds.evaluator(task.model, {"loss": metrics.cross_entropy})(params, task.train)
+    counted = rounds.evaluator(task.model, {"loss": agnostic_adult.counted})(params, kinds)
+    np.testing.assert_allclose(counted["loss"].value, plain["loss"].value, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [("age", "unknown group_by 'age'"), ("native-country", "without test examples: Holand")],
+)
+def test_a_column_that_cannot_be_grouped_by_is_named(column, message):
+    with pytest.raises(ValueError, match=message):
+        agnostic_adult.load_task(group_by=column)
+
+
+def test_any_column_groups_people():
+    task = agnostic_adult.load_task(group_by="workclass")
+    assert "unknown" in task.domains and len(task.domains) == 9
+    assert task.train.num_examples == 32_561
+    names = agnostic_adult.jobs(task, methods="paper")
+    assert list(names) == ["FedAvg", "agnostic"]  # too many to train on each alone
+
+
+def test_reproduce_fair_adult(tmp_path, monkeypatch):
+    """Three of its rows: lambda ignored stays near equal weights, lambda used goes on."""
+    make = fair_adult.recipes
+    kept = ("gradient descent", "AFL, λ ignored", "AFL", "q-FFL, q = 5")
+    monkeypatch.setattr(
+        fair_adult, "recipes", lambda task: {n: m for n, m in make(task).items() if n in kept}
+    )
+    results = reproduce("fair-adult --quick --num-seeds 2", tmp_path / "run")
+    rows = results["rows"]
+    loss = {name: row["worst_train_loss"]["mean"] for name, row in rows.items()}
+    assert loss["AFL"] < loss["gradient descent"]
+    assert rows["AFL"]["lambda"]["doctorate"]["mean"] > 0.5
+    assert {each["what"] for each in results["expected"]} >= {"AFL, λ ignored: all", "AFL: all"}
+    assert (tmp_path / "run" / "loss.png").exists()
+
+
+def test_reproduce_agnostic_fashion(tmp_path, monkeypatch):
+    """On the images that ship with the package, two of its rows."""
+    monkeypatch.setattr(datasets, "fashion_mnist", lambda folder: datasets.fashion_small())
+    make = agnostic_fashion.recipes
+    kept = ("FedAvg", "agnostic")
+    monkeypatch.setattr(
+        agnostic_fashion, "recipes", lambda: {n: m for n, m in make().items() if n in kept}
+    )
+    results = reproduce("agnostic-fashion --quick --num-seeds 2", tmp_path / "run")
+    exact = results["exact_minimax"]
+    assert sum(exact["lambda"]) == pytest.approx(1)
+    assert max(results["rows"]["agnostic"]["loss"][0]) < max(results["rows"]["FedAvg"]["loss"][0])
+    assert {path.name for path in (tmp_path / "run").iterdir()} >= {"accuracy.png", "minimax.png"}
+
+
+def test_reproduce_agnostic_language(tmp_path):
+    """Two languages of nine words: the model of one does not know the other."""
+    rng = np.random.default_rng(0)
+    for name, words in (("talk", list("abcd")), ("page", list("vwxyz"))):
+        lines = [" ".join(np.roll(words, rng.integers(9))) for _ in range(150)]
+        (tmp_path / name).write_text("\n".join(lines), encoding="utf-8")
+    results = reproduce(
+        f"agnostic-language --conversation {tmp_path / 'talk'} --document {tmp_path / 'page'} "
+        "--vocabulary-size 11 --hidden 8 --num-rounds 60 --learning-rate 0.03",
+        tmp_path / "run",
+    )
+    rows = {name: row["test_perplexity"] for name, row in results["rows"].items()}
+    assert rows["conversation only"]["document"] > 2 * rows["agnostic"]["document"]
+    assert rows["document only"]["conversation"] > 2 * rows["agnostic"]["conversation"]
+    assert rows["agnostic"]["conversation"] < 9
+    assert (tmp_path / "run" / "perplexity.png").exists()
+
+
+def test_reproduce_fair_shakespeare(tmp_path):
+    import h5py
+
+    for split in ("train", "test"):
+        with h5py.File(tmp_path / f"shakespeare_{split}.h5", "w") as file:
+            for k in range(6):
+                lines = [b"To be, or not to be", b"a horse! " * (k + 1)]
+                file.create_dataset(f"examples/ROLE_{k}/snippets", data=lines)
+    results = reproduce(
+        f"fair-shakespeare --folder {tmp_path} --hidden 8 --num-clients 5 --cohort-size 3 "
+        "--warmup-rounds 2 --num-rounds 2 --q 0 1 --t 1",
+        tmp_path / "run",
+    )
+    assert list(results["rows"]) == [
+        "FedAvg",
+        "q-FFL, q = 0",
+        "q-FFL, q = 1",
+        "TERM, t = 1",
+        "DRFA",
+    ]
+    for row in results["rows"].values():
+        assert 0 <= row["test_accuracy_percent"]["uniform_mean"] <= 100
+    assert {path.name for path in (tmp_path / "run").iterdir()} >= {
+        "distribution.png",
+        "tradeoff.png",
+        "per_client.npz",
+    }
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "message"),
+    [
+        (agnostic_adult, {"num_seeds": 1}, "num_seeds"),
+        (fair_adult, {"num_seeds": 1}, "num_seeds"),
+        (agnostic_fashion, {"num_seeds": 1}, "num_seeds"),
+        (fair_shakespeare, {"folder": Path(), "q": (1.0, 0.0)}, "q must hold two or more powers"),
+        (fair_shakespeare, {"folder": Path(), "q": (-1.0, 0.0)}, r"q must lie in \[0, inf\)"),
+        (
+            agnostic_language,
+            {"conversation": (Path(),), "document": (Path(),), "num_rounds": 0},
+            "num_rounds must be >= 1",
+        ),
+    ],
+)
+def test_options_are_checked_before_anything_is_made(module, options, message, tmp_path):
+    output = tmp_path / "run"
+    with pytest.raises(ValueError, match=message):
+        module.main(module.Options(output=output, **options))
+    assert not output.exists()

@@ -12,5 +12,9 @@ EXPERIMENTS: dict[str, str] = {
     "lens-fashion": "fedjax_sim.experiments.lens_fashion",
     "lens-adult": "fedjax_sim.experiments.lens_adult",
     "robust-mnist": "fedjax_sim.experiments.robust_mnist",
+    "agnostic-fashion": "fedjax_sim.experiments.agnostic_fashion",
+    "agnostic-language": "fedjax_sim.experiments.agnostic_language",
+    "fair-adult": "fedjax_sim.experiments.fair_adult",
+    "fair-shakespeare": "fedjax_sim.experiments.fair_shakespeare",
 }
 """name -> module, imported only when it is run."""

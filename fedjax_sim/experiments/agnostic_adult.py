@@ -1,26 +1,27 @@
 """Adult census: FedAvg leaves the smallest client the highest loss, agnostic learning lowers it.
 
-Two clients own the Adult census data: people with a doctorate (1 % of all) and everybody else. A
-logistic regression on the categorical columns predicts who earns more than 50,000 dollars. Four
-models are trained, each with many seeds in one compiled program: on either client alone, on both by
-FedAvg, and on both by agnostic federated learning, which minimises the loss of the worst mixture of
-the two. The exact solution of that minimax problem stands beside them.
+Two clients own the Adult census data: people with a doctorate (1 % of all) and everybody else; or,
+with `--group-by COLUMN`, one client owns each group of that column. A logistic regression on the
+categorical columns predicts who earns more than 50,000 dollars. It is trained on every client alone
+and on all of them by FedAvg, by agnostic federated learning, which minimises the loss of the worst
+mixture of the clients, and by the methods around it; every row with many seeds in one compiled
+program. The exact solution of the minimax problem stands beside them.
 
 References:
     Mohri, Sivek, Suresh, "Agnostic Federated Learning", ICML 2019, section 5 (Adult).
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from rich.console import Console
-from rich.table import Table
 
 from fedjax_sim import (
     algorithms,
@@ -33,20 +34,24 @@ from fedjax_sim import (
     rounds,
     simulate,
 )
-from fedjax_sim.base import Algorithm, Array, Key, Model, Params
+from fedjax_sim.base import Algorithm, Array, Key, Mean, Model, Params
 from fedjax_sim.data import Batching, FederatedData, federate
-from fedjax_sim.experiments import minimax
+from fedjax_sim.experiments import minimax, reporting
+from fedjax_sim.experiments.reporting import Expected, Sheet, spread
 from fedjax_sim.runfolder import RunFolder
 
-DOMAINS = ("doctorate", "non-doctorate")
+DOCTORATE = "doctorate"
 RIDGE = 1e-6
 """ridge / 2 * ||w||^2 makes the exact solution unique and changes the losses in the fifth digit."""
 LEARNING_RATE = 0.3
+MAX_SOLO = 3
+"""Up to so many groups, a model is trained on each of them alone as well."""
 CAVEAT = (
     "Agnostic learning promises the lowest loss on the worst domain, and keeps it; accuracy on the "
     "181 doctorates of the test set (one person is 0.55 points, the standard error 3.4) can "
     "disagree."
 )
+SADDLE = "L-BFGS in a bisection on lambda, float64, by the authors of this package"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +64,11 @@ class Options:
     """Replace an earlier run in that folder."""
     folder: Path | None = None
     """Folder with UCI's own adult.data and adult.test; by default the shipped data is used."""
-    num_seeds: int = 20
+    group_by: str = DOCTORATE
+    """The column whose groups are the clients: doctorate, sex, race, marital-status ..."""
+    methods: Literal["paper", "all"] = "all"
+    """The rows of the paper, or those of the whole family."""
+    num_seeds: int = 50
     """Runs of every row, each with its own initial model and batch order (>= 2)."""
     seed: int = 0
     """First seed; the others follow it (>= 0)."""
@@ -68,21 +77,22 @@ class Options:
 
 
 class Task(NamedTuple):
-    """The data of the experiment and its model."""
+    """The data of the experiment, the names of its domains, and its model."""
 
     train: FederatedData
     test: FederatedData
+    domains: tuple[str, ...]
     model: Model
     init_params: Callable[[Key], Params]
 
 
 class Row(NamedTuple):
-    """What one model reached; leaves [G] or [G, 2] over G seeds.
+    """What one model reached; leaves [G] or [G, p] over G seeds.
 
-    accuracy: [G, 2] test accuracy on each domain.
+    accuracy: [G, p] test accuracy on each domain.
     overall: [G] test accuracy on everybody, each person counting the same.
-    loss: [G, 2] training loss of each domain.
-    mixture: [G, 2] the mixture of the domains that was trained on.
+    loss: [G, p] training loss of each domain.
+    mixture: [G, p] the mixture of the domains that was trained on; NaN where there is none.
     seconds: wall time without compilation.
     """
 
@@ -94,7 +104,7 @@ class Row(NamedTuple):
 
     @property
     def worst(self) -> np.ndarray:
-        """[G] test accuracy on the worse domain of each run."""
+        """[G] test accuracy on the worst domain of each run."""
         return self.accuracy.min(axis=1)
 
 
@@ -107,43 +117,62 @@ def main(options: Options) -> None:
     """
     checks.in_range("num_seeds", options.num_seeds, 2)
     checks.in_range("seed", options.seed, 0)
+    task = load_task(options.folder, options.group_by)
     console = Console()
     folder = RunFolder(options.output, options, overwrite=options.overwrite)
-    task = load_task(options.folder)
     effort = 0.1 if options.quick else 1.0
 
-    sizes = zip(DOMAINS, task.train.sizes.tolist(), strict=True)
+    sizes = zip(task.domains, task.train.sizes.tolist(), strict=True)
     console.print("Adult census, training examples: " + ", ".join(f"{d} {n:,}" for d, n in sizes))
     rows: dict[str, Row] = {}
-    for name, job in jobs(task, effort).items():
+    for name, job in jobs(task, effort, options.methods).items():
         rows[name] = _train(name, job, task, options)
-        folder.save_json("results.json", {"complete": False, "rows": _plain_rows(rows)})
-    converged, path = _converge(task, effort, options)
+        folder.save_json(
+            "results.json", {"complete": False, "rows": plain_rows(rows, task.domains)}
+        )
+    converged: dict[str, Row] = {}
+    paths: dict[str, dict[str, np.ndarray]] = {}
+    for variant, (name, _) in CONVERGED.items():
+        converged[name], paths[variant] = converge(task, variant, effort=effort, seed=options.seed)
     console.print("Solving the minimax problem exactly (float64, L-BFGS) ...")
     exact = solve_exactly(task)
 
-    for table in _tables(rows, converged, exact):
-        console.print(table)
-    console.print(CAVEAT)
-    folder.save_json("results.json", _results(options, rows, converged, exact))
+    expected = _expected(options, rows, converged, exact)
+    sheets = [*_tables(rows, converged, exact, task.domains)]
+    sheets += [reporting.compared(expected)] if expected else []
+    reporting.publish(folder, console, "Adult census", sheets, CAVEAT)
+    folder.save_json("results.json", _results(options, task, rows, converged, exact, expected))
     folder.save_arrays("rows.npz", {name: row._asdict() for name, row in rows.items()})
-    folder.save_arrays("path.npz", path)
-    _save_pictures(folder, rows, path, exact)
+    folder.save_arrays("path.npz", paths["full batch"])
+    _save_pictures(folder, rows, paths["full batch"], exact, task.domains)
     console.print(f"Results, arrays and pictures are in {folder.path}/")
 
 
-def load_task(folder: Path | None = None) -> Task:
-    """Adult with its categorical columns, by doctorate: two clients, train and test."""
+def load_task(folder: Path | None = None, group_by: str = DOCTORATE) -> Task:
+    """Adult with its categorical columns, one client a group: train and test.
+
+    Raises:
+        ValueError: no such column, or a group that the test set lacks.
+    """
     adult = datasets.adult(folder=folder)
+    checks.one_of("group_by", group_by, adult.train_groups)
+    found = np.unique(adult.train_groups[group_by])
+    lacking = sorted(set(found.tolist()) - set(adult.test_groups[group_by].tolist()))
+    if lacking:
+        raise ValueError(
+            f"group_by={group_by!r} has groups without test examples: {', '.join(lacking)}. Choose "
+            "another column."
+        )
     train, test = (
-        federate(examples, partition.by_group(groups["doctorate"], names=DOMAINS), num_classes=2)
+        federate(examples, partition.by_group(groups[group_by], names=found), num_classes=2)
         for examples, groups in (
             (adult.train, adult.train_groups),
             (adult.test, adult.test_groups),
         )
     )
     model = models.logistic(2, init="glorot")
-    return Task(train, test, model, lambda key: model.init(key, jnp.zeros((1, 99))))
+    names = tuple("unknown" if name == "?" else name for name in found.tolist())
+    return Task(train, test, names, model, lambda key: model.init(key, jnp.zeros((1, 99))))
 
 
 class Job(NamedTuple):
@@ -152,19 +181,27 @@ class Job(NamedTuple):
     make: make(learning_rate) -> Algorithm.
     data: the clients that take part.
     num_rounds: of that algorithm.
-    mixture: [2], the mixture of the domains it minimises; None if it learns it.
+    mixture: (state) -> [G, p], the mixture of the domains in a sweep's last state.
+    personal: evaluate every client's own model instead of the global one.
     """
 
     make: Callable[[Array], Algorithm]
     data: FederatedData
     num_rounds: int
-    mixture: np.ndarray | None
+    mixture: Callable[[Any], Any]
+    personal: bool = False
 
 
-def jobs(task: Task, effort: float = 1.0) -> dict[str, Job]:
-    """The rows. Every client makes 10,000 steps of batch 32 in each of them."""
+def jobs(
+    task: Task, effort: float = 1.0, methods: Literal["paper", "all"] = "paper"
+) -> dict[str, Job]:
+    """The rows: 10,000 local steps of batch 32 a client in those of the paper."""
+    p = len(task.domains)
     num_steps = max(10, round(10_000 * effort))
     shares = np.asarray(task.train.sizes) / task.train.num_examples
+
+    def fixed(mixture: np.ndarray) -> Callable[[Any], Any]:
+        return lambda state: mixture[None]
 
     def fedavg(learning_rate: Array) -> Algorithm:
         return algorithms.fedavg(
@@ -173,156 +210,339 @@ def jobs(task: Task, effort: float = 1.0) -> dict[str, Job]:
             batching=Batching(32, num_steps=10),
         )
 
-    def agnostic(learning_rate: Array) -> Algorithm:
-        return algorithms.agnostic(
-            task.model,
-            optimizer=optax.sgd(learning_rate),
-            mixture_step_size=0.01,
-            batch_size=32,
-        )
+    def agnostic(**options: Any) -> Job:
+        def make(learning_rate: Array) -> Algorithm:
+            return algorithms.agnostic(
+                task.model,
+                **{
+                    "optimizer": optax.sgd(learning_rate),
+                    "mixture_step_size": 0.01,
+                    "batch_size": 32,
+                    **options,
+                },
+            )
 
-    return {
-        "doctorate only": Job(fedavg, task.train.select([0]), num_steps // 10, np.eye(2)[0]),
-        "non-doctorate only": Job(fedavg, task.train.select([1]), num_steps // 10, np.eye(2)[1]),
-        "FedAvg": Job(fedavg, task.train, num_steps // 10, shares),
-        "agnostic": Job(agnostic, task.train, num_steps, None),
+        return Job(make, task.train, num_steps, lambda state: state.mean_mixture)
+
+    rows: dict[str, Job] = {}
+    for k, name in enumerate(task.domains if p <= MAX_SOLO else ()):
+        only = task.train.select([k])
+        rows[f"{name} only"] = Job(fedavg, only, num_steps // 10, fixed(np.eye(p)[k]))
+    rows["FedAvg"] = Job(fedavg, task.train, num_steps // 10, fixed(shares))
+    rows["agnostic"] = agnostic()
+    return rows if methods == "paper" else rows | _family(task, num_steps, agnostic)
+
+
+def _family(task: Task, num_steps: int, agnostic: Callable[..., Job]) -> dict[str, Job]:
+    """The methods around agnostic learning; half as many local steps as the paper's rows."""
+    p = len(task.domains)
+    some: dict[str, Any] = {"batching": Batching(32, num_steps=10)}
+    looks: dict[str, Any] = {**some, "loss_examples": 128}
+    # A first look costs as much as some local steps, and the rows are meant to be compared.
+    num_rounds = num_steps // 20
+
+    def half(**options: Any) -> Job:
+        return agnostic(**options)._replace(num_rounds=max(5, num_steps // 2))
+
+    def none(state: Any) -> Any:
+        return np.full((1, p), np.nan)
+
+    def job(make: Callable[[Array], Algorithm], mixture: Any = none, **options: Any) -> Job:
+        return Job(make, task.train, num_rounds, mixture, **options)
+
+    def on_server(state: Any) -> Any:
+        return state.server.mixture
+
+    model = task.model
+    sgd = optax.sgd
+    rows = {
+        "agnostic, optimistic": half(optimistic=True),
+        "agnostic, exponentiated": half(ascent="exponentiated", mixture_step_size=0.05),
+        "agnostic, weighted draws": half(estimator="weighted", batch_size=16 * p),
+        "agnostic, uniform draws": half(estimator="uniform", batch_size=32 * p),
+        "AgnosticFedAvg": job(
+            lambda lr: algorithms.agnostic_fedavg(
+                model,
+                client_optimizer=sgd(lr),
+                server=sgd(3.0, momentum=0.9),
+                mixture_step_size=0.3,
+                batching=Batching(None, num_steps=1, shuffle="none"),
+                initial_window=np.asarray(task.train.sizes)[None],
+                loss=counted,
+            ),
+            on_server,
+        )._replace(data=kinds(task.train), num_rounds=max(3, num_steps // 80)),
+        "DRFA": job(
+            lambda lr: algorithms.drfa(
+                model,
+                client_optimizer=sgd(lr),
+                mixture_step_size=0.002,
+                cohort_size=p,
+                **looks,
+            ),
+            on_server,
+        ),
     }
+
+    def q_ffl(q: float) -> Job:
+        return job(lambda lr: algorithms.q_fedavg(model, q=q, client_learning_rate=lr, **looks))
+
+    def term(t: float) -> Job:
+        return job(lambda lr: algorithms.term(model, t=t, client_optimizer=sgd(lr), **looks))
+
+    rows |= {f"q-FFL, q = {q}": q_ffl(q) for q in (1, 5)}
+    rows |= {f"TERM, t = {t}": term(t) for t in (1, 10)}
+    rows["FedMGDA+"] = job(
+        lambda lr: algorithms.fedmgda(
+            model, client_optimizer=sgd(lr), server_learning_rate=0.1, **some
+        )
+    )
+    rows["Ditto, personal models"] = job(
+        lambda lr: algorithms.ditto(
+            model, client_optimizer=sgd(lr), personal_learning_rate=lr, pull=0.1, **some
+        ),
+        personal=True,
+    )
+    return rows
 
 
 def solve_exactly(task: Task) -> minimax.Minimax:
     """The saddle point of the training losses, and the mixture that attains it."""
-    people = [task.train.client(k) for k in range(len(DOMAINS))]
+    people = [task.train.client(k) for k in range(len(task.domains))]
     return minimax.solve([(each["x"], each["y"]) for each in people], 2, ridge=RIDGE)
 
 
 def _train(name: str, job: Job, task: Task, options: Options) -> Row:
     """All seeds of one row as one vmapped program."""
+    result = sweep(name, job.make, task, job.data, job.num_rounds, options)
+    _, state = result.state  # of a sweep: (hyperparameters, the algorithm's state)
+    mixture = np.broadcast_to(job.mixture(state), (options.num_seeds, len(task.domains)))
+    models_of_all = state.clients if job.personal else result.params
+    return row(scores(task, models_of_all, personal=job.personal), mixture, result.seconds)
+
+
+class Seeds(Protocol):
+    """Options with seeds."""
+
+    @property
+    def num_seeds(self) -> int:
+        """How many."""
+
+    @property
+    def seed(self) -> int:
+        """The first."""
+
+
+def sweep(
+    name: str,
+    make: Callable[[Array], Algorithm],
+    task: Task,
+    data: FederatedData,
+    num_rounds: int,
+    options: Seeds,
+    learning_rate: float = LEARNING_RATE,
+) -> simulate.Result:
+    """All seeds of make(learning_rate), without evaluations."""
     seeds = range(options.seed, options.seed + options.num_seeds)
     with simulate.progress_bar(name) as show:
         result = simulate.sweep(
-            job.make,
-            simulate.product(seed=seeds, learning_rate=[LEARNING_RATE]),
+            lambda learning_rate: make(learning_rate),
+            simulate.product(seed=seeds, learning_rate=[learning_rate]),
             task.init_params,
-            job.data,
-            num_rounds=job.num_rounds,
-            evaluate=_evaluator(task.model),
-            eval_data={"train": task.train, "test": task.test},
+            data,
+            num_rounds=num_rounds,
             progress=show,
         )
-    _stop_if_interrupted(result)
-    mixture = job.mixture if job.mixture is not None else _learned(result)
-    return _row(result, np.broadcast_to(mixture, (options.num_seeds, 2)))
+    stop_if_interrupted(result)
+    return result
 
 
-def _learned(result: simulate.Result) -> np.ndarray:
-    """[G, 2] averaged mixtures of a sweep, whose state is (hyperparameters, inner state)."""
-    _, state = result.state
-    return np.asarray(state.mean_mixture)
+def scores(task: Task, params: Params, *, personal: bool = False) -> dict[str, dict[str, Any]]:
+    """Loss and accuracy of G models, leaves [G, ...] (personal: [G, p, ...]), on train and test."""
+    assess = _assessment(task.model, personal)
+    return {
+        split: jax.tree.map(np.asarray, assess(params, data))
+        for split, data in (("train", task.train), ("test", task.test))
+    }
 
 
-def _converge(task: Task, effort: float, options: Options) -> tuple[Row, dict[str, np.ndarray]]:
-    """Full-batch agnostic learning until it stands still, and its path: one run, no noise."""
+@functools.cache
+def _assessment(model: Model, personal: bool) -> Callable[[Params, FederatedData], Any]:
+    """One compilation for all rows, which takes longer than what it compiles."""
+    measured: dict[str, metrics.Metric | Callable[[Array, Array], Mean]] = {
+        "loss": metrics.cross_entropy,
+        "accuracy": metrics.accuracy,
+    }
+    if personal:
+        one = algorithms.personal_evaluator(model, measured, block_size=2048)
+    else:
+        one = rounds.evaluator(model, measured)
+    return jax.jit(jax.vmap(one, in_axes=(0, None)))
+
+
+CONVERGED = {
+    "full batch": ("agnostic, converged", 2000),
+    "optimistic": ("optimistic, converged", 1000),
+    "mini-batch": ("mini-batch, converged", 50_000),
+}
+"""variant of `converge` -> (name of its row, rounds)."""
+
+
+def converge(
+    task: Task, variant: str, *, effort: float = 1.0, seed: int = 0
+) -> tuple[Row, dict[str, np.ndarray]]:
+    """Agnostic learning until it stands still, and its path: one run.
+
+    Most people have the same categories as others, so with full batches each kind of person is
+    computed once and counts as often as there are people of that kind.
+    """
+    name, num_rounds = CONVERGED[variant]
 
     def ridge(params: Params) -> Array:
         return RIDGE / 2 * optax.tree.norm(params, squared=True)
 
+    # Extrapolated gradients bear smaller steps on w, and larger ones on lambda.
+    sizes = {"full batch": (1.0, 0.02), "optimistic": (0.6, 0.05), "mini-batch": (0.5, 0.01)}
+    learning_rate, mixture_step_size = sizes[variant]
+    options: dict[str, Any] = {"optimizer": optax.sgd(learning_rate), "batch_size": 64}
+    if variant != "mini-batch":
+        options = {
+            "optimizer": optax.sgd(learning_rate, momentum=0.95),
+            "optimistic": variant == "optimistic",
+            "loss": counted,
+            "output": "last",
+        }
     algorithm = algorithms.agnostic(
-        task.model,
-        optimizer=optax.sgd(1.0, momentum=0.95),
-        mixture_step_size=0.02,
-        regularizer=ridge,
-        output="last",
+        task.model, mixture_step_size=mixture_step_size, regularizer=ridge, **options
     )
-    init_key, key = jax.random.split(jax.random.key(options.seed))
-    with simulate.progress_bar("agnostic, full batch") as show:
+    init_key, key = jax.random.split(jax.random.key(seed))
+    with simulate.progress_bar(name) as show:
         result = simulate.run(
             algorithm,
             task.init_params(init_key),
-            task.train,
+            task.train if variant == "mini-batch" else kinds(task.train),
             key=key,
-            num_rounds=round(2000 * effort),
-            evaluate=_evaluator(task.model),
-            eval_data={"train": task.train, "test": task.test},
+            num_rounds=max(1, round(num_rounds * effort)),
+            segment_rounds=1000,
             progress=show,
         )
-    _stop_if_interrupted(result)
+    stop_if_interrupted(result)
     path = {
         "losses": result.info.cohort.clients["loss"],
         "mixture": result.info.server["mixture"],
     }
-    one_run = jax.tree.map(lambda x: x[:, None], result.evaluations.values)
-    result = result._replace(evaluations=result.evaluations._replace(values=one_run))
-    return _row(result, np.asarray(result.state.mixture)[None]), path
+    last = variant != "mini-batch"
+    mixture = result.state.mixture if last else result.state.mean_mixture
+    params = jax.tree.map(lambda leaf: leaf[None], result.params)
+    return row(scores(task, params), np.asarray(mixture)[None], result.seconds), path
 
 
-def _evaluator(model: Model) -> simulate.Evaluate:
-    return rounds.evaluator(model, {"loss": metrics.cross_entropy, "accuracy": metrics.accuracy})
+def counted(outputs: Array, labels: Array) -> Mean:
+    """Cross entropy of examples that stand for several: labels [B, 2] of (class, count)."""
+    mean = metrics.cross_entropy(outputs, labels[:, 0])
+    return Mean(*(part * labels[:, 1] for part in mean))
 
 
-def _stop_if_interrupted(result: simulate.Result) -> None:
+def kinds(data: FederatedData) -> FederatedData:
+    """Every distinct example of each client once, its label with how often it occurs."""
+    xs, ys, parts, start = [], [], [], 0
+    for k in range(data.num_clients):
+        client = data.client(k)
+        table = np.column_stack([client["x"], client["y"]])
+        found, counts = np.unique(table, axis=0, return_counts=True)
+        xs.append(found[:, :-1])
+        ys.append(np.column_stack([found[:, -1].astype(int), counts]))
+        parts.append(np.arange(start, start + len(found)))
+        start += len(found)
+    return federate({"x": np.concatenate(xs), "y": np.concatenate(ys)}, parts)
+
+
+def stop_if_interrupted(result: simulate.Result) -> None:
+    """End the experiment where the user ended a run."""
     if result.interrupted:
         raise KeyboardInterrupt
 
 
-def _row(result: simulate.Result, mixture: np.ndarray) -> Row:
-    last = jax.tree.map(lambda x: x[-1].astype(np.float64), result.evaluations.values)
-    accuracy, loss = last["test"]["accuracy"], last["train"]["loss"]
+def row(found: dict[str, dict[str, Any]], mixture: np.ndarray, seconds: float) -> Row:
+    """The Row of what `scores` found."""
+    found = jax.tree.map(lambda x: x.astype(np.float64), found)
+    accuracy, loss = found["test"]["accuracy"], found["train"]["loss"]
     return Row(
         accuracy=accuracy.total / accuracy.count,
         overall=accuracy.total.sum(axis=-1) / accuracy.count.sum(axis=-1),
         loss=loss.total / loss.count,
         mixture=mixture,
-        seconds=result.seconds,
+        seconds=seconds,
     )
 
 
-def _tables(rows: dict[str, Row], converged: Row, exact: minimax.Minimax) -> list[Table]:
+def _tables(
+    rows: dict[str, Row],
+    converged: dict[str, Row],
+    exact: minimax.Minimax,
+    domains: Sequence[str],
+) -> list[Sheet]:
     """Mean and deviation over the seeds, rows and columns as the paper has them."""
-
-    def percent(values: np.ndarray) -> str:
-        return f"{100 * values.mean():.1f}±{100 * values.std():.1f}"
-
-    accuracy = _empty_table("Test accuracy in %", "all", *DOMAINS, "worst")
-    loss = _empty_table(
-        "Training loss in nats; λ: weight of the doctorates", *DOMAINS, "worst", "λ"
-    )
-    for name, row in rows.items():
-        accuracy.add_row(name, *map(percent, (row.overall, *row.accuracy.T, row.worst)))
-        columns = (f"{x.mean():.3f}±{x.std():.3f}" for x in (*row.loss.T, row.loss.max(axis=1)))
-        loss.add_row(name, *columns, f"{row.mixture[:, 0].mean():.3f} ")
-    values = (converged.overall, *converged.accuracy.T, converged.worst)
-    accuracy.add_row("agnostic, converged", *(f"{100 * x[0]:.1f}    " for x in values))
-    for name, losses, mixture in (
-        ("agnostic, converged", converged.loss[0], converged.mixture[0]),
-        ("exact minimax", exact.losses, exact.mixture),
-    ):
-        columns = (f"{x:.4f}     " for x in (*losses, losses.max()))
-        loss.add_row(name, *columns, f"{mixture[0]:.4f}")
-    return [accuracy, loss]
-
-
-def _empty_table(title: str, *columns: str) -> Table:
-    table = Table(title=title, caption="mean±standard deviation over seeds")
-    table.add_column("trained on", no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
+    caption = "mean±standard deviation over seeds"
+    first = domains[0]
+    accuracy, loss = [], []
+    for name, row in (rows | converged).items():
+        columns = (row.overall, *row.accuracy.T, row.worst)
+        accuracy.append((name, *(spread(100 * column) for column in columns)))
+        digits = 3 if len(row.loss) > 1 else 4
+        columns = (*row.loss.T, row.loss.max(axis=1))
+        weight = row.mixture[:, 0].mean()
+        last = "" if np.isnan(weight) else f"{weight:.{digits}f}"
+        loss.append((name, *(spread(column, digits) for column in columns), last))
+    values = (*exact.losses, exact.losses.max(), exact.mixture[0])
+    loss.append(("exact minimax", *(f"{value:.4f}" for value in values)))
+    return [
+        Sheet("Test accuracy in %", ("trained on", "all", *domains, "worst"), accuracy, caption),
+        Sheet(
+            f"Training loss in nats; λ: weight of {first}",
+            ("trained on", *domains, "worst", "λ"),
+            loss,
+            caption,
+        ),
+    ]
 
 
-def _plain_rows(rows: dict[str, Row]) -> dict[str, Any]:
-    def spread(values: np.ndarray) -> dict[str, float]:
+def _expected(
+    options: Options,
+    rows: dict[str, Row],
+    converged: dict[str, Row],
+    exact: minimax.Minimax,
+) -> list[Expected]:
+    """What is known of the doctorate grouping from elsewhere."""
+    if options.group_by != DOCTORATE:
+        return []
+    found = [
+        ("exact minimax: λ", 0.9072, exact.mixture[0]),
+        ("exact minimax: worst loss", 0.43897, exact.losses.max()),
+        ("agnostic: worst loss", 0.43897, rows["agnostic"].loss.max(axis=1).mean()),
+    ]
+    for name, each in converged.items():
+        found.append((f"{name}: λ", 0.9072, each.mixture[0, 0]))
+        found.append((f"{name}: worst loss", 0.43897, each.loss.max()))
+    return [Expected(what, value, SADDLE, float(ours)) for what, value, ours in found]
+
+
+def plain_rows(rows: dict[str, Row], domains: Sequence[str]) -> dict[str, Any]:
+    """Rows for results.json."""
+
+    def both(values: np.ndarray) -> dict[str, float]:
         return {"mean": float(values.mean()), "std": float(values.std())}
 
     return {
         name: {
             "test_accuracy": {
-                "all": spread(row.overall),
-                **{d: spread(row.accuracy[:, k]) for k, d in enumerate(DOMAINS)},
-                "worst": spread(row.worst),
+                "all": both(row.overall),
+                **{d: both(row.accuracy[:, k]) for k, d in enumerate(domains)},
+                "worst": both(row.worst),
             },
-            "train_loss": {d: spread(row.loss[:, k]) for k, d in enumerate(DOMAINS)},
-            "worst_train_loss": spread(row.loss.max(axis=1)),
-            f"lambda_{DOMAINS[0]}": spread(row.mixture[:, 0]),
+            "train_loss": {d: both(row.loss[:, k]) for k, d in enumerate(domains)},
+            "worst_train_loss": both(row.loss.max(axis=1)),
+            "lambda": {d: both(row.mixture[:, k]) for k, d in enumerate(domains)},
             "seconds": row.seconds,
         }
         for name, row in rows.items()
@@ -330,52 +550,61 @@ def _plain_rows(rows: dict[str, Row]) -> dict[str, Any]:
 
 
 def _results(
-    options: Options, rows: dict[str, Row], converged: Row, exact: minimax.Minimax
+    options: Options,
+    task: Task,
+    rows: dict[str, Row],
+    converged: dict[str, Row],
+    exact: minimax.Minimax,
+    expected: list[Expected],
 ) -> dict[str, Any]:
     return {
         "complete": True,
         "experiment": "agnostic-adult",
+        "group_by": options.group_by,
         "num_seeds": options.num_seeds,
         "quick": options.quick,
         "ridge": RIDGE,
-        "rows": _plain_rows(rows),
-        "agnostic_converged": {
-            f"lambda_{DOMAINS[0]}": converged.mixture[0, 0],
-            "train_loss": dict(zip(DOMAINS, converged.loss[0], strict=True)),
-            "test_accuracy": {
-                "all": converged.overall[0],
-                **dict(zip(DOMAINS, converged.accuracy[0], strict=True)),
-            },
-            "seconds": converged.seconds,
-        },
+        "rows": plain_rows(rows, task.domains),
+        "agnostic_converged": plain_rows(converged, task.domains),
         "exact_minimax": {
-            f"lambda_{DOMAINS[0]}": exact.mixture[0],
-            "train_loss": dict(zip(DOMAINS, exact.losses, strict=True)),
+            "lambda": dict(zip(task.domains, exact.mixture, strict=True)),
+            "train_loss": dict(zip(task.domains, exact.losses, strict=True)),
         },
+        "expected": reporting.plain(expected),
     }
 
 
 def _save_pictures(
-    folder: RunFolder, rows: dict[str, Row], path: dict[str, np.ndarray], exact: minimax.Minimax
+    folder: RunFolder,
+    rows: dict[str, Row],
+    path: dict[str, np.ndarray],
+    exact: minimax.Minimax,
+    domains: Sequence[str],
 ) -> None:
+    shown = {name: row for name, row in rows.items() if name in _PICTURED or name.endswith("only")}
     accuracy = plots.grouped_bars(
-        {name: 100 * row.accuracy for name, row in rows.items()},
-        DOMAINS,
+        {name: 100 * row.accuracy for name, row in shown.items()},
+        domains,
         label="test accuracy in %",
     )
     loss = plots.grouped_bars(
-        {name: row.loss for name, row in rows.items()},
-        DOMAINS,
+        {name: row.loss for name, row in shown.items()},
+        domains,
         label="training loss",
         marks={"exact minimax": exact.losses},
     )
-    minimax_path = plots.minimax_path(
-        path["losses"],
-        path["mixture"],
-        DOMAINS,
-        exact_losses=exact.losses,
-        exact_mixture=exact.mixture,
-    )
     folder.save_figure("accuracy.png", accuracy)
     folder.save_figure("loss.png", loss)
-    folder.save_figure("minimax.png", minimax_path)
+    folder.save_figure(
+        "minimax.png",
+        plots.minimax_path(
+            path["losses"],
+            path["mixture"],
+            domains,
+            exact_losses=exact.losses,
+            exact_mixture=exact.mixture,
+        ),
+    )
+
+
+_PICTURED = ("FedAvg", "agnostic", "q-FFL, q = 5", "TERM, t = 10", "FedMGDA+")
