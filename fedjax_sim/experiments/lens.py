@@ -208,6 +208,7 @@ def _algorithm(setting: Setting, job: Job) -> Algorithm:
         rule=rule,
         attack=attacks.monitored(attacks.no_attack(), accuracy=accuracy, histogram_edges=EDGES),
         malicious=[attacker],
+        width=1,  # in wider chunks the honest would pay for the attacker's rule as well
     )
 
 
