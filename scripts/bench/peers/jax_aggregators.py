@@ -1,0 +1,68 @@
+"""One rule, here or in plain JAX or NumPy: RULE WAY CLIENTS PARAMETERS CALLS -> one JSON line."""
+
+import json
+import resource
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_sim import aggregators
+
+rule, way, num_clients, size, num_calls = *sys.argv[1:3], *map(int, sys.argv[3:])
+f = num_clients // 5
+OPTIONS = {
+    "geometric_median": {},
+    "coordinate_median": {},
+    "centered_clipping": {"radius": float(size) ** 0.5},
+    "flame": {},
+    "signguard": {},
+    "clipped_clustering": {"num_remembered": 10 * num_clients},
+    "foolsgold": {},
+    "fltrust": {},
+}
+
+
+def ours(updates):
+    aggregator = getattr(aggregators, rule)(**OPTIONS.get(rule, {"num_byzantine": f}))
+    state = aggregator.init(jax.tree.map(lambda u: u[0], updates))
+    weights = jnp.ones(num_clients)
+    return aggregator.apply(jax.random.key(0), state, updates, weights)[1]
+
+
+WAYS = {
+    "ours": ours,
+    "jnp.median": lambda x: jnp.median(x, axis=0),
+    "jnp.sort": lambda x: jnp.sort(x, axis=0)[f : num_clients - f].mean(axis=0),
+    "np.median": lambda x: np.median(x, axis=0),
+    "np.sort": lambda x: np.sort(x, axis=0)[f : num_clients - f].mean(axis=0),
+}
+if way.startswith("np."):
+    x = np.random.default_rng(0).standard_normal((num_clients, size), np.float32)
+    call, compile_seconds = WAYS[way], 0.0
+else:
+    # Row by row into one buffer: the stack is all the memory that is needed for it.
+    fill = jax.jit(
+        lambda i, x: x.at[i].set(jax.random.normal(jax.random.key(i), (size,))), donate_argnums=1
+    )
+    x = jnp.zeros((num_clients, size))
+    for i in range(num_clients):
+        x = fill(i, x)
+    begin = time.perf_counter()
+    call = jax.jit(WAYS[way]).lower(x).compile()
+    compile_seconds = time.perf_counter() - begin
+
+seconds = []
+for _ in range(num_calls):
+    begin = time.perf_counter()
+    out = jax.block_until_ready(call(x))
+    seconds.append(time.perf_counter() - begin)
+line = {
+    "seconds": min(seconds),
+    "compile_seconds": compile_seconds,
+    "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    "checksum": float(np.square(out).mean()),
+}
+print(json.dumps(line))
