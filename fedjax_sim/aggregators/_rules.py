@@ -1,7 +1,6 @@
 """What rules share: how many bad clients a cohort can bear, and rules that weigh whole updates."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 
@@ -26,11 +25,10 @@ def tolerance(
     def tolerated(live: Array) -> Array:
         most = (live.shape[0] - extra) // slope
         if not checks.is_traced(num_byzantine) and num_byzantine > most:
-            needed = f"{slope} * num_byzantine + {extra}" if extra else f"{slope} * num_byzantine"
             raise ValueError(
                 f"num_byzantine must be <= {max(most, 0)} for {rule} in a cohort of "
-                f"{live.shape[0]} (it needs {needed} clients), got {num_byzantine}. "
-                "Lower it or take a larger cohort."
+                f"{live.shape[0]}, got {num_byzantine}. It needs {slope} * num_byzantine + {extra} "
+                "clients: lower it or take a larger cohort."
             )
         return jnp.clip(num_byzantine, 0, jnp.maximum((live.sum() - extra) // slope, 0))
 
@@ -44,7 +42,9 @@ def of_shares(rule: Callable[[Key, PyTree, Array], Array]) -> Aggregator:
     reported as "shares".
     """
 
-    def apply(key: Key, state: PyTree, updates: PyTree, weights: Array) -> tuple[Any, PyTree, Info]:
+    def apply(
+        key: Key, state: PyTree, updates: PyTree, weights: Array
+    ) -> tuple[PyTree, PyTree, Info]:
         shares = rule(key, updates, weights)
         return state, stacks.combine(shares, updates), {"shares": shares}
 
