@@ -8,12 +8,18 @@ that this script makes under .bench/; processes take turns, and the median over 
 round is reported. The first round of each process (compilation, start-up) is kept apart. One JSON
 line a measurement, and a table of ratios.
 
+    fedjax           FedJAX: its jitted loop over clients, all cores (its other backend, pmap over a
+                     device a core, was 1.4 to 3.6 times slower)
+    pfl              pfl-research: one process, PyTorch on all cores
+    pfl-processes    the same as its documentation spreads it over devices: torchrun, a process a
+                     core with a thread each
+    flower           Flower: its simulation engine on Ray, a core a client
+
     .venv/bin/python scripts/bench/rounds.py [--models logistic mlp cnn] [--clients 100 1000]
-        [--peers fedjax pfl flower] [--sizes equal|lognormal] [--turns 3] [--folder IDX_FOLDER]
+        [--peers fedjax pfl pfl-processes flower] [--sizes equal|lognormal] [--repeats 3]
+        [--rounds 5] [--folder IDX_FOLDER] [--quick]
 """
 
-import argparse
-import datetime
 import json
 import os
 import subprocess
@@ -22,55 +28,76 @@ import tempfile
 import venv
 from pathlib import Path
 
+import harness
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from fedjax_sim import datasets
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-# What each peer needs, and its runner. torch 2.13.0 has a CPU build; FedJAX wants NumPy 1.
+# What each peer needs. torch 2.13.0 has a CPU build; FedJAX wants NumPy 1.
 PEERS = {
     "fedjax": ["fedjax==0.0.17", "dm-haiku", "numpy<2", "jax==0.7.1", "jaxlib==0.7.1"],
     "pfl": ["torch==2.13.0", "pfl[pytorch]==0.6.0"],
     "flower": ["torch==2.13.0", "flwr[simulation]==1.41.0"],
 }
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={os.cpu_count()}"]
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = harness.parser(__doc__)
     parser.add_argument("--models", nargs="+", default=["logistic", "mlp", "cnn"])
     parser.add_argument("--clients", nargs="+", type=int, default=[100])
-    parser.add_argument("--peers", nargs="*", default=["fedjax", "pfl"], choices=list(PEERS))
+    parser.add_argument(
+        "--peers",
+        nargs="*",
+        default=["fedjax", "pfl", "pfl-processes"],
+        choices=["fedjax", "pfl", "pfl-processes", "flower"],
+    )
     parser.add_argument("--sizes", default="equal", choices=["equal", "lognormal"])
-    parser.add_argument("--turns", type=int, default=3, help="processes of each simulator")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each process")
     parser.add_argument("--folder", type=Path, help="Fashion-MNIST as IDX files")
     options = parser.parse_args()
-    pythons = {"fedjax_sim": sys.executable} | {peer: environment(peer) for peer in options.peers}
-    table = Table(title=f"median seconds a round, {options.sizes} clients (times ours)")
-    for column in ("model", "clients", *pythons):
-        table.add_column(column, justify="right")
+    if options.quick:
+        options.models, options.clients = ["logistic"], [4]
+        options.rounds = options.repeats = 1
+    commands = {"fedjax_sim": [sys.executable, HERE / "peers" / "fedjax_sim_round.py"]}
+    commands |= {peer: command(peer) for peer in options.peers}
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for num_clients in options.clients:
             data = Path(folder) / f"{num_clients}.npz"
             np.savez(data, **population(num_clients, options.sizes, options.folder))
             for model in options.models:
-                found = turns(pythons, model, data, options.rounds, options.turns)
+                found = turns(commands, model, data, options.rounds, options.repeats)
                 ours = found["fedjax_sim"]["seconds"]
                 for name, row in found.items():
-                    facts = {"model": model, "clients": num_clients, "sizes": options.sizes}
-                    ratio = {"times_ours": row["seconds"] / ours}
-                    line = {"bench": "rounds", "simulator": name, **facts, **row, **ratio}
-                    today = datetime.date.today().isoformat()
-                    print(json.dumps(line | {"date": today, "cores": os.cpu_count()}), flush=True)
+                    harness.emit(
+                        "rounds",
+                        uses_jax=False,
+                        simulator=name,
+                        model=model,
+                        clients=num_clients,
+                        sizes=options.sizes,
+                        **row,
+                        times_ours=row["seconds"] / ours,
+                    )
                 cells = (
                     f"{row['seconds']:.4f} ({row['seconds'] / ours:.1f}x)" for row in found.values()
                 )
-                table.add_row(model, str(num_clients), *cells)
-    Console().print(table)
+                rows.append((model, f"{num_clients:,}", *cells))
+    harness.show(
+        f"median seconds a round, {options.sizes} clients (times ours)",
+        ("model", "clients", *commands),
+        rows,
+    )
+
+
+def command(peer: str) -> list[str | Path]:
+    """What runs a peer's round, up to its arguments."""
+    name, _, launcher = peer.partition("-")
+    return [environment(name), *(TORCHRUN if launcher else []), HERE / "peers" / f"{name}_round.py"]
 
 
 def population(num_clients: int, sizes: str, folder: Path | None) -> dict[str, np.ndarray]:
@@ -100,27 +127,27 @@ def environment(peer: str) -> str:
 
 
 def turns(
-    pythons: dict[str, str], model: str, data: Path, rounds: int, num_turns: int
+    commands: dict[str, list[str | Path]], model: str, data: Path, rounds: int, num_turns: int
 ) -> dict[str, dict[str, float]]:
     """Run the simulators in turn, each in a fresh process."""
-    seconds: dict[str, list[float]] = {name: [] for name in pythons}
-    first: dict[str, list[float]] = {name: [] for name in pythons}
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    first: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(num_turns):
-        for name, python in pythons.items():
-            command = [python, HERE / "peers" / f"{name}_round.py", model, data, str(rounds)]
-            done = subprocess.run(command, capture_output=True, text=True, cwd=data.parent)
+        for name, start in commands.items():
+            line = [*start, model, data, str(rounds)]
+            done = subprocess.run(line, capture_output=True, text=True, cwd=data.parent)
             if done.returncode:
                 raise SystemExit(f"{name} failed on {model}:\n{done.stderr[-2000:]}")
-            line = json.loads(done.stdout.splitlines()[-1])
-            seconds[name].append(line["median"])
-            first[name].append(line["first"])
+            result = json.loads(done.stdout.splitlines()[-1])
+            seconds[name].append(result["median"])
+            first[name].append(result["first"])
     return {
         name: {
             "seconds": float(np.median(seconds[name])),
             "spread": float(np.ptp(seconds[name])),
             "first_round_seconds": float(np.median(first[name])),
         }
-        for name in pythons
+        for name in commands
     }
 
 

@@ -6,54 +6,53 @@ of 32) and FedAvg (10 local steps of batch 32 a round). "together" is one vmappe
 one" calls one compiled program 128 times, so that both compile once; compilation is timed apart.
 Prints one JSON line a measurement and a table.
 
-    .venv/bin/python scripts/bench/sweep.py [--rounds 500] [--repeats 3]
+    .venv/bin/python scripts/bench/sweep.py [--rounds 500] [--repeats 3] [--quick]
 """
 
-import argparse
-import datetime
-import json
 import time
 from collections.abc import Callable
 from typing import Any
 
+import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from rich.console import Console
-from rich.table import Table
 
 from fedjax_sim import algorithms, simulate
 from fedjax_sim.base import Algorithm
 from fedjax_sim.data import Batching
 from fedjax_sim.experiments import agnostic_adult
-from fedjax_sim.runfolder import versions
 
 SEEDS, LEARNING_RATES = range(32), (0.03, 0.1, 0.3, 1.0)
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = harness.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=500, help="rounds of every run")
-    parser.add_argument("--repeats", type=int, default=3, help="repetitions; medians are reported")
     options = parser.parse_args()
+    num_seeds = len(SEEDS)
+    if options.quick:
+        options.rounds, options.repeats, num_seeds = 2, 1, 1
     task = agnostic_adult.load_task()
-    points = simulate.product(seed=SEEDS, learning_rate=LEARNING_RATES)
-    table = Table(title=f"{len(points['seed'])} runs of {options.rounds} rounds, seconds")
-    for column in ("algorithm", "together", "one by one", "ratio", "with compilation"):
-        table.add_column(column, justify="left" if column == "algorithm" else "right")
+    points = simulate.product(seed=SEEDS[:num_seeds], learning_rate=LEARNING_RATES)
+    rows = []
     for name, make in makers(task.model).items():
         found = measure(make, task, points, options.rounds, options.repeats)
-        print(json.dumps({"bench": "sweep", "algorithm": name, **found, **context()}), flush=True)
-        table.add_row(
-            name,
-            f"{found['together_seconds']:.2f}",
-            f"{found['one_by_one_seconds']:.2f}",
-            f"{found['ratio']:.1f}",
-            f"{found['ratio_with_compilation']:.1f}",
+        harness.emit("sweep", algorithm=name, **found)
+        rows.append(
+            (
+                name,
+                *(f"{found[f'{way}_seconds']:.2f}" for way in ("together", "one_by_one")),
+                *(f"{found[ratio]:.1f}x" for ratio in ("ratio", "ratio_with_compilation")),
+            )
         )
-    Console().print(table)
+    harness.show(
+        f"{len(points['seed'])} runs of {options.rounds} rounds, seconds",
+        ("algorithm", "together", "one by one", "ratio", "with one compilation each"),
+        rows,
+    )
 
 
 def makers(model: Any) -> dict[str, Callable[[jax.Array], Algorithm]]:
@@ -130,13 +129,6 @@ def measure(
         "ratio_with_compilation": whole["one_by_one"] / whole["together"],
         "largest_difference": max(jax.tree.leaves(apart)),
     }
-
-
-def context() -> dict[str, Any]:
-    """Where and when a number was measured."""
-    device = jax.devices()[0]
-    today = datetime.date.today().isoformat()
-    return {"device": device.device_kind, "date": today, "versions": versions()}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """One FedAvg round of pfl-research: pfl_round.py MODEL DATA.npz ROUNDS -> one JSON line.
 
-Its simulated backend with PyTorch on all cores and preloaded user data; callbacks time the rounds.
+Its simulated backend with PyTorch and preloaded user data; callbacks time the rounds. Alone it uses
+all cores, as one of several processes of torchrun its share of them.
 """
 
 import json
@@ -23,7 +24,7 @@ from pfl.model.pytorch import PyTorchModel
 from torch import nn
 from torch_models import build
 
-torch.set_num_threads(os.cpu_count())
+torch.set_num_threads(os.cpu_count() // int(os.environ.get("WORLD_SIZE", "1")))
 model_name, path, num_rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
 with np.load(path) as file:
     x, y, sizes = file["x"], file["y"], file["sizes"]
@@ -96,4 +97,5 @@ FederatedAveraging().run(
     NNEvalHyperParams(local_batch_size=100),
     callbacks=[timer],
 )
-print(json.dumps({"first": timer.seconds[0], "median": float(np.median(timer.seconds[1:]))}))
+if os.environ.get("RANK", "0") == "0":
+    print(json.dumps({"first": timer.seconds[0], "median": float(np.median(timer.seconds[1:]))}))

@@ -1,0 +1,137 @@
+#!/usr/bin/env python3
+"""What do clients of unequal size cost?
+
+FedAvg of logistic regression on one device, clients of 60 examples on average: all equal, or
+log-normal with sigma 1 (a few own thirty times the average). Clients that train side by side run as
+long as the longest of them; a local step of one that has already finished is wasted. For every
+width:
+
+    wasted steps    steps executed for nobody or after a client's last one, against useful ones;
+                    counted while a round runs, by a callback in the local step (target: < 10 %)
+    against equal   time per useful step, and per example, of log-normal clients against equal ones
+                    measured in turns with them
+
+    .venv/bin/python scripts/bench/ragged.py [--clients 1000] [--widths 1 4 16 64] [--repeats 3]
+        [--quick]
+"""
+
+import threading
+
+import harness
+import jax
+import numpy as np
+import optax
+from harness import Training
+
+from fedjax_sim import algorithms, clients, metrics
+from fedjax_sim.base import ClientRule
+from fedjax_sim.data import Batching, FederatedData
+
+BATCH_SIZE = 20
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = harness.parser(__doc__)
+    parser.add_argument("--clients", type=int, default=1000)
+    parser.add_argument("--widths", nargs="+", type=int, default=[1, 4, 16, 64])
+    options = parser.parse_args()
+    num_clients, widths, repeats = options.clients, options.widths, options.repeats
+    if options.quick:
+        num_clients, widths, repeats = 40, [8], 1
+    work = harness.workload("logistic")
+    data = {
+        "equal": harness.population(work, harness.equal_sizes(num_clients)),
+        "log-normal": harness.population(work, harness.lognormal_sizes(num_clients)),
+    }
+    useful = {name: useful_steps(each) for name, each in data.items()}
+    trainings = {
+        (name, width): Training(work, each, batch_size=BATCH_SIZE, width=width)
+        for name, each in data.items()
+        for width in widths
+    }
+    ways = {name: training.run for name, training in trainings.items()}
+    found = harness.take_turns(ways, repeats, at_least=0.0 if options.quick else 0.3)
+    rows = []
+    for width in widths:
+        executed = executed_steps(work, data["log-normal"], width)
+        wasted = executed / useful["log-normal"] - 1
+        seconds = {name: found[name, width].median for name in data}
+        per_step = {name: seconds[name] / useful[name] for name in data}
+        per_example = {name: seconds[name] / each.num_examples for name, each in data.items()}
+        harness.emit(
+            "ragged",
+            clients=num_clients,
+            width=width,
+            largest_client=data["log-normal"].max_size,
+            useful_steps=useful["log-normal"],
+            executed_steps=executed,
+            wasted_fraction=wasted,
+            **{f"{name}_seconds": seconds[name] for name in data},
+            **{f"{name}_spread": found[name, width].spread for name in data},
+            step_against_equal=per_step["log-normal"] / per_step["equal"],
+            example_against_equal=per_example["log-normal"] / per_example["equal"],
+        )
+        rows.append(
+            (
+                width,
+                f"{useful['log-normal']:,}",
+                f"{100 * wasted:.1f} %",
+                *(f"{1e6 * per_step[name]:.1f}" for name in data),
+                f"{per_step['log-normal'] / per_step['equal']:.2f}",
+                f"{per_example['log-normal'] / per_example['equal']:.2f}",
+            )
+        )
+    columns = ("width", "useful steps", "wasted", "us a step, equal", "log-normal")
+    harness.show(
+        f"{num_clients:,} clients, log-normal against equal, one device",
+        (*columns, "step against equal", "example against equal"),
+        rows,
+    )
+
+
+def useful_steps(data: FederatedData) -> int:
+    """Local steps that a round of everybody asks for."""
+    return int(Batching(BATCH_SIZE).steps(data.sizes, data.max_size).sum())
+
+
+def executed_steps(work: harness.Workload, data: FederatedData, width: int) -> int:
+    """Local steps that the engine really makes in one round, the wasted ones among them."""
+    counted = _Count()
+    rule = clients.local_sgd(work.model, optax.sgd(0.1), loss=metrics.cross_entropy)
+    algorithm = algorithms.fedavg(
+        work.model,
+        client_optimizer=optax.sgd(0.1),
+        batching=Batching(BATCH_SIZE),
+        rule=counted.watch(rule),
+        width=width,
+    )
+    key = jax.random.key(0)
+    state = algorithm.init(key, work.init(key), data)
+    jax.block_until_ready(jax.jit(algorithm.step)(key, state, data))
+    jax.effects_barrier()
+    return counted.total
+
+
+class _Count:
+    """Counts the local steps of a rule, each of the clients side by side by itself."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._lock = threading.Lock()
+
+    def watch(self, rule: ClientRule) -> ClientRule:
+        def step(key, work, message, batch):
+            # Of what differs between clients, so that a vmapped step calls once for each.
+            jax.debug.callback(self._add, batch.mask[0])
+            return rule.step(key, work, message, batch)
+
+        return rule._replace(step=step)
+
+    def _add(self, value: np.ndarray) -> None:
+        with self._lock:
+            self.total += 1
+
+
+if __name__ == "__main__":
+    main()

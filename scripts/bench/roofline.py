@@ -1,0 +1,163 @@
+#!/usr/bin/env python3
+"""How close does a round come to what the machine can do?
+
+First two peaks are measured on the devices that the rounds use, all of them at once: operations/s
+of a large float32 matrix product (as JAX computes it by default: TF32 on recent GPUs) and bytes/s
+of a + 2 b over arrays that fit no cache. Then one FedAvg round of each model, 60 examples a client,
+batches of 20:
+
+    FLOP/s    operations of matrix products and convolutions only, counted from the layers' shapes
+    bytes/s   the least a local step moves if models stay in no cache: parameters read twice and
+              written once, inputs read once. On a CPU small models do stay in a cache, so that
+              more than the measured bandwidth is possible.
+    floor     the time that the work would take at the peak it needs more of; on a CPU at the
+              peak of operations
+
+    .venv/bin/python scripts/bench/roofline.py [--models logistic mlp cnn lstm] [--clients 100 ...]
+        [--width auto] [--repeats 3] [--quick]
+"""
+
+import functools
+from typing import NamedTuple
+
+import harness
+import jax
+from harness import Training, Workload
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from fedjax_sim import devices
+
+SIZE, BATCH_SIZE = 60, 20
+CLIENTS = {"logistic": 1000, "mlp": 200, "cnn": 10, "emnist": 10, "cifar10": 10, "lstm": 4}
+"""As many clients as make a round of a tenth of a second to a second on a CPU."""
+
+
+class Peaks(NamedTuple):
+    """What the devices of a mesh reach together, per second."""
+
+    flops: float
+    bytes: float
+
+
+class Floor(NamedTuple):
+    """The operations and bytes of a piece of work, and the least seconds they take."""
+
+    flops: int
+    bytes: int
+    seconds: float
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = harness.parser(__doc__)
+    parser.add_argument("--models", nargs="+", default=["logistic", "mlp", "cnn", "lstm"])
+    parser.add_argument("--clients", type=int, help="instead of a number that suits each model")
+    parser.add_argument("--width", default="auto", help="clients at once, or auto")
+    options = parser.parse_args()
+    if options.quick:
+        options.models, options.clients, options.repeats = ["logistic"], 4, 1
+    devices.use_all_cores()
+    mesh = devices.mesh()
+    peaks = measure_peaks(mesh, options.repeats, options.quick)
+    harness.emit("roofline", peak_flops=peaks.flops, peak_bytes=peaks.bytes)
+    trainings, floors = {}, {}
+    for name in options.models:
+        work = harness.workload(name)
+        num_clients = options.clients or CLIENTS[name]
+        data = harness.population(work, harness.equal_sizes(num_clients, SIZE))
+        width = options.width if options.width == "auto" else int(options.width)
+        trainings[name] = Training(work, devices.replicate(data, mesh), mesh=mesh, width=width)
+        floors[name] = floor(work, num_clients * SIZE // BATCH_SIZE, BATCH_SIZE, peaks)
+    ways = {name: training.run for name, training in trainings.items()}
+    found = harness.take_turns(ways, options.repeats, 0.0 if options.quick else 0.3)
+    rows = []
+    for name, seconds in found.items():
+        least = floors[name]
+        rates = least.flops / seconds.median, least.bytes / seconds.median
+        harness.emit(
+            "roofline",
+            model=name,
+            seconds=seconds.median,
+            spread=seconds.spread,
+            floor_seconds=least.seconds,
+            flops=least.flops,
+            bytes=least.bytes,
+            of_peak_flops=rates[0] / peaks.flops,
+            of_peak_bytes=rates[1] / peaks.bytes,
+            compile_seconds=trainings[name].compile_seconds,
+        )
+        rows.append(
+            (
+                name,
+                f"{seconds.median:.4f} ± {seconds.spread:.4f}",
+                f"{least.seconds:.4f}",
+                f"{100 * least.seconds / seconds.median:.0f} %",
+                f"{rates[0] / 1e9:,.1f} G ({100 * rates[0] / peaks.flops:.0f} %)",
+                f"{rates[1] / 1e9:,.1f} G ({100 * rates[1] / peaks.bytes:.0f} %)",
+                f"{least.flops / least.bytes:.1f}",
+            )
+        )
+    harness.show(
+        f"peaks of {mesh.size} devices: {peaks.flops / 1e9:,.0f} GFLOP/s, "
+        f"{peaks.bytes / 1e9:,.0f} GB/s",
+        ("model", "seconds a round", "floor", "reached", "FLOP/s", "bytes/s", "FLOP/byte"),
+        rows,
+    )
+
+
+def measure_peaks(mesh: Mesh, repeats: int, quick: bool = False) -> Peaks:
+    """The best of the repetitions, for what is slower was disturbed."""
+    on_cpu = jax.default_backend() == "cpu"
+    side, length = (256, 2**16) if quick else (2048, 2**25) if on_cpu else (8192, 2**28)
+    (axis,) = mesh.axis_names
+
+    @functools.partial(jax.jit, static_argnames="shape", out_shardings=_split(mesh))
+    def random(seed, shape):
+        return jax.random.normal(jax.random.key(seed), (mesh.size, *shape))
+
+    @jax.jit
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=P(axis), out_specs=P(axis))
+    def multiply(a, b):
+        return (a[0] @ b[0])[None]
+
+    @jax.jit
+    def add(a, b):
+        return a + 2 * b
+
+    work = {
+        "flops": (multiply, (side, side), 2 * side**3),
+        "bytes": (add, (length,), 3 * 4 * length),
+    }
+    peaks = {}
+    for name, (function, shape, amount) in work.items():
+        arrays = random(0, shape), random(1, shape)
+
+        def way(count, function=function, arrays=arrays):
+            for _ in range(count):
+                out = function(*arrays)
+            jax.block_until_ready(out)
+
+        best = min(
+            harness.take_turns({name: way}, 1, 0.0 if quick else 0.3)[name].median
+            for _ in range(repeats)
+        )
+        peaks[name] = mesh.size * amount / best
+    return Peaks(**peaks)
+
+
+def _split(mesh: Mesh) -> jax.sharding.NamedSharding:
+    return jax.sharding.NamedSharding(mesh, P(*mesh.axis_names))
+
+
+def floor(work: Workload, num_steps: int, batch_size: int, peaks: Peaks) -> Floor:
+    """The least time of a number of local steps. A CPU's caches may hide all traffic."""
+    flops, moved = num_steps * work.step_flops(batch_size), num_steps * work.step_bytes(batch_size)
+    seconds = flops / peaks.flops
+    if jax.default_backend() != "cpu":
+        seconds = max(seconds, moved / peaks.bytes)
+    return Floor(flops, moved, seconds)
+
+
+if __name__ == "__main__":
+    main()

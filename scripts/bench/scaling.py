@@ -1,0 +1,183 @@
+#!/usr/bin/env python3
+"""Does the cost of a round grow in proportion to its work, and to nothing else?
+
+Microseconds per client-step (one local step of one client) of FedAvg on one device, 60 examples a
+client, batches of 20, one epoch. Ideally a column does not change from row to row.
+
+    clients  populations of 10 ... 100,000 clients, everybody takes part
+    cohort   10 ... 100,000 of 100,000 clients take part
+    width    how many of 100 clients train at once, logistic and mlp
+    model    from logistic regression to an LSTM, per step and per million operations
+
+The temporary memory of the compiled round is reported beside clients and cohort: a mean is summed
+up while the cohort is walked, so no client's model should be in it twice.
+
+    .venv/bin/python scripts/bench/scaling.py [--what clients cohort width model] [--repeats 3]
+        [--most 100000] [--quick]
+"""
+
+from collections.abc import Callable
+
+import harness
+from harness import Seconds, Training
+
+from fedjax_sim import sampling
+
+SIZE, BATCH_SIZE = 60, 20
+STEPS = SIZE // BATCH_SIZE
+
+
+def main() -> None:
+    """Measure and print."""
+    parts: dict[str, Callable[[int, int, float], None]] = {
+        "clients": clients,
+        "cohort": cohort,
+        "width": width,
+        "model": model,
+    }
+    parser = harness.parser(__doc__)
+    parser.add_argument("--what", nargs="+", default=list(parts), choices=list(parts))
+    parser.add_argument("--most", type=int, default=100_000, help="clients of the largest row")
+    options = parser.parse_args()
+    most, repeats = (100, 1) if options.quick else (options.most, options.repeats)
+    for name in options.what:
+        parts[name](most, repeats, 0.0 if options.quick else 0.3)
+
+
+def powers_of_ten(most: int) -> list[int]:
+    """10, 100, ... up to `most`."""
+    return [10**n for n in range(1, len(str(most))) if 10**n <= most]
+
+
+def clients(most: int, repeats: int, at_least: float) -> None:
+    """Populations of growing size."""
+    work = harness.workload("logistic")
+    trainings = {
+        n: Training(work, harness.population(work, harness.equal_sizes(n, SIZE)))
+        for n in powers_of_ten(most)
+    }
+    report("clients", trainings, repeats, at_least)
+
+
+def cohort(most: int, repeats: int, at_least: float) -> None:
+    """Growing cohorts of one population."""
+    work = harness.workload("logistic")
+    data = harness.population(work, harness.equal_sizes(most, SIZE))
+    trainings = {c: Training(work, data, sampler=sampling.uniform(c)) for c in powers_of_ten(most)}
+    report("cohort", trainings, repeats, at_least)
+
+
+def report(part: str, trainings: dict[int, Training], repeats: int, at_least: float) -> None:
+    """Time per client-step by the number of clients that take part."""
+    found = measure(trainings, repeats, at_least)
+    per_step = {n: seconds.median / (n * STEPS) for n, seconds in found.items()}
+    reference = per_step[min(100, max(per_step))]
+    for n, seconds in found.items():
+        harness.emit(
+            "scaling",
+            part=part,
+            clients=n,
+            seconds=seconds.median,
+            spread=seconds.spread,
+            microseconds_per_client_step=1e6 * per_step[n],
+            against_100_clients=per_step[n] / reference,
+            temporary_bytes=trainings[n].temporary_bytes,
+            compile_seconds=trainings[n].compile_seconds,
+        )
+    harness.show(
+        f"logistic regression by {part}, one device",
+        (part, "seconds a round", "us a client-step", "against 100", "temporary memory"),
+        [
+            (
+                f"{n:,}",
+                f"{seconds.median:.4f} ± {seconds.spread:.4f}",
+                f"{1e6 * per_step[n]:.1f}",
+                f"{per_step[n] / reference:.2f}",
+                f"{trainings[n].temporary_bytes / 1e6:.2f} MB",
+            )
+            for n, seconds in found.items()
+        ],
+    )
+
+
+def width(most: int, repeats: int, at_least: float) -> None:
+    """More and more clients at once."""
+    num_clients = min(most, 100)
+    rows = []
+    for name in ("logistic", "mlp"):
+        work = harness.workload(name)
+        data = harness.population(work, harness.equal_sizes(num_clients, SIZE))
+        widths = sorted({1, *(w for w in (2, 5, 10, 25) if at_least), num_clients})
+        found = measure({w: Training(work, data, width=w) for w in widths}, repeats, at_least)
+        for w, seconds in found.items():
+            per_step = 1e6 * seconds.median / (num_clients * STEPS)
+            harness.emit(
+                "scaling",
+                part="width",
+                model=name,
+                width=w,
+                clients=num_clients,
+                seconds=seconds.median,
+                spread=seconds.spread,
+                microseconds_per_client_step=per_step,
+            )
+            rows.append(
+                (name, w, f"{seconds.median:.4f} ± {seconds.spread:.4f}", f"{per_step:.1f}")
+            )
+    harness.show(
+        f"{num_clients} clients by width, one device",
+        ("model", "width", "seconds a round", "us a client-step"),
+        rows,
+    )
+
+
+def model(most: int, repeats: int, at_least: float) -> None:
+    """Small and large models, with as many clients as keep a round short."""
+    works = {"logistic": (harness.workload("logistic"), 100)}
+    for hidden in (50, 200, 800) if at_least else (50,):
+        works[f"mlp {hidden}"] = (harness.mlp(hidden), 100_000 // hidden**2 + 5)
+    if at_least:
+        works |= {"cnn": (harness.workload("cnn"), 5), "lstm": (harness.workload("lstm"), 2)}
+    trainings = {
+        name: Training(work, harness.population(work, harness.equal_sizes(min(most, n), SIZE)))
+        for name, (work, n) in works.items()
+    }
+    rows = []
+    for name, seconds in measure(trainings, repeats, at_least).items():
+        work, n = works[name]
+        per_step = seconds.median / (min(most, n) * STEPS)
+        flops = work.step_flops(BATCH_SIZE)
+        harness.emit(
+            "scaling",
+            part="model",
+            model=name,
+            parameters=work.num_parameters(),
+            clients=min(most, n),
+            seconds=seconds.median,
+            spread=seconds.spread,
+            microseconds_per_client_step=1e6 * per_step,
+            flops_per_client_step=flops,
+            compile_seconds=trainings[name].compile_seconds,
+        )
+        rows.append(
+            (
+                name,
+                f"{work.num_parameters():,}",
+                f"{1e6 * per_step:,.1f}",
+                f"{flops / 1e6:,.1f}",
+                f"{1e12 * per_step / flops:.1f}",
+                f"{trainings[name].compile_seconds:.1f}",
+            )
+        )
+    columns = ("parameters", "us a step", "Mflop a step", "us a Mflop", "compile, s")
+    harness.show("client-steps by model, one device", ("model", *columns), rows)
+
+
+def measure(trainings: dict, repeats: int, at_least: float) -> dict[object, Seconds]:
+    """Seconds of a round of every training, in turns."""
+    ways = {name: training.run for name, training in trainings.items()}
+    return harness.take_turns(ways, repeats, at_least)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Every benchmark runs at its smallest size and reports what its table is made of."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCH = Path(__file__).parents[1] / "scripts" / "bench"
+
+
+def run(name: str, *options: str) -> list[dict[str, Any]]:
+    """The JSON lines of one script, which must print a table as well."""
+    command = [sys.executable, BENCH / f"{name}.py", "--quick", *options]
+    # Timings mean nothing here, so compilation may do without optimisation.
+    fast = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PLATFORMS": "cpu"}
+    path = os.pathsep.join([str(BENCH.parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | fast | {"PYTHONPATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert any(line.startswith("| ") for line in lines), "no table"
+    found = [json.loads(line) for line in lines if line.startswith("{")]
+    for line in found:
+        assert line["bench"] == name
+        assert line["cores"] >= 1 and line["date"] and line["versions"]["jax"]
+        for key in ("seconds", "compile_seconds", "temporary_bytes"):
+            assert line.get(key, 1) > 0, key
+    return found
+
+
+def test_rounds_without_peers() -> None:
+    (line,) = run("rounds", "--peers")
+    assert (line["simulator"], line["clients"], line["times_ours"]) == ("fedjax_sim", 4, 1)
+
+
+def test_sweep() -> None:
+    found = run("sweep")
+    assert [line["algorithm"] for line in found] == ["agnostic", "fedavg"]
+    assert all(line["runs"] == 4 and line["largest_difference"] < 1e-4 for line in found)
+
+
+def test_scaling() -> None:
+    by = {(line["part"], line["clients"]): line for line in run("scaling", "--what", "cohort")}
+    assert list(by) == [("cohort", 10), ("cohort", 100)]
+    assert by["cohort", 100]["against_100_clients"] == 1
+    # A mean is summed up: ninety more clients take less than one more model of 31 kB.
+    more = by["cohort", 100]["temporary_bytes"] - by["cohort", 10]["temporary_bytes"]
+    assert more < 31_400
+
+
+def test_ragged_counts_the_steps_that_run() -> None:
+    (line,) = run("ragged")
+    assert line["useful_steps"] < line["executed_steps"] < 2 * line["useful_steps"]
+    assert line["wasted_fraction"] == pytest.approx(
+        line["executed_steps"] / line["useful_steps"] - 1
+    )
+
+
+def test_devices_compute_the_same() -> None:
+    found = run("devices")
+    assert [line["num_devices"] for line in found] == [1, 8]
+    assert all(line["relative_difference"] < 1e-6 for line in found)
+
+
+def test_memory_of_a_mean_is_smaller_than_of_stacked_updates() -> None:
+    mean, stacked = run("memory")
+    assert (mean["aggregator"], stacked["aggregator"]) == ("mean", "stacked")
+    rest = stacked["temporary_bytes"] - mean["temporary_bytes"]
+    assert rest > 0.9 * mean["cohort"] * mean["model_bytes"]
+
+
+def test_roofline() -> None:
+    peaks, line = run("roofline")
+    assert peaks["peak_flops"] > 0 and peaks["peak_bytes"] > 0
+    # 4 clients, 3 steps of 20 images of 784 pixels to 10 classes, forward and kernel gradient.
+    assert line["flops"] == 4 * 3 * 20 * 2 * 2 * 7840
+    assert line["floor_seconds"] == pytest.approx(line["flops"] / peaks["peak_flops"])
+
+
+def test_gpu_workloads_run_anywhere() -> None:
+    _, *found = run("gpu", "--workload", "cifar10", "models")
+    assert [line["workload"] for line in found] == ["cifar10", "models"]
+    assert all(line["client_steps_per_second"] > 0 for line in found)
+
+
+@pytest.mark.parametrize("path", sorted(BENCH.glob("*.py")), ids=lambda path: path.stem)
+def test_scripts_are_documented(path: Path) -> None:
+    if path.stem != "harness":
+        page = (BENCH.parents[1] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+        assert f"scripts/bench/{path.name}" in page
