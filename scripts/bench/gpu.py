@@ -18,21 +18,21 @@ all cores are used, and the whole takes hours: add --quick to see that it runs.
         [--repeats 3] [--quick]
 """
 
-from typing import Any
+import argparse
 
 import harness
 import jax
 import numpy as np
 from harness import Seconds, Training
-from roofline import Peaks, floor, measure_peaks
+from roofline import floor, measure_peaks
 
 from fedjax_sim import devices, sampling
 
 
 def main() -> None:
     """Measure and print."""
-    parser = harness.parser(__doc__)
     everything = {"cifar10": cifar10, "emnist": emnist, "models": models}
+    parser = harness.parser(__doc__)
     parser.add_argument("--workload", nargs="+", default=list(everything), choices=everything)
     parser.add_argument("--widths", nargs="+", default=["auto"], help="clients at once, or auto")
     options = parser.parse_args()
@@ -45,12 +45,12 @@ def main() -> None:
 class Bench:
     """The devices, their peaks, and one way to measure and report a workload."""
 
-    def __init__(self, options: Any) -> None:
+    def __init__(self, options: argparse.Namespace) -> None:
         self.quick = options.quick
         self.repeats = 1 if options.quick else options.repeats
         self.widths = [w if w == "auto" else int(w) for w in options.widths]
         self.mesh = devices.mesh()
-        self.peaks: Peaks = measure_peaks(self.mesh, self.repeats, self.quick)
+        self.peaks = measure_peaks(self.mesh, self.repeats, self.quick)
         harness.emit("gpu", peak_flops=self.peaks.flops, peak_bytes=self.peaks.bytes)
 
     def measure(

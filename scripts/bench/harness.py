@@ -208,10 +208,10 @@ def take_turns(
         repeats: how often each is measured, after one unit to warm up.
         at_least: seconds for which a measurement lasts, at least, by doing more units.
     """
-    counts = {}
+    counts = dict.fromkeys(ways, 1)
     for name, way in ways.items():
-        way(1)
-        counts[name] = max(1, math.ceil(at_least / max(_clock(way, 1), 1e-6))) if at_least else 1
+        if _clock(way, 1) < at_least:  # the first call, slow as it may be, warms up
+            counts[name] = math.ceil(at_least / max(_clock(way, 1), 1e-6))
     found: dict[Any, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, way in ways.items():

@@ -25,6 +25,8 @@ from harness import Training
 
 from fedjax_sim import aggregators, sampling
 
+SIZE = 20  # one batch, so that the data leave room for the rest to be seen
+
 
 def main() -> None:
     """Measure and print."""
@@ -63,7 +65,7 @@ def main() -> None:
 def measure(model: str, population: int, aggregator: str, cohort: int, width: int) -> dict:
     """Peak and temporary bytes of one training; print them."""
     work = harness.workload(model)
-    data = harness.population(work, harness.equal_sizes(population))
+    data = harness.population(work, harness.equal_sizes(population, SIZE))
     mean = aggregators.mean()
     rules = {"mean": mean, "stacked": mean._replace(summand=None, from_sum=None)}
     training = Training(

@@ -24,7 +24,7 @@ import optax
 from harness import Training
 
 from fedjax_sim import algorithms, clients, metrics
-from fedjax_sim.base import ClientRule
+from fedjax_sim.base import Batch, ClientRule, Key, PyTree
 from fedjax_sim.data import Batching, FederatedData
 
 BATCH_SIZE = 20
@@ -114,14 +114,14 @@ def executed_steps(work: harness.Workload, data: FederatedData, width: int) -> i
 
 
 class _Count:
-    """Counts the local steps of a rule, each of the clients side by side by itself."""
+    """Counts the local steps that a rule makes; n clients side by side make n at a time."""
 
     def __init__(self) -> None:
         self.total = 0
         self._lock = threading.Lock()
 
     def watch(self, rule: ClientRule) -> ClientRule:
-        def step(key, work, message, batch):
+        def step(key: Key, work: PyTree, message: PyTree, batch: Batch) -> PyTree:
             # Of what differs between clients, so that a vmapped step calls once for each.
             jax.debug.callback(self._add, batch.mask[0])
             return rule.step(key, work, message, batch)

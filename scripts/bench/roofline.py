@@ -18,6 +18,7 @@ batches of 20:
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import harness
@@ -113,37 +114,36 @@ def measure_peaks(mesh: Mesh, repeats: int, quick: bool = False) -> Peaks:
     (axis,) = mesh.axis_names
 
     @functools.partial(jax.jit, static_argnames="shape", out_shardings=_split(mesh))
-    def random(seed, shape):
+    def random(seed: int, shape: tuple[int, ...]) -> jax.Array:
         return jax.random.normal(jax.random.key(seed), (mesh.size, *shape))
 
     @jax.jit
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=P(axis), out_specs=P(axis))
-    def multiply(a, b):
+    def multiply(a: jax.Array, b: jax.Array) -> jax.Array:
         return (a[0] @ b[0])[None]
 
     @jax.jit
-    def add(a, b):
+    def add(a: jax.Array, b: jax.Array) -> jax.Array:
         return a + 2 * b
 
-    work = {
-        "flops": (multiply, (side, side), 2 * side**3),
-        "bytes": (add, (length,), 3 * 4 * length),
-    }
-    peaks = {}
-    for name, (function, shape, amount) in work.items():
+    def best(function: Callable, *shape: int) -> float:
         arrays = random(0, shape), random(1, shape)
 
-        def way(count, function=function, arrays=arrays):
+        def calls(count: int) -> None:
             for _ in range(count):
                 out = function(*arrays)
             jax.block_until_ready(out)
 
-        best = min(
-            harness.take_turns({name: way}, 1, 0.0 if quick else 0.3)[name].median
+        at_least = 0.0 if quick else 0.3
+        return min(
+            harness.take_turns({"calls": calls}, 1, at_least)["calls"].median
             for _ in range(repeats)
         )
-        peaks[name] = mesh.size * amount / best
-    return Peaks(**peaks)
+
+    return Peaks(
+        flops=mesh.size * 2 * side**3 / best(multiply, side, side),
+        bytes=mesh.size * 3 * 4 * length / best(add, length),
+    )
 
 
 def _split(mesh: Mesh) -> jax.sharding.NamedSharding:

@@ -16,7 +16,8 @@ up while the cohort is walked, so no client's model should be in it twice.
         [--most 100000] [--quick]
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import harness
 from harness import Seconds, Training
@@ -173,7 +174,7 @@ def model(most: int, repeats: int, at_least: float) -> None:
     harness.show("client-steps by model, one device", ("model", *columns), rows)
 
 
-def measure(trainings: dict, repeats: int, at_least: float) -> dict[object, Seconds]:
+def measure(trainings: Mapping[Any, Training], repeats: int, at_least: float) -> dict[Any, Seconds]:
     """Seconds of a round of every training, in turns."""
     ways = {name: training.run for name, training in trainings.items()}
     return harness.take_turns(ways, repeats, at_least)
