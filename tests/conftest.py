@@ -25,6 +25,13 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("fedjax_sim")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse test names that differ from process to process: workers must collect the same."""
+    unstable = [item.nodeid for item in items if " at 0x" in item.nodeid]
+    if unstable:
+        raise pytest.UsageError(f"give these tests ids without addresses: {unstable}")
+
+
 @pytest.fixture(scope="session")
 def key() -> jax.Array:
     """A fixed JAX key."""

@@ -223,7 +223,9 @@ def test_dnc_finds_a_direction_in_random_coordinates():
 
 
 @pytest.mark.parametrize(
-    "aggregator", [aggregators.fltrust(), aggregators.monna(num_byzantine=1)], ids=str
+    "aggregator",
+    [aggregators.fltrust(), aggregators.monna(num_byzantine=1)],
+    ids=["fltrust", "monna"],
 )
 def test_nothing_is_aggregated_without_the_trusted_client(aggregator):
     updates, weights = normal(5), np.array([1, 1, 1, 1, 0], np.float32)
