@@ -5,13 +5,16 @@
 * its gradients come in dimension orders that XLA's CPU backend only handles fast outside loops:
   inside a `scan` they are tens of times slower, and local SGD is a loop;
 * `vmap` over clients, each with a kernel of its own, turns it into a grouped convolution, which is
-  slow on every backend.
+  slow on every backend: clients take turns on a CPU, where a client fills a core, and elsewhere
+  become one batched matrix product over the pixels under the window.
 
 `conv` states both gradients as ordinary convolutions and chooses how a batch of kernels is
 computed. Its results are those of `lax.conv_general_dilated`, up to the order of summation.
 """
 
 import functools
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -294,10 +297,72 @@ def _shifts(images: Array, window: _Window, out: Sequence[int]) -> list[Array]:
     ]
 
 
+# The same three as matrix products
+
+
+def _columns(images: Array, window: _Window, out: Sequence[int]) -> Array:
+    """The pixels under the window at each of its N = B * H' * W' positions: [g, N, h * w * I/g]."""
+    shifted = jnp.stack(_shifts(images, window, out), axis=3)  # [B, H', W', h * w, I]
+    split = shifted.reshape(-1, shifted.shape[3], window.groups, images.shape[3] // window.groups)
+    return split.transpose(2, 0, 1, 3).reshape(window.groups, split.shape[0], -1)
+
+
+def _rows(kernel: Array, window: _Window) -> Array:
+    """[h, w, I/g, O] -> [g, h * w * I/g, O/g]."""
+    return kernel.reshape(-1, window.groups, kernel.shape[3] // window.groups).swapaxes(0, 1)
+
+
+def _grouped(outputs: Array, window: _Window) -> Array:
+    """[B, H', W', O] -> [g, N, O/g]."""
+    return outputs.reshape(-1, window.groups, outputs.shape[3] // window.groups).swapaxes(0, 1)
+
+
+def _output_size(window: _Window) -> list[int]:
+    return [
+        (size + low + high - k) // step + 1
+        for size, k, step, (low, high) in zip(
+            window.size, window.kernel, window.strides, window.padding, strict=True
+        )
+    ]
+
+
+def _product_conv(images: Array, kernel: Array, window: _Window) -> Array:
+    out = _output_size(window)
+    outputs = jnp.matmul(_columns(images, window, out), _rows(kernel, window))
+    return outputs.swapaxes(0, 1).reshape(len(images), *out, kernel.shape[3])
+
+
+def _product_kernel_gradient(images: Array, cotangent: Array, window: _Window) -> Array:
+    columns = _columns(images, window, cotangent.shape[1:3])
+    rows = jnp.matmul(columns.swapaxes(1, 2), _grouped(cotangent, window))
+    return rows.swapaxes(0, 1).reshape(*window.kernel, -1, cotangent.shape[3])
+
+
+def _product_input_gradient(cotangent: Array, kernel: Array, window: _Window) -> Array:
+    """Every pixel's gradient is the sum over the window's places at which it was seen."""
+    columns = jnp.matmul(_grouped(cotangent, window), _rows(kernel, window).swapaxes(1, 2))
+    batch, height, width, _ = cotangent.shape
+    seen = columns.reshape(window.groups, batch, height, width, math.prod(window.kernel), -1)
+    seen = seen.transpose(4, 1, 2, 3, 0, 5).reshape(seen.shape[4], batch, height, width, -1)
+    total = jnp.zeros((batch, *window.size, seen.shape[-1]), seen.dtype)
+    places = itertools.product(*(range(k) for k in window.kernel))
+    for one, place in zip(seen, places, strict=True):
+        sides = [(0, 0, 0)]
+        for at, size, step, (low, _), out in zip(
+            place, window.size, window.strides, window.padding, (height, width), strict=True
+        ):
+            before = at - low
+            sides.append((before, size - before - (out - 1) * step - 1, step - 1))
+        total += lax.pad(one, jnp.zeros((), one.dtype), [*sides, (0, 0, 0)])
+    return total
+
+
 # Batches of kernels
 
 
-def _per_client(plain: Callable[..., Array], shared: int | None) -> Callable[[_Window], Callable]:
+def _per_client(
+    plain: Callable[..., Array], product: Callable[..., Array], shared: int | None
+) -> Callable[[_Window], Callable]:
     """`plain(a, b, window)` with a batching rule of its own.
 
     Where argument `shared` has no client axis, the clients' images, in the other argument, are one
@@ -316,7 +381,10 @@ def _per_client(plain: Callable[..., Array], shared: int | None) -> Callable[[_W
                 out = one(a.reshape(-1, *a.shape[2:]), b)
                 return out.reshape(axis_size, -1, *out.shape[1:]), True
 
-            # One client after another: XLA's grouped convolution is slower than a loop.
+            if jax.default_backend() != "cpu":
+                axes = tuple(0 if axis else None for axis in in_batched)
+                return jax.vmap(lambda a, b: product(a, b, window), axes)(a, b), True
+
             def client(i: Array) -> Array:
                 pick = functools.partial(lax.dynamic_index_in_dim, index=i, keepdims=False)
                 return one(
@@ -330,6 +398,6 @@ def _per_client(plain: Callable[..., Array], shared: int | None) -> Callable[[_W
     return of
 
 
-_forward = _per_client(_plain_conv, shared=1)
-_input_gradient = _per_client(_plain_input_gradient, shared=1)
-_kernel_gradient = _per_client(_plain_kernel_gradient, shared=None)
+_forward = _per_client(_plain_conv, _product_conv, shared=1)
+_input_gradient = _per_client(_plain_input_gradient, _product_input_gradient, shared=1)
+_kernel_gradient = _per_client(_plain_kernel_gradient, _product_kernel_gradient, shared=None)

@@ -1,5 +1,7 @@
 """The convolution and its gradients against plain NumPy float64, and under vmap and scan."""
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,14 +40,17 @@ def reference(x, k, ct, strides, padding, groups):
     return out, by_x[:, top : top + x.shape[1], left : left + x.shape[2]], by_k
 
 
-@settings(max_examples=30)
-@given(
+shapes = given(
     kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
     strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     padding=st.tuples(st.tuples(SIDES, SIDES), st.tuples(SIDES, SIDES)),
     groups=st.sampled_from([1, 2]),
     seed=st.integers(0, 99),
 )
+
+
+@settings(max_examples=30)
+@shapes
 def test_output_and_gradients_equal_the_reference(kernel, strides, padding, groups, seed):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(2, 6, 5, 4)).astype(np.float32)
@@ -60,6 +65,32 @@ def test_output_and_gradients_equal_the_reference(kernel, strides, padding, grou
         (out, *pull(ct)), reference(x, k, ct, strides, padding, groups), strict=True
     ):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@settings(max_examples=12)
+@shapes
+def test_clients_with_kernels_of_their_own_equal_the_reference(
+    backend, kernel, strides, padding, groups, seed
+):
+    """In the form for a CPU and in that for accelerators, which computes the same anywhere."""
+    rng = np.random.default_rng(seed)
+    xs = rng.normal(size=(2, 2, 6, 5, 4)).astype(np.float32)
+    ks = rng.normal(size=(2, *kernel, 4 // groups, 6)).astype(np.float32)
+
+    def conv(x, k):
+        return convolution.conv(x, k, strides=strides, padding=padding, feature_groups=groups)
+
+    with mock.patch.object(jax, "default_backend", lambda: backend):
+        program = str(jax.make_jaxpr(jax.vmap(conv))(xs, ks))
+        out, pull = jax.vjp(jax.vmap(conv), xs, ks)
+        cts = rng.normal(size=out.shape).astype(np.float32)
+        found = (out, *pull(cts))
+    assert ("dot_general" in program) == (backend == "gpu")
+    for i in range(2):
+        wanted = reference(xs[i], ks[i], cts[i], strides, padding, groups)
+        for ours, theirs in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(ours[i], theirs, atol=1e-4)
 
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
