@@ -234,7 +234,7 @@ def signguard(x: np.ndarray, lower: float, upper: float) -> np.ndarray:
     middle = np.median(norms)
     signs = np.array([[(row > 0).mean(), (row < 0).mean(), (row == 0).mean()] for row in x])
     apart = np.linalg.norm(signs[:, None] - signs, axis=2)
-    bandwidth = np.sort(apart, axis=1)[:, max(len(x) // 2, 1) - 1].mean()
+    bandwidth = np.sort(apart, axis=1)[:, max(len(x) // 2, 1) - 1].mean() * (1 + 1e-5) + 1e-6
     modes = signs.copy()
     for i in range(len(x)):
         for _ in range(300):

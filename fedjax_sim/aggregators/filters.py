@@ -330,6 +330,9 @@ def _largest_mean_shift_cluster(points: Array, live: Array) -> Array:
     ascending = ordering.sort(distances(points, points).T)
     half = jnp.clip(live.sum() // 2, 1, live.shape[0]) - 1
     bandwidth = normalized(live) @ jnp.where(live, ascending[half], 0)
+    # Shares of signs are fractions of few values, so distances equal to the bandwidth are common:
+    # they count as near, however they were rounded.
+    bandwidth = bandwidth * (1 + 1e-5) + 1e-6
 
     def shift(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         i, seeds, _ = carry
