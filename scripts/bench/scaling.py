@@ -13,9 +13,10 @@ The temporary memory of the compiled round is reported beside clients and cohort
 up while the cohort is walked, so no client's model should be in it twice.
 
     .venv/bin/python scripts/bench/scaling.py [--what clients cohort width model] [--repeats 3]
-        [--most 100000] [--quick]
+        [--most 100000] [--at-once 13] [--quick]
 """
 
+from argparse import Namespace
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,7 +31,7 @@ STEPS = SIZE // BATCH_SIZE
 
 def main() -> None:
     """Measure and print."""
-    parts: dict[str, Callable[[int, int, float], None]] = {
+    parts: dict[str, Callable[[Namespace], None]] = {
         "clients": clients,
         "cohort": cohort,
         "width": width,
@@ -39,10 +40,13 @@ def main() -> None:
     parser = harness.parser(__doc__)
     parser.add_argument("--what", nargs="+", default=list(parts), choices=list(parts))
     parser.add_argument("--most", type=int, default=100_000, help="clients of the largest row")
+    parser.add_argument("--at-once", type=int, help="clients of a chunk; else measured")
     options = parser.parse_args()
-    most, repeats = (100, 1) if options.quick else (options.most, options.repeats)
+    options.at_least = 0.3  # seconds of a measurement
+    if options.quick:
+        options.most, options.repeats, options.at_least = 100, 1, 0.0
     for name in options.what:
-        parts[name](most, repeats, 0.0 if options.quick else 0.3)
+        parts[name](options)
 
 
 def powers_of_ten(most: int) -> list[int]:
@@ -50,27 +54,34 @@ def powers_of_ten(most: int) -> list[int]:
     return [10**n for n in range(1, len(str(most))) if 10**n <= most]
 
 
-def clients(most: int, repeats: int, at_least: float) -> None:
+def clients(options: Namespace) -> None:
     """Populations of growing size."""
     work = harness.workload("logistic")
     trainings = {
-        n: Training(work, harness.population(work, harness.equal_sizes(n, SIZE)))
-        for n in powers_of_ten(most)
+        n: Training(
+            work,
+            harness.population(work, harness.equal_sizes(n, SIZE)),
+            width=options.at_once or "auto",
+        )
+        for n in powers_of_ten(options.most)
     }
-    report("clients", trainings, repeats, at_least)
+    report("clients", trainings, options)
 
 
-def cohort(most: int, repeats: int, at_least: float) -> None:
+def cohort(options: Namespace) -> None:
     """Growing cohorts of one population."""
     work = harness.workload("logistic")
-    data = harness.population(work, harness.equal_sizes(most, SIZE))
-    trainings = {c: Training(work, data, sampler=sampling.uniform(c)) for c in powers_of_ten(most)}
-    report("cohort", trainings, repeats, at_least)
+    data = harness.population(work, harness.equal_sizes(options.most, SIZE))
+    trainings = {
+        c: Training(work, data, sampler=sampling.uniform(c), width=options.at_once or "auto")
+        for c in powers_of_ten(options.most)
+    }
+    report("cohort", trainings, options)
 
 
-def report(part: str, trainings: dict[int, Training], repeats: int, at_least: float) -> None:
+def report(part: str, trainings: dict[int, Training], options: Namespace) -> None:
     """Time per client-step by the number of clients that take part."""
-    found = measure(trainings, repeats, at_least)
+    found = measure(trainings, options)
     per_step = {n: seconds.median / (n * STEPS) for n, seconds in found.items()}
     reference = per_step[min(100, max(per_step))]
     for n, seconds in found.items():
@@ -101,15 +112,15 @@ def report(part: str, trainings: dict[int, Training], repeats: int, at_least: fl
     )
 
 
-def width(most: int, repeats: int, at_least: float) -> None:
+def width(options: Namespace) -> None:
     """More and more clients at once."""
-    num_clients = min(most, 100)
+    num_clients = min(options.most, 100)
     rows = []
     for name in ("logistic", "mlp"):
         work = harness.workload(name)
         data = harness.population(work, harness.equal_sizes(num_clients, SIZE))
-        widths = sorted({1, *(w for w in (2, 5, 10, 25) if at_least), num_clients})
-        found = measure({w: Training(work, data, width=w) for w in widths}, repeats, at_least)
+        widths = sorted({1, *(w for w in (2, 5, 10, 25) if options.at_least), num_clients})
+        found = measure({w: Training(work, data, width=w) for w in widths}, options)
         for w, seconds in found.items():
             per_step = 1e6 * seconds.median / (num_clients * STEPS)
             harness.emit(
@@ -132,28 +143,30 @@ def width(most: int, repeats: int, at_least: float) -> None:
     )
 
 
-def model(most: int, repeats: int, at_least: float) -> None:
+def model(options: Namespace) -> None:
     """Small and large models, with as many clients as keep a round short."""
     works = {"logistic": (harness.workload("logistic"), 100)}
-    for hidden in (50, 200, 800) if at_least else (50,):
+    for hidden in (50, 200, 800) if options.at_least else (50,):
         works[f"mlp {hidden}"] = (harness.mlp(hidden), 100_000 // hidden**2 + 5)
-    if at_least:
+    if options.at_least:
         works |= {"cnn": (harness.workload("cnn"), 5), "lstm": (harness.workload("lstm"), 2)}
     trainings = {
-        name: Training(work, harness.population(work, harness.equal_sizes(min(most, n), SIZE)))
+        name: Training(
+            work, harness.population(work, harness.equal_sizes(min(options.most, n), SIZE))
+        )
         for name, (work, n) in works.items()
     }
     rows = []
-    for name, seconds in measure(trainings, repeats, at_least).items():
+    for name, seconds in measure(trainings, options).items():
         work, n = works[name]
-        per_step = seconds.median / (min(most, n) * STEPS)
+        per_step = seconds.median / (min(options.most, n) * STEPS)
         flops = work.step_flops(BATCH_SIZE)
         harness.emit(
             "scaling",
             part="model",
             model=name,
             parameters=work.num_parameters(),
-            clients=min(most, n),
+            clients=min(options.most, n),
             seconds=seconds.median,
             spread=seconds.spread,
             microseconds_per_client_step=1e6 * per_step,
@@ -174,10 +187,10 @@ def model(most: int, repeats: int, at_least: float) -> None:
     harness.show("client-steps by model, one device", ("model", *columns), rows)
 
 
-def measure(trainings: Mapping[Any, Training], repeats: int, at_least: float) -> dict[Any, Seconds]:
+def measure(trainings: Mapping[Any, Training], options: Namespace) -> dict[Any, Seconds]:
     """Seconds of a round of every training, in turns."""
     ways = {name: training.run for name, training in trainings.items()}
-    return harness.take_turns(ways, repeats, at_least)
+    return harness.take_turns(ways, options.repeats, options.at_least)
 
 
 if __name__ == "__main__":
