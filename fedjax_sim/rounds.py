@@ -46,7 +46,9 @@ Width = int | Literal["auto"]
 CORE_PARAMS = 100_000
 """On a CPU a larger model fills a core's cache by itself, so that clients train one at a time."""
 WORTH_MEASURING = 2e8
-"""Operations of a round, about a millisecond's worth, from which on its chunk width is measured."""
+"""Operations of a round, a few milliseconds' worth, from which on its chunk width is measured."""
+STEP_OVERHEAD = 2e5
+"""What a local step costs at least, in operations: a tiny model's time goes into starting them."""
 
 
 class FederatedState(NamedTuple):
@@ -120,9 +122,10 @@ def federated(
         An Algorithm whose state is a FederatedState and whose info is a RoundInfo. Per client
         `info.cohort.clients` holds "num_steps", "update_norm" and what the rule reports.
 
-    Unequal clients: the cohort is ordered by local steps and each chunk runs as long as its longest
-    member. A client's result does not depend on `width`, `mesh`, its slot or its neighbours: its
-    randomness is `fold_in(fold_in(round_key, CLIENTS), client_id)`.
+    Unequal clients: the cohort is ordered by local steps, each chunk runs as long as its longest
+    member, and devices get chunks that add up to about as many steps. A client's result does not
+    depend on `width`, `mesh`, its slot or its neighbours: its randomness is
+    `fold_in(fold_in(round_key, CLIENTS), client_id)`.
     """
     if width != "auto":
         checks.positive_int("width", width, hint='Or "auto".')
@@ -308,26 +311,28 @@ def _work(
         def trial(
             slots: _Slots, message: PyTree, data: FederatedData, steps: int, width: int
         ) -> PyTree:
+            # Clients of unequal size keep their loop of unknown length: `slots` says how long.
             few = dataclasses.replace(batching, num_epochs=None, num_steps=steps)
+            few = batching if _ragged(batching, data) else few
             return _work(rule, aggregator, slots, message, data, few, width, mesh).combined
 
         width = _auto_width(trial, slots, message, data, batching, num_devices)
     width = _even(width, -(-num_slots // num_devices))
     tuning.note_width(width)
     num_chunks = -(-num_slots // (width * num_devices))
-    ragged = batching.num_steps is None and data.min_size != data.max_size
-    if ragged:
-        order = jnp.argsort(-slots.client.num_steps)
-        slots = jax.tree.map(lambda x: x[order], slots)
+    ragged = _ragged(batching, data)
     slots = _pad(slots, num_devices * num_chunks * width, data.num_clients)
+    if ragged:
+        order = _balanced_order(slots.client.num_steps, (num_chunks, num_devices, width))
+        slots = jax.tree.map(lambda x: x[order], slots)
 
     def deal(x: Array) -> Array:
         """[slots, ...] -> [devices, chunks, width, ...], neighbours in the order side by side."""
         return x.reshape(num_chunks, num_devices, width, *x.shape[1:]).swapaxes(0, 1)
 
     def collect(x: Array) -> Array:
-        x = x.swapaxes(0, 1).reshape(-1, *x.shape[3:])[:num_slots]
-        return x[jnp.argsort(order)] if ragged else x
+        x = x.swapaxes(0, 1).reshape(-1, *x.shape[3:])
+        return x[jnp.argsort(order)[:num_slots]] if ragged else x[:num_slots]
 
     def walk(chunks: _Slots, message: PyTree, data: FederatedData) -> tuple[PyTree, PyTree]:
         """One device's chunks [1, chunks, width, ...] -> its sum, and what is kept per client."""
@@ -357,6 +362,33 @@ def _work(
     total, out = walk(jax.tree.map(deal, slots), message, data)
     updates, states, weights, info = jax.tree.map(collect, out)
     return _Outcome(updates if aggregator.summand is None else total, states, weights, info)
+
+
+def _ragged(batching: Batching, data: FederatedData) -> bool:
+    """Whether clients may differ in local steps."""
+    return batching.num_steps is None and data.min_size != data.max_size
+
+
+def _balanced_order(num_steps: Array, shape: tuple[int, int, int]) -> Array:
+    """An order of the slots, most steps first, that gives every device about as many of them.
+
+    Args:
+        num_steps: [slots].
+        shape: chunks of a device, devices, width, into which the order will be cut.
+    """
+    order = jnp.argsort(-num_steps)
+    if shape[1] == 1:
+        return order
+    chunks = order.reshape(shape)
+    costs = num_steps[chunks[:, :, 0]]  # a chunk runs as long as its first, its longest member
+
+    def deal(loads: Array, row: tuple[Array, Array]) -> tuple[Array, Array]:
+        """The longest chunk of a row goes to the device that has least to do, and so on."""
+        chunks, costs = row
+        rank = jnp.argsort(jnp.argsort(loads))
+        return loads + costs[rank], chunks[rank]
+
+    return jax.lax.scan(deal, jnp.zeros_like(costs[0]), (chunks, costs))[1].reshape(-1)
 
 
 def _sharded(walk: Callable, mesh: Mesh) -> Callable:
@@ -490,7 +522,8 @@ def _auto_width(
     steps = _expected_steps(data, batching, num_slots)
     # Two operations a weight and example forward, four backward; less than an exact count for
     # convolutions, but only the order of magnitude matters.
-    operations = 6.0 * num_params * batching.slots(data.max_size) * steps.mean()
+    per_step = max(6.0 * num_params * batching.slots(data.max_size), STEP_OVERHEAD)
+    operations = per_step * steps.mean()
     on_cpu = jax.default_backend() == "cpu"
     # A training client holds its parameters, gradient, optimizer state, update and activations:
     # about ten models.
@@ -505,9 +538,9 @@ def _auto_width(
         or jax.process_count() > 1  # all processes must compile the same program
     ):
         return default
-    ladder = (1, 16) if on_cpu else (8, 64, 512, 4096, most)
+    ladder = (1, 4, 16) if on_cpu else (8, 64, 512, 4096, most)
     widths = sorted({_even(min(width, most), share) for width in ladder})
-    num_steps = int(min(steps.max(), 8))
+    num_steps = max(1, round(min(steps.mean(), 8)))
 
     def num_slots_of(width: int) -> int:
         """About as many chunks as the round has, but no more than tell the speed."""
@@ -515,7 +548,7 @@ def _auto_width(
 
     def num_rounds(width: int) -> int:
         """So many that starting the program costs nothing beside them."""
-        once = operations / steps.mean() * num_steps * num_slots_of(width)
+        once = per_step * num_steps * num_slots_of(width)
         return int(np.clip(3e9 / once, 1, 100))
 
     def program(width: int) -> tuple[Callable, tuple]:

@@ -334,3 +334,12 @@ def test_bytes_up_and_down(key):
 def test_bad_width():
     with pytest.raises(ValueError, match="width must be >= 1, got 0"):
         make(width=0)
+
+
+def test_devices_get_about_as_many_local_steps():
+    steps = np.ceil(3 * np.random.default_rng(0).lognormal(0, 1, 96)).astype(np.int32)
+    order = np.asarray(rounds._balanced_order(jnp.asarray(steps), (12, 8, 1)))
+    assert sorted(order) == list(range(96))
+    loads = steps[order].reshape(12, 8).sum(axis=0)
+    dealt_in_turn = np.sort(steps)[::-1].reshape(12, 8).sum(axis=0)
+    assert loads.max() < 1.04 * loads.mean() < 1.1 * loads.mean() < dealt_in_turn.max()

@@ -4,9 +4,9 @@
 Every simulator trains the same model on the same clients: 60 Fashion-MNIST examples each, drawn
 with replacement from the shipped part or from a folder, batches of 20, one local epoch of SGD,
 everybody takes part. Each runs in a process and, for peers, in a virtual environment of its own
-that this script makes under .bench/; processes take turns, and the median over turns of the median
-round is reported. The first round of each process (compilation, start-up) is kept apart. One JSON
-line a measurement, and a table of ratios.
+that this script makes under .bench/; the processes of all workloads take turns, and the median over
+turns of the median round is reported. The first round of each process (compilation, start-up) is
+kept apart. One JSON line a measurement, and a table of ratios.
 
     fedjax           FedJAX: its jitted loop over clients, all cores (its other backend, pmap over a
                      device a core, was 1.4 to 3.6 times slower)
@@ -16,10 +16,11 @@ line a measurement, and a table of ratios.
     flower           Flower: its simulation engine on Ray, a core a client
 
     .venv/bin/python scripts/bench/rounds.py [--models logistic mlp cnn] [--clients 100 1000]
-        [--peers fedjax pfl pfl-processes flower] [--sizes equal|lognormal] [--repeats 3]
+        [--peers fedjax pfl pfl-processes flower] [--sizes equal lognormal] [--repeats 3]
         [--rounds 5] [--folder IDX_FOLDER] [--quick]
 """
 
+import itertools
 import json
 import os
 import subprocess
@@ -27,6 +28,7 @@ import sys
 import tempfile
 import venv
 from pathlib import Path
+from typing import Any
 
 import harness
 import numpy as np
@@ -41,6 +43,8 @@ PEERS = {
     "pfl": ["torch==2.13.0", "pfl[pytorch]==0.6.0"],
     "flower": ["torch==2.13.0", "flwr[simulation]==1.41.0"],
 }
+Work = tuple[str, int, str]
+"""Model, number of clients, their sizes."""
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={os.cpu_count()}"]
 
 
@@ -55,7 +59,7 @@ def main() -> None:
         default=["fedjax", "pfl", "pfl-processes"],
         choices=["fedjax", "pfl", "pfl-processes", "flower"],
     )
-    parser.add_argument("--sizes", default="equal", choices=["equal", "lognormal"])
+    parser.add_argument("--sizes", nargs="+", default=["equal"], choices=["equal", "lognormal"])
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each process")
     parser.add_argument("--folder", type=Path, help="Fashion-MNIST as IDX files")
     options = parser.parse_args()
@@ -64,34 +68,42 @@ def main() -> None:
         options.rounds = options.repeats = 1
     commands = {"fedjax_sim": [sys.executable, HERE / "peers" / "fedjax_sim_round.py"]}
     commands |= {peer: command(peer) for peer in options.peers}
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for num_clients in options.clients:
-            data = Path(folder) / f"{num_clients}.npz"
-            np.savez(data, **population(num_clients, options.sizes, options.folder))
-            for model in options.models:
-                found = turns(commands, model, data, options.rounds, options.repeats)
-                ours = found["fedjax_sim"]["seconds"]
-                for name, row in found.items():
-                    harness.emit(
-                        "rounds",
-                        uses_jax=False,
-                        simulator=name,
-                        model=model,
-                        clients=num_clients,
-                        sizes=options.sizes,
-                        **row,
-                        times_ours=row["seconds"] / ours,
-                    )
-                cells = (
-                    f"{row['seconds']:.4f} ({row['seconds'] / ours:.1f}x)" for row in found.values()
-                )
-                rows.append((model, f"{num_clients:,}", *cells))
+        works = {}
+        for num_clients, sizes in itertools.product(options.clients, options.sizes):
+            data = Path(folder) / f"{num_clients}-{sizes}.npz"
+            np.savez(data, **population(num_clients, sizes, options.folder))
+            works |= {(model, num_clients, sizes): data for model in options.models}
+        found = turns(commands, works, options.rounds, options.repeats)
+    for work in works:
+        report(*work, {name: found[work, name] for name in commands})
     harness.show(
-        f"median seconds a round, {options.sizes} clients (times ours)",
-        ("model", "clients", *commands),
-        rows,
+        "median seconds a round (times ours)",
+        ("model", "clients", "sizes", *commands),
+        [(*work, *cells(found, work, list(commands))) for work in works],
     )
+
+
+def report(model: str, num_clients: int, sizes: str, rows: dict[str, dict[str, float]]) -> None:
+    """One JSON line a simulator."""
+    ours = rows["fedjax_sim"]["seconds"]
+    for name, row in rows.items():
+        harness.emit(
+            "rounds",
+            uses_jax=False,
+            simulator=name,
+            model=model,
+            clients=num_clients,
+            sizes=sizes,
+            **row,
+            times_ours=row["seconds"] / ours,
+        )
+
+
+def cells(found: dict[Any, dict[str, float]], work: Work, names: list[str]) -> list[str]:
+    """Seconds of each simulator and how many times ours they are."""
+    seconds = [found[work, name]["seconds"] for name in names]
+    return [f"{second:.4f} ({second / seconds[0]:.1f}x)" for second in seconds]
 
 
 def command(peer: str) -> list[str | Path]:
@@ -127,27 +139,27 @@ def environment(peer: str) -> str:
 
 
 def turns(
-    commands: dict[str, list[str | Path]], model: str, data: Path, rounds: int, num_turns: int
-) -> dict[str, dict[str, float]]:
-    """Run the simulators in turn, each in a fresh process."""
-    seconds: dict[str, list[float]] = {name: [] for name in commands}
-    first: dict[str, list[float]] = {name: [] for name in commands}
-    for _ in range(num_turns):
-        for name, start in commands.items():
-            line = [*start, model, data, str(rounds)]
-            done = subprocess.run(line, capture_output=True, text=True, cwd=data.parent)
-            if done.returncode:
-                raise SystemExit(f"{name} failed on {model}:\n{done.stderr[-2000:]}")
-            result = json.loads(done.stdout.splitlines()[-1])
-            seconds[name].append(result["median"])
-            first[name].append(result["first"])
+    commands: dict[str, list[str | Path]], works: dict[Work, Path], rounds: int, num_turns: int
+) -> dict[tuple[Work, str], dict[str, float]]:
+    """Run the simulators in turn on every workload, each in a fresh process."""
+    pairs = list(itertools.product(works, commands))
+    seconds: dict[tuple[Work, str], list[float]] = {pair: [] for pair in pairs}
+    first: dict[tuple[Work, str], list[float]] = {pair: [] for pair in pairs}
+    for _, (work, name) in itertools.product(range(num_turns), pairs):
+        line = [*commands[name], work[0], works[work], str(rounds)]
+        done = subprocess.run(line, capture_output=True, text=True, cwd=works[work].parent)
+        if done.returncode:
+            raise SystemExit(f"{name} failed on {work}:\n{done.stderr[-2000:]}")
+        result = json.loads(done.stdout.splitlines()[-1])
+        seconds[work, name].append(result["median"])
+        first[work, name].append(result["first"])
     return {
-        name: {
-            "seconds": float(np.median(seconds[name])),
-            "spread": float(np.ptp(seconds[name])),
-            "first_round_seconds": float(np.median(first[name])),
+        pair: {
+            "seconds": float(np.median(seconds[pair])),
+            "spread": float(np.ptp(seconds[pair])),
+            "first_round_seconds": float(np.median(first[pair])),
         }
-        for name in commands
+        for pair in pairs
     }
 
 
