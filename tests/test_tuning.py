@@ -72,12 +72,21 @@ def test_widths_are_remembered_in_the_process_and_on_disk(costs, monkeypatch, ca
     assert "measured on this machine before" in caplog.text
 
 
-def test_another_program_is_measured_for_itself(costs) -> None:
+def test_another_program_or_population_is_measured_for_itself(costs) -> None:
     costs.update({1: 2.0, 4: 1.0})
     assert tuning.fastest_width([1, 4], program, lambda width: 1.0) == 4
     costs.update({1: 1.0, 4: 3.0})
-    other = lambda width: (lambda x: x * 3.0 + width, (jnp.ones(width),))  # noqa: E731
+    other = lambda width: (lambda x: jnp.sin(x) + width, (jnp.ones(width),))  # noqa: E731
     assert tuning.fastest_width([1, 4], other, lambda width: 1.0) == 1
+    assert tuning.fastest_width([1, 4], program, lambda width: 1 / width) == 1  # chunks waste more
+
+
+def test_another_learning_rate_is_not_measured_again(costs) -> None:
+    scale = lambda rate: lambda width: (lambda x: x * rate, (jnp.ones(width),))  # noqa: E731
+    costs.update({1: 2.0, 4: 1.0})
+    assert tuning.fastest_width([1, 4], scale(0.1), lambda width: 1.0) == 4
+    costs.update({1: 1.0, 4: 3.0})
+    assert tuning.fastest_width([1, 4], scale(-3e-5), lambda width: 1.01) == 4
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"a": ', "null"])
