@@ -20,7 +20,7 @@ from rich.table import Table
 
 from fedjax_sim import algorithms, devices, models
 from fedjax_sim.base import Model, Params
-from fedjax_sim.data import Batching, FederatedData
+from fedjax_sim.data import Batching, FederatedData, size_facts
 from fedjax_sim.runfolder import versions
 
 WIDTH = 140
@@ -133,8 +133,7 @@ def population(work: Workload, sizes: np.ndarray) -> FederatedData:
         owners=jnp.asarray(np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)),
         starts=jnp.asarray(np.cumsum(sizes) - sizes, jnp.int32),
         sizes=jnp.asarray(sizes, jnp.int32),
-        min_size=int(sizes.min()),
-        max_size=int(sizes.max()),
+        **size_facts(sizes),
     )
 
 

@@ -6,7 +6,7 @@ client, batches of 20, one epoch. Ideally a column does not change from row to r
 
     clients  populations of 10 ... 100,000 clients, everybody takes part
     cohort   10 ... 100,000 of 100,000 clients take part
-    width    how many of 100 clients train at once, logistic and mlp
+    width    how many of 100 clients train at once, equal and log-normal ones, and "auto"
     model    from logistic regression to an LSTM, per step and per million operations
 
 The temporary memory of the compiled round is reported beside clients and cohort: a mean is summed
@@ -16,6 +16,7 @@ up while the cohort is walked, so no client's model should be in it twice.
         [--most 100000] [--at-once 13] [--quick]
 """
 
+import itertools
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -113,32 +114,47 @@ def report(part: str, trainings: dict[int, Training], options: Namespace) -> Non
 
 
 def width(options: Namespace) -> None:
-    """More and more clients at once."""
+    """More and more clients at once, and the number that is measured to be the best."""
     num_clients = min(options.most, 100)
+    widths = sorted({1, *(w for w in (2, 4, 8, 16, 32) if options.at_least), num_clients})
+    sizes = {
+        "equal": harness.equal_sizes(num_clients, SIZE),
+        "log-normal": harness.lognormal_sizes(num_clients, SIZE),
+    }
     rows = []
-    for name in ("logistic", "mlp"):
+    for name, (kind, counts) in itertools.product(("logistic", "mlp"), sizes.items()):
         work = harness.workload(name)
-        data = harness.population(work, harness.equal_sizes(num_clients, SIZE))
-        widths = sorted({1, *(w for w in (2, 5, 10, 25) if options.at_least), num_clients})
-        found = measure({w: Training(work, data, width=w) for w in widths}, options)
+        data = harness.population(work, counts)
+        ways = {w: Training(work, data, width=w) for w in ("auto", *widths)}
+        found = measure(ways, options)
+        best = min(found[w].median for w in widths)
         for w, seconds in found.items():
-            per_step = 1e6 * seconds.median / (num_clients * STEPS)
+            per_step = 1e6 * seconds.median / sum(-(-counts // BATCH_SIZE))
             harness.emit(
                 "scaling",
                 part="width",
                 model=name,
+                sizes=kind,
                 width=w,
                 clients=num_clients,
                 seconds=seconds.median,
                 spread=seconds.spread,
                 microseconds_per_client_step=per_step,
+                against_best=seconds.median / best,
             )
             rows.append(
-                (name, w, f"{seconds.median:.4f} ± {seconds.spread:.4f}", f"{per_step:.1f}")
+                (
+                    name,
+                    kind,
+                    w,
+                    f"{seconds.median:.4f} ± {seconds.spread:.4f}",
+                    f"{per_step:.1f}",
+                    f"{seconds.median / best:.2f}",
+                )
             )
     harness.show(
         f"{num_clients} clients by width, one device",
-        ("model", "width", "seconds a round", "us a client-step"),
+        ("model", "sizes", "width", "seconds a round", "us a client-step", "against best"),
         rows,
     )
 
