@@ -119,7 +119,9 @@ class ModelOptions:
         precision: What the model computes in; parameters and aggregation are float32 anyway.
     """
 
-    model: Literal["logistic", "mlp", "emnist_cnn", "simple_cnn", "lens_cnn", "char_lstm"] = "mlp"
+    model: Literal[
+        "logistic", "mlp", "emnist_cnn", "simple_cnn", "lens_cnn", "lenet", "char_lstm"
+    ] = "mlp"
     precision: Literal["float32", "bfloat16"] = "float32"
     hidden: Annotated[tuple[int, ...] | None, _part("hidden", "INT [INT ...]")] = None
 

@@ -867,6 +867,11 @@ MODELS = {
         lambda: models.lens_cnn(CLASSES),
         (np.tile(_IMAGES, (1, 2, 2)), (4, CLASSES)),
     ),
+    "lenet": Row(
+        models.lenet,
+        lambda: models.lenet(CLASSES, channels=(2, 3), hidden=4),
+        (np.tile(_IMAGES, (1, 2, 2)), (4, CLASSES)),
+    ),
     "char_lstm": Row(
         models.char_lstm,
         lambda: models.char_lstm(CLASSES, embedding=2, hidden=3),

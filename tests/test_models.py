@@ -98,6 +98,7 @@ def drawn(model: Model, inputs: Any, seed: int = 0) -> Params:
         ("emnist_cnn", 10, (28, 28), np.uint8, 1_199_882),
         ("simple_cnn", 10, (32, 32, 3), np.uint8, 1_626_442),
         ("lens_cnn", 10, (28, 28, 1), np.uint8, 3_382_346),
+        ("lenet", 10, (28, 28, 1), np.uint8, 431_080),
         ("char_lstm", 90, (80,), np.int32, 820_522),
     ],
 )
@@ -139,6 +140,17 @@ def test_cnn_equals_reference(factory: Callable[..., Model]) -> None:
     images = np.tile(IMAGES, (1, 2, 1, 1))
     params = drawn(model, images)
     expected = cnn(float64(params), images / 255, pooled=factory is not models.lens_cnn)
+    np.testing.assert_allclose(model.apply(params, images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_lenet_equals_reference() -> None:
+    model = models.lenet(3, channels=(4, 5), hidden=6)
+    images = np.tile(IMAGES, (1, 3, 3, 1))[:, :17, :20]
+    params = drawn(model, images)
+    x, p = images / 255, float64(params)
+    for name in ("conv_0", "conv_1"):
+        x = relu(pool(conv(p[name], x)))
+    expected = dense(p["dense_1"], relu(dense(p["dense_0"], x.reshape(len(x), -1))))
     np.testing.assert_allclose(model.apply(params, images), expected, rtol=1e-4, atol=1e-4)
 
 

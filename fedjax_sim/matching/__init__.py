@@ -1,12 +1,28 @@
 """Which neurons of different networks are the same, and what they are together.
 
-`pfnm` merges networks that were trained apart; `pfnm_stacked` is the same on stacked arrays, to use
-inside jit, scan and vmap; `matched_average` is the simpler way that keeps a client's width;
-`assignment` is the exact linear assignment that all rest on.
+`pfnm` merges fully connected networks that were trained apart; `pfnm_stacked` is the same on
+stacked arrays, to use inside jit, scan and vmap. `fedma` merges networks of any architecture layer
+by layer, given which axes of their weights number the neurons of which layer (`neuron_axes` knows
+it for the package's own), and `compact` leaves out what nobody uses. `matched_average` is the
+simpler way that keeps a client's width; `assignment` is the exact linear assignment that all rest
+on.
 """
 
 from fedjax_sim.matching.assignment import assignment
 from fedjax_sim.matching.averages import matched_average
+from fedjax_sim.matching.axes import Axes, neuron_axes
+from fedjax_sim.matching.layerwise import LayerwiseMatching, compact, fedma
 from fedjax_sim.matching.networks import Matching, pfnm, pfnm_stacked
 
-__all__ = ["Matching", "assignment", "matched_average", "pfnm", "pfnm_stacked"]
+__all__ = [
+    "Axes",
+    "LayerwiseMatching",
+    "Matching",
+    "assignment",
+    "compact",
+    "fedma",
+    "matched_average",
+    "neuron_axes",
+    "pfnm",
+    "pfnm_stacked",
+]

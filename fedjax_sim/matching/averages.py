@@ -4,64 +4,75 @@ The baseline to neuron matching by a prior: the global network keeps the width o
 neuron is merged with one of every other client, whether it is like it or not.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim import checks
-from fedjax_sim.base import Array
+from fedjax_sim import checks, trees
+from fedjax_sim.base import Array, Params
 from fedjax_sim.matching.assignment import assignment
+from fedjax_sim.matching.axes import Axes, chosen, described, split
 
-Layers = list[tuple[Array, Array]]
 
-
-def matched_average(params: Sequence[tuple[Any, Any]], *, num_passes: int = 3) -> Layers:
+def matched_average(params: Params, *, axes: Axes | None = None, num_passes: int = 3) -> Params:
     """Average J networks after permuting their neurons to agree as well as possible.
 
     One client after another is aligned with the mean of the others, layer by layer, by the
-    permutation that maximises the inner product of all weights. Pure: for jit, scan and vmap.
-    Prefer `pfnm` where clients saw different classes: they have neurons that others lack.
+    permutation that maximises the inner product of all weights into and out of the layer. Pure: for
+    jit, scan and vmap. Prefer `pfnm` or `fedma` where clients saw different classes: they have
+    neurons that others lack.
 
     Args:
-        params: layers `(kernel [J, in, out], bias [J, out])`, J >= 2, equal widths.
+        params: J >= 2 networks of equal widths, any tree with a leading axis [J] in every array; or
+            a list of layers `(kernel [J, in, out], bias [J, out])`.
+        axes: which axes number the neurons of which layer; by default as `neuron_axes` has it.
         num_passes: how often every client is aligned, >= 1, static.
 
     Returns:
-        The mean network, layers `(kernel [in, out], bias [out])`.
+        The mean network, in the form of `params` without the leading axis.
+
+    Raises:
+        ValueError: one client only, or axes that do not fit the parameters.
 
     References:
         Ainsworth, Hayase, Srinivasa, "Git Re-Basin: Merging Models modulo Permutation Symmetries",
-        ICLR 2023, algorithms 1 and 3 (MergeMany).
+        ICLR 2023, algorithms 1 and 3 (MergeMany). Weights from a layer into itself (an LSTM's) are
+        permuted on both sides, but have no say in the permutation.
     """
     checks.positive_int("num_passes", num_passes)
-    layers = [(jnp.asarray(w), jnp.asarray(b)) for w, b in params]
-    num_clients = layers[0][0].shape[0]
-    if num_clients < 2 or len(layers) < 2:
-        raise ValueError(
-            f"params must have 2 clients and 2 layers at least, got {num_clients} and "
-            f"{len(layers)}."
-        )
+    if not isinstance(params, Mapping) and axes is None:
+        named = {f"dense_{i}": {"kernel": w, "bias": b} for i, (w, b) in enumerate(params)}
+        mean = matched_average(named, num_passes=num_passes)
+        return [(mean[name]["kernel"], mean[name]["bias"]) for name in named]
+    network = described(params, axes)
+    arrays = {name: jnp.asarray(leaf) for name, leaf in trees.flat_dict(params).items()}
+    num_clients = len(next(iter(arrays.values())))
+    if num_clients < 2:
+        raise ValueError(f"params must hold 2 networks at least, got {num_clients}.")
 
-    def align(layers: Layers, client: Array) -> tuple[Layers, None]:
-        own = [(w[client], b[client]) for w, b in layers]
-        others = [
-            ((w.sum(axis=0) - v) / (num_clients - 1), (b.sum(axis=0) - c) / (num_clients - 1))
-            for (w, b), (v, c) in zip(layers, own, strict=True)
-        ]
-        for h in range(len(layers) - 1):
-            (w, b), (out, last) = own[h], own[h + 1]
-            (target, target_bias), (target_out, _) = others[h], others[h + 1]
-            likeness = target.T @ w + jnp.outer(target_bias, b) + target_out @ out.T
+    def align(arrays: dict[str, Array], client: Array) -> tuple[dict[str, Array], None]:
+        own = {name: x[client] for name, x in arrays.items()}
+        total = {name: x.sum(axis=0) for name, x in arrays.items()}
+        others = {name: (total[name] - own[name]) / (num_clients - 1) for name in arrays}
+        for layer, width in network.widths.items():
+            products = [
+                _products(others[name], own[name], axis, width)
+                for name, axis in network.likeness(layer)
+            ]
+            likeness = jnp.stack(products).sum(axis=0)
             order = assignment(-likeness)
-            own[h], own[h + 1] = (w[:, order], b[order]), (out[order], last)
-        moved = [
-            (w.at[client].set(v), b.at[client].set(c))
-            for (w, b), (v, c) in zip(layers, own, strict=True)
-        ]
-        return moved, None
+            for name, axis in network.places(layer):
+                own[name] = chosen(own[name], axis, width, order)
+        return {name: x.at[client].set(own[name]) for name, x in arrays.items()}, None
 
     visits = jnp.tile(jnp.arange(num_clients), num_passes)
-    layers, _ = jax.lax.scan(align, layers, visits)
-    return [(w.mean(axis=0), b.mean(axis=0)) for w, b in layers]
+    arrays, _ = jax.lax.scan(align, arrays, visits)
+    means = [x.mean(axis=0) for x in arrays.values()]
+    return jax.tree.unflatten(jax.tree.structure(params), means)
+
+
+def _products(a: Array, b: Array, axis: int, width: int) -> Array:
+    """[L, L] inner products of the neurons of two arrays."""
+    rows, columns = (split(x, axis, width).reshape(width, -1) for x in (a, b))
+    return jnp.matmul(rows, columns.T, precision=jax.lax.Precision.HIGHEST)

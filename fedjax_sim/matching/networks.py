@@ -269,22 +269,28 @@ def _budgets(
     max_neurons: int | Sequence[int] | None, totals: Sequence[int], largest: Sequence[int]
 ) -> list[int]:
     """The budget of every hidden layer."""
-    if max_neurons is None:
-        pairs = zip(totals, largest, strict=True)
-        return [min(total, max(DEFAULT_BUDGET, width)) for total, width in pairs]
-    given = [max_neurons] * len(totals) if isinstance(max_neurons, int) else list(max_neurons)
+    if max_neurons is None or isinstance(max_neurons, int):
+        given: list[int | None] = [max_neurons] * len(totals)
+    else:
+        given = list(max_neurons)
     if len(given) != len(totals):
         raise ValueError(
             f"max_neurons must be one number or one for each of the {len(totals)} hidden layers, "
             f"got {max_neurons}."
         )
-    for budget, width in zip(given, largest, strict=True):
-        checks.positive_int("max_neurons", budget)
-        if budget < width:
-            raise ValueError(
-                f"max_neurons must be at least the width of the widest client, {width}, got "
-                f"{budget}: the neurons of one client are never merged with each other."
-            )
+    return [neuron_budget(*each) for each in zip(given, totals, largest, strict=True)]
+
+
+def neuron_budget(given: int | None, total: int, widest: int) -> int:
+    """The budget of a layer of `total` neurons in all, `widest` of them of one client."""
+    if given is None:
+        return min(total, max(DEFAULT_BUDGET, widest))
+    checks.positive_int("max_neurons", given)
+    if given < widest:
+        raise ValueError(
+            f"max_neurons must be at least the width of the widest client, {widest}, got {given}: "
+            "the neurons of one client are never merged with each other."
+        )
     return given
 
 
