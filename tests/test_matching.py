@@ -15,6 +15,7 @@ from scipy.optimize import linear_sum_assignment
 import reference_matching as reference
 from fedjax_sim import matching
 from fedjax_sim.matching.assignment import assign_or_leave
+from fedjax_sim.matching.neurons import Spread, estimated
 
 jitted_assign_or_leave = jax.jit(assign_or_leave)
 
@@ -454,9 +455,58 @@ def test_empirical_bayes_recovers_the_variances(rng, key):
         popularity_cap=None, prior_bias=0.0, empirical_bayes=True,
     )  # fmt: skip
     assert found.num_neurons.tolist() == [40]
-    # Of 61 weights in a row one, the bias, does not vary.
-    np.testing.assert_allclose(found.sigma, 0.04 * 60 / 61, rtol=0.05)
-    np.testing.assert_allclose(found.sigma0, 60 / 61, rtol=0.1)
+    # The mean over 64 weights, of which the bias and the 3 into the outputs hardly vary.
+    np.testing.assert_allclose(found.sigma, 0.04 * 60 / 64, rtol=0.05)
+    np.testing.assert_allclose(found.sigma0, 60 / 64, rtol=0.1)
+
+
+def test_every_weight_has_moment_estimates_of_its_own(rng):
+    """Those of SPAHM, in loops; a weight that a client does not know counts by what is known."""
+    num_clients, num_rows, width, budget = 4, 5, 7, 9
+    slots = np.array([rng.permutation(budget)[:num_rows] for _ in range(num_clients)])
+    rows = rng.normal(size=(num_clients, num_rows, width)) * np.linspace(0.1, 3, width) + 1
+    share = np.ones((num_clients, num_rows, width))
+    share[..., -1] = rng.random((num_clients, 1))
+    share[2, :, -1] = 0
+    before = Spread(*np.ones((3, width), np.float32))
+    found = estimated(
+        *(jnp.asarray(x.reshape(-1, width), jnp.float32) for x in (rows, share)),
+        jnp.asarray(slots.reshape(-1)), budget, before,
+    )  # fmt: skip
+    for d in range(width):
+        means, squares, spare, noise = [], 0.0, 0, []
+        for neuron in range(budget):
+            own = share[..., d][slots == neuron]
+            x, own = rows[..., d][slots == neuron][own > 0], own[own > 0]
+            if len(x):
+                means.append((own * x).sum() / own.sum())
+                squares += (own * (x - means[-1]) ** 2).sum()
+                spare += len(x) - 1
+                noise.append(1 / own.sum())
+        mean, sigma = np.mean(means), squares / spare
+        sigma0 = np.var(means) - sigma * np.mean(noise)
+        np.testing.assert_allclose(found.mean[d], mean, rtol=1e-4)
+        np.testing.assert_allclose(found.sigma[d], sigma, rtol=1e-3)
+        floor = 1e-2 * np.var(means)
+        np.testing.assert_allclose(found.sigma0[d], max(sigma0, floor), rtol=1e-3, atol=floor / 10)
+
+
+def test_weights_that_tell_nothing_are_found_out(rng, key):
+    """Half of the inputs have the same noise as signal: as one variance they would drown it."""
+    atoms = rng.normal(size=(12, 40)) * np.repeat([1.0, 0.02], [10, 30])
+    order = [rng.permutation(12) for _ in range(5)]
+    clients = []
+    for own in order:
+        w = atoms[own] + rng.normal(size=(12, 40)) * np.repeat([0.1, 1.5], [10, 30])
+        clients.append([(w.T, np.zeros(12)), (np.zeros((12, 2)), np.zeros(2))])
+    options = {
+        **{"sigma": 1.0, "sigma0": 1.0, "gamma": 1.0, "num_passes": 5, "key": key},
+        **{"prior_scale": 2.0, "popularity_cap": None, "prior_bias": 0.0},
+    }
+    found = matching.pfnm(clients, np.ones((5, 2)), empirical_bayes=True, **options)
+    pairs = zip(found.assignments[0], order, strict=True)
+    places = [np.asarray(slots)[np.argsort(own)].tolist() for slots, own in pairs]
+    assert found.num_neurons.tolist() == [12] and places == [places[0]] * 5
 
 
 def broken(change):
@@ -533,6 +583,9 @@ def test_permuted_copies_average_to_their_original(rng):
     assert np.abs(forward(plain, x) - forward(original, x)).max() > 0.5
 
 
-def test_matched_average_needs_two_clients_and_a_hidden_layer(rng):
-    with pytest.raises(ValueError, match="2 clients and 2 layers"):
-        matching.matched_average([(np.ones((1, 2, 3)), np.ones((1, 3)))] * 2)
+def test_matched_average_needs_two_clients_and_a_hidden_layer():
+    layers = [(np.ones((1, 2, 3)), np.ones((1, 3))), (np.ones((1, 3, 2)), np.ones((1, 2)))]
+    with pytest.raises(ValueError, match="2 networks at least, got 1"):
+        matching.matched_average(layers)
+    with pytest.raises(ValueError, match="must have a hidden layer"):
+        matching.matched_average(layers[:1])

@@ -40,7 +40,8 @@ class Matching(NamedTuple):
     num_neurons: [hidden layers] int32, global neurons.
     full: [hidden layers] bool: at some time no free neuron was left, so that the budget may have
         forced neurons together. Give more with `max_neurons`, or lower gamma.
-    sigma, sigma0: [hidden layers], the variances used last: estimated, or as given.
+    sigma, sigma0: [hidden layers], the variances used last: as given, or the mean of those
+        estimated for every weight.
     """
 
     params: list[tuple[Array, Array]]
@@ -91,8 +92,9 @@ def pfnm(
         max_neurons: budget of each hidden layer (one number for all, or one for each), at least
             its widest client; 700, or all neurons of all clients if they are fewer. `full` tells
             when it was reached.
-        empirical_bayes: estimate both variances of every layer after each pass (`sigma` and
-            `sigma0` are then the start) and weigh by marginal likelihoods.
+        empirical_bayes: estimate the prior mean and both variances of every weight after each pass
+            (`prior_bias`, `sigma` and `sigma0` are then the start) and weigh by marginal
+            likelihoods. A step then costs as much as the layer is wide.
 
     Returns:
         A Matching in true widths.
@@ -109,7 +111,7 @@ def pfnm(
         Yurochkin, Agarwal, Ghosh, Greenewald, Hoang, Khazaeni, "Bayesian Nonparametric Federated
         Learning of Neural Networks", ICML 2019, algorithms 1 and 2. With `empirical_bayes`:
         Yurochkin et al., "Statistical Model Aggregation via Parameter Matching" (SPAHM), NeurIPS
-        2019, of which one variance for all weights of a layer is kept, and the prior mean.
+        2019: its moment estimates for every weight, an output's taken with its class shares.
     """
     counts = np.asarray(class_counts, np.float64)
     networks = [[(np.asarray(w), np.asarray(b)) for w, b in network] for network in clients]
@@ -236,7 +238,7 @@ def pfnm_stacked(
         first = num_inputs if h == 0 else 0
         last = h == num_hidden - 1
         kernel = layers[h].classes if last else layers[h].shared[:, first + 1 :]
-        precision, base = 1 / layers[h].sigma, 1 / layers[h].sigma0
+        precision, base = 1 / layers[h].sigma.mean(), 1 / layers[h].sigma0.mean()
         bias = (
             ((biases[-1] * share).sum(axis=0) * precision + bias_mean * base)
             / (share.sum(axis=0) * precision + base)
@@ -250,8 +252,8 @@ def pfnm_stacked(
         counts=[layer.counts for layer in layers],
         num_neurons=jnp.stack([(layer.counts > 0).sum() for layer in layers]),
         full=jnp.stack([layer.full for layer in layers]),
-        sigma=jnp.stack([layer.sigma for layer in layers]),
-        sigma0=jnp.stack([layer.sigma0 for layer in layers]),
+        sigma=jnp.stack([layer.sigma.mean() for layer in layers]),
+        sigma0=jnp.stack([layer.sigma0.mean() for layer in layers]),
     )
 
 

@@ -24,13 +24,15 @@ and the matrix does not depend on sigma, sigma0 and gamma: a grid over them shar
 **New neurons are one way out, not many columns**: see `assign_or_leave`.
 
 Weights into the K outputs have a precision for each class and client; they are few, so their sums
-are kept as they are.
+are kept as they are. With variances that are estimated (SPAHM) every weight has its own, so that
+all are treated like these, and a step costs as much as the rows are wide.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_sim.base import Array, Key
 from fedjax_sim.matching.assignment import assign_or_leave
@@ -70,6 +72,14 @@ class Rows(NamedTuple):
     mean: Array
 
 
+class Spread(NamedTuple):
+    """How D weights vary, each on its own: [D] prior mean, sigma and sigma0."""
+
+    mean: Array
+    sigma: Array
+    sigma0: Array
+
+
 class MatchedLayer(NamedTuple):
     """The global neurons of a layer, padded to the budget; dead ones are zero.
 
@@ -77,7 +87,7 @@ class MatchedLayer(NamedTuple):
     counts: [budget] int32, the clients that use each neuron, 0 for a dead one.
     shared, classes: [budget, P] and [budget, K] their weights, the mode of the posterior.
     full: bool, whether some client found or left no free neuron.
-    sigma, sigma0: the variances at the end, as given or estimated.
+    sigma, sigma0: the variances at the end: as given, or [P + K] estimates for every weight.
     """
 
     slots: Array
@@ -119,21 +129,28 @@ def match_layer(
         slots: [J, L] to start from; by default clients enter one by one, those with most rows
             first.
         orders: [num_passes, J] the orders themselves.
-        empirical_bayes: estimate the variances after every pass, and weigh a fit by its marginal
-            likelihood.
+        empirical_bayes: estimate the prior mean and the variances of every weight after each pass,
+            and weigh a fit by its marginal likelihood.
     """
     num_clients, num_rows, width = rows.shared.shape
     dtype = rows.shared.dtype
     live = rows.live.reshape(-1)
-    centred = jnp.where(rows.live[..., None], rows.shared - rows.mean[None, None], 0)
-    centred = centred.reshape(-1, width)
-    gram = jnp.matmul(centred, centred.T, precision=jax.lax.Precision.HIGHEST)
-    classes = jnp.where(rows.live[..., None], rows.classes, 0)
-    share = jnp.broadcast_to(rows.class_share[:, None], classes.shape) * rows.live[..., None]
-    columns = (gram, (classes * share).reshape(live.size, -1), share.reshape(live.size, -1))
-    features = jnp.concatenate([*columns, live[:, None].astype(dtype)], axis=1)
     total = len(live)
-    num_classes = classes.shape[-1]
+    shared = jnp.where(rows.live[..., None], rows.shared - rows.mean[None, None], 0)
+    classes = jnp.where(rows.live[..., None], rows.classes, 0)
+    # Weights with a variance in common, and those of which each has its own.
+    alike, single, known = shared, classes, rows.class_share
+    if empirical_bayes:
+        alike = shared[..., :0]
+        single = jnp.concatenate([shared, classes], axis=2)
+        known = jnp.concatenate([jnp.ones((num_clients, width), dtype), known], axis=1)
+    num_single = single.shape[2]
+    alike = alike.reshape(total, -1)
+    gram = jnp.matmul(alike, alike.T, precision=jax.lax.Precision.HIGHEST)
+    share = (known[:, None] * rows.live[..., None]).reshape(total, -1)
+    rows_of_single = single.reshape(total, -1)
+    columns = (gram, rows_of_single * share, share, live[:, None].astype(dtype))
+    features = jnp.concatenate(columns, axis=1)
     squares = jnp.diagonal(gram).reshape(num_clients, num_rows)
     own_rows = jnp.arange(total)
 
@@ -146,12 +163,12 @@ def match_layer(
         parts = sums.at[flat, own_rows].get(mode="fill", fill_value=0)
         return jnp.maximum(jax.ops.segment_sum(parts, flat, budget), 0)
 
-    def visit(state: _State, client: Array, prior: Prior) -> _State:
+    def visit(state: _State, client: Array, spread: Spread) -> _State:
         """Take a client out and put it back where it fits best."""
         own = jax.lax.dynamic_slice_in_dim(features, client * num_rows, num_rows)
         sums = state.sums.at[state.slots[client]].add(-own, mode="drop")
         slots = state.slots.at[client].set(budget)
-        costs, alone = fits(client, slots, sums, prior)
+        costs, alone = fits(client, slots, sums, spread)
         counts = jnp.round(sums[:, -1])
         num_free = (counts == 0).sum()
         order = jnp.arange(1, num_rows + 1, dtype=dtype)
@@ -166,7 +183,7 @@ def match_layer(
             state.full | ((is_new.sum() >= num_free) & (budget < live.sum())),
         )
 
-    def fits(client: Array, slots: Array, sums: Array, prior: Prior) -> tuple[Array, Array]:
+    def fits(client: Array, slots: Array, sums: Array, spread: Spread) -> tuple[Array, Array]:
         """Costs [L, budget] of joining each neuron, and [L] of a new one, without crowding."""
         precision, base = 1 / prior.sigma, 1 / prior.sigma0
         counts = jnp.round(sums[:, -1])
@@ -179,62 +196,44 @@ def match_layer(
         costs = tightness[None] * jnp.maximum(distance, 0)
         first = precision * base / (precision + base)
         alone = first * own[:, 0]
-        if empirical_bayes:
-            costs -= width * jnp.log(tightness)[None]
-            alone -= width * jnp.log(first)
-        class_costs, class_alone = class_fits(client, sums, precision, base)
+        single_costs, single_alone = single_fits(client, sums, spread)
         popularity = jnp.minimum(counts, prior.popularity_cap)
         odds = jnp.log(jnp.maximum(popularity, 1) / (num_clients - popularity))
-        costs += class_costs - prior.scale * odds[None]
-        alone += class_alone - 2 * jnp.log(prior.gamma / num_clients)
+        costs += single_costs - prior.scale * odds[None]
+        alone += single_alone - 2 * jnp.log(prior.gamma / num_clients)
         return jnp.where(counts[None] > 0, costs, jnp.inf), alone
 
-    def class_fits(
-        client: Array, sums: Array, precision: Array, base: Array
-    ) -> tuple[Array, Array]:
-        """The same for the weights into the outputs, class by class."""
-        own = classes[client]
-        mine = rows.class_share[client] * precision
-        held = base + sums[:, total + num_classes : total + 2 * num_classes] * precision
-        means = sums[:, total : total + num_classes] * precision / held
-        tightness = mine[None] * held / (mine[None] + held)
-        # Multiplied out: as one broadcast over [L, budget, K] it is 100 times slower on a CPU.
+    def single_fits(client: Array, sums: Array, spread: Spread) -> tuple[Array, Array]:
+        """The same for the weights that each have their own precision."""
+        own = single[client] - spread.mean[None]
+        mine = (known[client] / spread.sigma)[None]
+        base = (1 / spread.sigma0)[None]
+        added, counted = jnp.split(sums[:, total:-1], 2, axis=1)
+        held = base + counted / spread.sigma[None]
+        means = (added - counted * spread.mean[None]) / spread.sigma[None] / held
+        tightness = mine * held / (mine + held)
+        # Multiplied out: as one broadcast over [L, budget, D] it is 100 times slower on a CPU.
         powers = jnp.concatenate([own**2, -2 * own, jnp.ones_like(own)], axis=1)
         weights = jnp.concatenate([tightness, tightness * means, tightness * means**2], axis=1)
         costs = jnp.matmul(powers, weights.T, precision=jax.lax.Precision.HIGHEST)
         costs = jnp.maximum(costs, 0)
         first = mine * base / (mine + base)
-        alone = (own**2 * first[None]).sum(axis=-1)
+        alone = (own**2 * first).sum(axis=-1)
         if empirical_bayes:
-            known = mine > 0
-            costs -= jnp.log(jnp.where(known[None], tightness, 1)).sum(axis=-1)[None]
-            alone -= jnp.log(jnp.where(known, first, 1)).sum()
+            costs -= jnp.log(jnp.where(mine > 0, tightness, 1)).sum(axis=-1)[None]
+            alone -= jnp.log(jnp.where(mine > 0, first, 1)).sum()
         return costs, alone
 
     def one_pass(
-        carry: tuple[Array, Array, Prior], order: Array
-    ) -> tuple[tuple[Array, Array, Prior], None]:
-        slots, full, prior = carry
+        carry: tuple[Array, Array, Spread], order: Array
+    ) -> tuple[tuple[Array, Array, Spread], None]:
+        slots, full, spread = carry
         # Summed afresh in every pass, so that rounding does not add up.
         start = _State(slots, summed(slots), full)
-        state, _ = jax.lax.scan(lambda s, client: (visit(s, client, prior), None), start, order)
+        state, _ = jax.lax.scan(lambda s, client: (visit(s, client, spread), None), start, order)
         if empirical_bayes:
-            prior = estimate(state, prior)
-        return (state.slots, state.full, prior), None
-
-    def estimate(state: _State, prior: Prior) -> Prior:
-        """Moment estimates of both variances from the rows around their neurons."""
-        counts = jnp.round(state.sums[:, -1])
-        used = counts > 0
-        size = jnp.maximum(counts, 1)
-        squared = norms(state.slots, state.sums)
-        num_neurons = used.sum()
-        spare = jnp.maximum(live.sum() - num_neurons, 1)
-        sigma = (squares.sum() - (squared / size).sum()) / (spare * width)
-        spread = (squared / size**2).sum() / (jnp.maximum(num_neurons, 1) * width)
-        sigma = jnp.clip(sigma, 1e-4 * spread, None)
-        noise = sigma * (used / size).sum() / jnp.maximum(num_neurons, 1)
-        return prior._replace(sigma=sigma, sigma0=jnp.maximum(spread - noise, 1e-2 * spread))
+            spread = estimated(rows_of_single, share, state.slots.reshape(-1), budget, spread)
+        return (state.slots, state.full, spread), None
 
     if orders is None:
         keys = jax.random.split(key, num_passes)
@@ -244,25 +243,74 @@ def match_layer(
         slots = jnp.full((num_clients, num_rows), budget, jnp.int32)
         entry = jnp.argsort(-rows.live.sum(axis=1), stable=True).astype(jnp.int32)
         orders = jnp.concatenate([entry[None], orders.reshape(num_passes, num_clients)])
-    carry = (jnp.asarray(slots, jnp.int32), jnp.bool_(False), prior)
-    (slots, full, prior), _ = jax.lax.scan(one_pass, carry, orders)
-    counts, shared, by_class = posterior(rows, slots, prior, budget)
-    return MatchedLayer(slots, counts, shared, by_class, full, prior.sigma, prior.sigma0)
+    spread = _alike(prior, jnp.zeros(num_single, dtype))
+    carry = (jnp.asarray(slots, jnp.int32), jnp.bool_(False), spread)
+    (slots, full, spread), _ = jax.lax.scan(one_pass, carry, orders)
+    if not empirical_bayes:
+        both = _alike(prior, rows.mean), spread
+        counts, shared, by_class = posterior(rows, slots, *both, budget)
+        return MatchedLayer(slots, counts, shared, by_class, full, prior.sigma, prior.sigma0)
+    below, above = (Spread(*(x[part] for x in spread)) for part in (np.s_[:width], np.s_[width:]))
+    below = below._replace(mean=below.mean + rows.mean)
+    counts, shared, by_class = posterior(rows, slots, below, above, budget)
+    return MatchedLayer(slots, counts, shared, by_class, full, spread.sigma, spread.sigma0)
 
 
-def posterior(rows: Rows, slots: Array, prior: Prior, budget: int) -> tuple[Array, Array, Array]:
-    """Counts [budget] and weights [budget, P], [budget, K] of the neurons; zero where dead."""
+def _alike(prior: Prior, mean: Array) -> Spread:
+    """The same variances for all weights."""
+    return Spread(mean, jnp.full_like(mean, prior.sigma), jnp.full_like(mean, prior.sigma0))
+
+
+def estimated(rows: Array, share: Array, slots: Array, budget: int, before: Spread) -> Spread:
+    """Moment estimates for every weight, from rows [T, D] known by shares [T, D] at slots [T].
+
+    With x = theta + noise of variance sigma / share, the squares around a neuron's mean have
+    the expectation (m - 1) sigma, m its rows of positive share, and the neurons' means vary by
+    sigma0 + sigma / (sum of shares). What varies by less than rounding shows is kept above 0; of
+    weights that nobody shares with anybody the variance stays as it was.
+    """
+
+    def summed(x: Array) -> Array:
+        return jax.ops.segment_sum(x, slots, budget)
+
+    held, rank = summed(share), summed((share > 0).astype(rows.dtype))
+    used = held > 0
+    size = jnp.where(used, held, 1)
+    means = summed(share * rows) / size
+    num_neurons = jnp.maximum(used.sum(axis=0), 1)
+    mean = means.sum(axis=0) / num_neurons
+    # Around the prior mean, so that little is subtracted from much.
+    around = jnp.where(used, means - mean[None], 0)
+    squares = (share * (rows - mean[None]) ** 2).sum(axis=0) - (held * around**2).sum(axis=0)
+    spare = rank.sum(axis=0) - used.sum(axis=0)
+    spread = (around**2).sum(axis=0) / num_neurons
+    least = jnp.maximum(spread, 1e-2 * spread.mean() + jnp.finfo(rows.dtype).tiny)
+    sigma = jnp.maximum(squares / jnp.maximum(spare, 1), 1e-4 * least)
+    sigma = jnp.where(spare > 0, sigma, before.sigma)
+    noise = sigma * jnp.where(used, 1 / size, 0).sum(axis=0) / num_neurons
+    return Spread(mean, sigma, jnp.maximum(spread - noise, 1e-2 * least))
+
+
+def posterior(
+    rows: Rows, slots: Array, below: Spread, above: Spread, budget: int
+) -> tuple[Array, Array, Array]:
+    """Counts [budget] and weights [budget, P], [budget, K] of the neurons; zero where dead.
+
+    below, above: of the weights that are shared, and of those into the outputs.
+    """
     flat = jnp.where(rows.live, slots, budget).reshape(-1)
-    precision, base = 1 / prior.sigma, 1 / prior.sigma0
 
     def summed(x: Array) -> Array:
         return jax.ops.segment_sum(x.reshape(flat.size, -1), flat, budget)
 
+    def mode(sums: Array, held: Array, spread: Spread) -> Array:
+        base, precision = (1 / spread.sigma0)[None], (1 / spread.sigma)[None]
+        return (spread.mean[None] * base + sums * precision) / (base + held * precision)
+
     share = jnp.broadcast_to(rows.class_share[:, None], rows.classes.shape)
     counts = summed(rows.live.astype(rows.shared.dtype))
-    held = base + counts * precision
-    shared = (rows.mean[None] * base + summed(rows.shared) * precision) / held
-    by_class = summed(rows.classes * share) * precision / (base + summed(share) * precision)
+    shared = mode(summed(rows.shared), counts, below)
+    by_class = mode(summed(rows.classes * share), summed(share), above)
     used = counts > 0
     shared, by_class = (jnp.where(used, x, 0) for x in (shared, by_class))
     return jnp.round(counts[:, 0]).astype(jnp.int32), shared, by_class
