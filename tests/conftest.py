@@ -1,17 +1,25 @@
 """Strict settings for every test, and what tests share."""
 
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["MPLBACKEND"] = "Agg"  # before anything imports matplotlib
-# Tests neither read nor write what the user's own programs remember.
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="fedjax_sim_tests_")
+# Tests neither read nor write what the user's own programs remember. All processes of one run
+# share what they remember and what they compile: much of it is the same.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="fedjax_sim_tests_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(os.environ["XDG_CACHE_HOME"], "jax")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import hypothesis
 import jax
 import numpy as np
 import pytest
+
+import compilation
 
 # An array of lower rank must be broadcast on purpose: [C] + [C, D] is a mistake, not a convenience.
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -30,6 +38,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     unstable = [item.nodeid for item in items if " at 0x" in item.nodeid]
     if unstable:
         raise pytest.UsageError(f"give these tests ids without addresses: {unstable}")
+
+
+def pytest_unconfigure() -> None:
+    """Forget with the last process."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def quick_compilation() -> Iterator[None]:
+    """Compile without optimisation all that the tests of a module ask for."""
+    with compilation.quick():
+        yield
 
 
 @pytest.fixture(scope="session")

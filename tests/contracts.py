@@ -343,8 +343,6 @@ AGGREGATORS = {
         opts_out={
             "test_an_aggregate_equals_the_float64_reference": "is of unit length whatever the "
             "updates' size, which asks for other tolerances: test_fairness.py has them",
-            "test_dtypes_and_structure_are_kept": "its coefficients hang on all leaves together, "
-            "so another leaf changes them; test_fairness.py looks at dtypes",
             "test_an_aggregate_scales_with_the_updates": "the size of an update does not matter",
         }
         | _FROM_ZERO,

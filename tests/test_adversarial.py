@@ -11,6 +11,8 @@ from fedjax_sim import datasets, metrics, models, rounds, simulate
 from fedjax_sim.data import federate
 from fedjax_sim.experiments import lens, lens_adult, lens_fashion, robust_mnist
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def test_the_papers_split_and_target():
     """Sandal 5454 to sneaker, and the classes that the malicious client owns."""

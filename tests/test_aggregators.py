@@ -10,6 +10,8 @@ import reference_aggregators as robust
 from fedjax_sim import aggregators, algorithms, data, models, sampling, simulate
 from fedjax_sim.base import Aggregator
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEY = jax.random.key(3)
 
 

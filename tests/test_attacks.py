@@ -10,6 +10,8 @@ import reference_attacks
 from fedjax_sim import attacks, trees
 from fedjax_sim.base import History, Report, Status
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEY = jax.random.key(5)
 NUM_CLIENTS = len(contracts.SIZES)
 

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from fedjax_sim import cli, datasets, experiments, models, simulate, train
 from fedjax_sim import options as options_lib
 from fedjax_sim.data import federate
 from fedjax_sim.runfolder import RunFolder, load_params
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SMALL = ["--num-clients", "8", "--cohort-size", "3", "--model", "logistic"]
 PICTURES = {"label_counts.png", "learning_curves.png", "client_accuracy.png"}
@@ -53,21 +55,6 @@ def arrays(folder: Path) -> dict[str, np.ndarray]:
 
 def in_a_new_process(*args: object) -> list[str]:
     return [sys.executable, "-c", "from fedjax_sim.cli import main; main()", *map(str, args)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep compiled programs: most runs here differ in nothing that is compiled."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-    }
-    before = {name: jax.config.values[name] for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 # train

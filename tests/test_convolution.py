@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
+import compilation
 from fedjax_sim import convolution
 
 SIDES = st.integers(0, 4)
@@ -49,7 +50,19 @@ shapes = given(
 )
 
 
-@settings(max_examples=30)
+def with_gradients(conv):
+    """(x, k, ct) -> output and both gradients, compiled as one program."""
+
+    def both(x, k, ct):
+        out, pull = jax.vjp(conv, x, k)
+        return out, *pull(ct)
+
+    return jax.jit(both)
+
+
+# Every example is another program, and small.
+@compilation.quick()
+@settings(max_examples=25)
 @shapes
 def test_output_and_gradients_equal_the_reference(kernel, strides, padding, groups, seed):
     rng = np.random.default_rng(seed)
@@ -59,16 +72,15 @@ def test_output_and_gradients_equal_the_reference(kernel, strides, padding, grou
     def conv(x, k):
         return convolution.conv(x, k, strides=strides, padding=padding, feature_groups=groups)
 
-    out, pull = jax.vjp(conv, x, k)
-    ct = rng.normal(size=out.shape).astype(np.float32)
-    for ours, theirs in zip(
-        (out, *pull(ct)), reference(x, k, ct, strides, padding, groups), strict=True
-    ):
+    ct = rng.normal(size=jax.eval_shape(conv, x, k).shape).astype(np.float32)
+    found = with_gradients(conv)(x, k, ct)
+    for ours, theirs in zip(found, reference(x, k, ct, strides, padding, groups), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
-@settings(max_examples=12)
+@compilation.quick()
+@settings(max_examples=10)
 @shapes
 def test_clients_with_kernels_of_their_own_equal_the_reference(
     backend, kernel, strides, padding, groups, seed
@@ -82,11 +94,10 @@ def test_clients_with_kernels_of_their_own_equal_the_reference(
         return convolution.conv(x, k, strides=strides, padding=padding, feature_groups=groups)
 
     with mock.patch.object(jax, "default_backend", lambda: backend):
-        program = str(jax.make_jaxpr(jax.vmap(conv))(xs, ks))
-        out, pull = jax.vjp(jax.vmap(conv), xs, ks)
+        program, out = jax.make_jaxpr(jax.vmap(conv), return_shape=True)(xs, ks)
         cts = rng.normal(size=out.shape).astype(np.float32)
-        found = (out, *pull(cts))
-    assert ("dot_general" in program) == (backend == "gpu")
+        found = with_gradients(jax.vmap(conv))(xs, ks, cts)
+    assert ("dot_general" in str(program)) == (backend == "gpu")
     for i in range(2):
         wanted = reference(xs[i], ks[i], cts[i], strides, padding, groups)
         for ours, theirs in zip(found, wanted, strict=True):

@@ -40,12 +40,12 @@ PROGRAM = textwrap.dedent(
     params = model.init(key, x[:1])
     stacked = aggregators.mean()._replace(summand=None, from_sum=None)
     found = {}
-    for name, options in {
-        "fedavg": {},
-        "wide": {"width": 2},
-        "stacked": {"aggregator": stacked},
-    }.items():
-        for mesh in (None, devices.mesh(), devices.mesh(jax.devices()[:3])):
+    three, eight = devices.mesh(jax.devices()[:3]), devices.mesh()
+    for name, options, meshes in (
+        ("wide", {"width": 2}, (None, three, eight)),
+        ("stacked", {"aggregator": stacked}, (None, eight)),
+    ):
+        for mesh in meshes:
             algorithm = algorithms.fedavg(
                 model,
                 client_optimizer=optax.sgd(0.3),
@@ -62,7 +62,7 @@ PROGRAM = textwrap.dedent(
                 "ids": result.info.cohort.ids.tolist(),
                 "num_steps": result.info.cohort.clients["num_steps"].tolist(),
             }
-    mesh = devices.mesh()
+    mesh = eight
     for name, where in (("evaluate/1", None), ("evaluate/8", mesh)):
         evaluate = rounds.evaluator(
             model, {"loss": metrics.cross_entropy}, block_size=7, mesh=where
@@ -121,6 +121,7 @@ PROGRAM = textwrap.dedent(
 @pytest.fixture(scope="module")
 def found():
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment
     )
@@ -128,8 +129,7 @@ def found():
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", ["fedavg", "wide", "stacked"])
-@pytest.mark.parametrize("size", [3, 8])
+@pytest.mark.parametrize(("name", "size"), [("wide", 3), ("wide", 8), ("stacked", 8)])
 def test_a_round_is_the_same_on_one_device_and_on_several(found, name, size):
     one, many = found[f"{name}/1"], found[f"{name}/{size}"]
     np.testing.assert_allclose(many["kernel"], one["kernel"], atol=1e-6)

@@ -18,6 +18,8 @@ from fedjax_sim.algorithms import first_look
 from fedjax_sim.base import Cohort
 from fedjax_sim.data import Batching, FederatedData, federate
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEY = jax.random.key(5)
 SIZES = (5, 2, 9, 12, 7)
 FEATURES, CLASSES, COHORT, BATCH = 3, 3, 3, 4

@@ -240,8 +240,8 @@ def test_mixed_precision_computes_in_half_and_trains_in_single(name: str) -> Non
     model, inputs = small_models()[name]
     half = models.mixed_precision(model)
     params = drawn(model, inputs)
-    value, gradient = jax.value_and_grad(partial(mean_loss, half))(params, inputs)
-    exact, slope = jax.value_and_grad(partial(mean_loss, model))(params, inputs)
+    value, gradient = jax.jit(jax.value_and_grad(partial(mean_loss, half)))(params, inputs)
+    exact, slope = jax.jit(jax.value_and_grad(partial(mean_loss, model)))(params, inputs)
     # bfloat16 keeps 8 bits; a wrong scale or a lost layer would be off by far more.
     np.testing.assert_allclose(value, exact, rtol=0.03)
     assert trees.norm(trees.subtract(gradient, slope)) < 0.1 * trees.norm(slope)

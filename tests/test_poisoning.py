@@ -14,6 +14,8 @@ from fedjax_sim import algorithms, clients, metrics, poisoning, sampling
 from fedjax_sim.base import Client, History
 from fedjax_sim.data import federate
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEY = jax.random.key(3)
 
 

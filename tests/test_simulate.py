@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+import compilation
 from fedjax_sim import algorithms, metrics, models, rounds, sampling, simulate
 from fedjax_sim.base import Algorithm, Mean, Model, Report, RoundInfo, Status
 from fedjax_sim.data import Batching, FederatedData, federate
@@ -384,6 +385,7 @@ def test_a_failing_sweep_names_the_run_too():
     assert np.argwhere(result.info.status).tolist() == [[3, 2], [5, 1]]
 
 
+@compilation.quick()
 def test_debug_is_the_same_run():
     result = run(
         debug=True,
@@ -401,6 +403,7 @@ def test_debug_is_the_same_run():
     assert_close(a[:4], b[:4])
 
 
+@compilation.quick()
 def test_debug_names_round_stage_and_client():
     def apply(params, inputs, key=None):
         if not isinstance(inputs, jax.core.Tracer) and inputs.shape[0] == 4:

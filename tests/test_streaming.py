@@ -1,5 +1,6 @@
 """A population on disk: what is stored, what is loaded, and runs equal to those in memory."""
 
+import functools
 import json
 
 import hypothesis
@@ -97,10 +98,14 @@ def test_a_run_from_disk_is_bit_for_bit_the_run_in_memory(
     # One shape for all segments, and never the whole population.
     assert loaded[0] == 1 and len(loaded) == 4 and len({*loaded[1:]}) == 1
     assert loaded[1] < 0.6 * population.num_examples
-    # Going on from a state draws the cohorts of the rounds to come, not of the first ones.
-    half = run(population, num_rounds=4, segment_rounds=2)
-    rest = run(population, num_rounds=7, state=half.state, first_round=4)
-    assert_equal(rest.params, resident.params)
+
+
+def test_a_continued_run_draws_the_cohorts_of_the_rounds_to_come(population, params, key):
+    run = functools.partial(simulate.run, ALGORITHMS["fedavg"], params, population, key=key)
+    whole = run(num_rounds=7, segment_rounds=3)
+    half = run(num_rounds=3)
+    rest = run(num_rounds=7, segment_rounds=3, state=half.state, first_round=3)
+    assert_equal(rest.params, whole.params)
 
 
 def test_evaluation_goes_over_everybody_in_blocks(data, population, params, key, monkeypatch):
