@@ -251,7 +251,8 @@ class Server(NamedTuple):
 class Algorithm(NamedTuple):
     """A whole federated algorithm: pure functions to jit, scan and vmap.
 
-    init(key, params, data) -> state. Of `data` only static facts (number of clients) are used.
+    init(key, params, data) -> state. Of `data` only static facts (number of clients) are used, and
+        more only where `sample` is None.
     step(key, state, data) -> (state, info): one round. Give every round a key of its own:
         `jax.random.fold_in(run_key, round)`.
     params(state) -> the model to evaluate and to ship (for some algorithms not the last iterate).

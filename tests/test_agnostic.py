@@ -14,6 +14,8 @@ from fedjax_sim import algorithms, metrics, models, simulate
 from fedjax_sim.base import Model, Status
 from fedjax_sim.data import FederatedData, federate
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEY = jax.random.key(31)
 SIZES = (2, 11, 5)
 FEATURES, CLASSES = 4, 3
@@ -93,15 +95,25 @@ ASCENT = 0.01  # so small that lambda stays inside the simplex: it moves by ASCE
 
 
 @functools.cache
-def estimates(estimator: str, batch_size: int, num_keys: int = 4000) -> dict[str, np.ndarray]:
+def estimates(
+    estimator: str, batch_size: int, of_examples: bool = False, num_keys: int = 4000
+) -> dict[str, np.ndarray]:
     """What one step of `sgd(1)` shows of g_w and of g_lambda - its mean, for many keys."""
-    data, _ = population()
+    data, options = (
+        (mixed_up(), {"domain": "k", "num_domains": 3})
+        if of_examples
+        else (
+            population()[0],
+            {},
+        )
+    )
     algorithm = agnostic(
         optimizer=optax.sgd(1.0),
         mixture_step_size=ASCENT,
         initial_mixture=MIXTURE,
         estimator=estimator,
         batch_size=batch_size,
+        **options,
     )
     state = algorithm.init(KEY, params(), data)
     step = jax.jit(jax.vmap(lambda key: algorithm.step(key, state, data)))
@@ -113,6 +125,14 @@ def estimates(estimator: str, batch_size: int, num_keys: int = 4000) -> dict[str
         "lambda": (np.float64(after.mixture) - MIXTURE) / ASCENT,
         "loss": np.float64(info.cohort.clients["loss"]),
     }
+
+
+def mixed_up() -> FederatedData:
+    """The examples of the population dealt out to five clients, each with its domain."""
+    data, _ = population()
+    rows = np.random.default_rng(0).permutation(sum(SIZES))
+    examples = {name: np.asarray(array) for name, array in data.examples.items()}
+    return federate(examples | {"k": np.asarray(data.owners)}, np.array_split(rows, 5))
 
 
 def full_batch() -> dict[str, np.ndarray]:
@@ -141,6 +161,15 @@ def test_estimates_are_unbiased(estimator, batch_size, part):
     samples = estimates(estimator, batch_size)[part]
     assert samples.std(axis=0).min() > 1e-3  # there is noise
     assert errors(samples, full_batch()[part]) < 4.5
+
+
+@pytest.mark.parametrize(
+    ("estimator", "batch_size"), [("per_domain", 2), ("weighted", 3), ("uniform", 3)]
+)
+def test_batches_of_domains_that_nobody_owns_are_unbiased_too(estimator, batch_size):
+    found, expected = estimates(estimator, batch_size, of_examples=True), full_batch()
+    for part in ("w", "b", "lambda"):
+        assert errors(found[part], expected[part]) < 4.5
 
 
 def test_per_domain_losses_are_unbiased_too():

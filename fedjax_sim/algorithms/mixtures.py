@@ -38,6 +38,18 @@ Schedule = Callable[[Array], Array]
 """schedule(number of steps so far) -> step size, as optax has them."""
 
 
+class Domains(NamedTuple):
+    """Where the examples of every domain are.
+
+    starts, sizes: [p] int32; domain k is at the places starts[k] ... starts[k] + sizes[k] - 1.
+    rows: [M] int32, the row of the example at every place, or () where that is the place itself.
+    """
+
+    starts: Array
+    sizes: Array
+    rows: PyTree
+
+
 class AgnosticState(NamedTuple):
     """What agnostic federated learning keeps.
 
@@ -46,6 +58,7 @@ class AgnosticState(NamedTuple):
     mean_params, mean_mixture: running means of the iterates 1 ... t.
     num_steps: int32, t.
     previous: the gradient and the ascent direction of step t for `optimistic`, else ().
+    domains: the Domains where they are an array of the examples, else ().
     """
 
     params: Params
@@ -55,6 +68,7 @@ class AgnosticState(NamedTuple):
     mean_mixture: Array
     num_steps: Array
     previous: PyTree
+    domains: PyTree
 
 
 def agnostic(
@@ -108,8 +122,7 @@ def agnostic(
             chi2(lambda, m) = sum_k (lambda_k - m_k)^2 / m_k; may be traced. Keep
             mixture_step_size * skewness below the smallest m_k.
         domain: name of an array of the examples, integers [M] in [0, num_domains): the domains are
-            then these, whoever owns the examples. For `batch_size=None`; to draw batches, make each
-            domain a client (`partition.by_group`), which is the same objective.
+            then these, whoever owns the examples.
         num_domains: p, with `domain`. A domain without examples makes the first round fail.
         output: what `params(state)` is, the running "average" of the iterates (as the paper has
             it) or the "last" one.
@@ -139,11 +152,6 @@ def agnostic(
             'projection must be simplex.project with ascent="exponentiated", which knows the whole '
             'simplex only. Use ascent="projected" for another set.'
         )
-    if domain is not None and batch_size is not None:
-        raise ValueError(
-            f"batch_size must be None with domain={domain!r}, got {batch_size}. To draw batches, "
-            "make each domain a client with partition.by_group."
-        )
     penalty = regularizer or (lambda params: jnp.float32(0))
     if batch_size is not None:
         checks.positive_int("batch_size", batch_size, hint="None takes all examples.")
@@ -167,6 +175,7 @@ def agnostic(
             mixture,
             jnp.int32(0),
             previous if optimistic else (),
+            () if domain is None else _sorted_domains(data.examples[domain], p),
         )
 
     def ascended(mixture: Array, gradient: Array, step_size: Array) -> Array:
@@ -177,8 +186,12 @@ def agnostic(
     def step(
         key: Key, state: AgnosticState, data: FederatedData
     ) -> tuple[AgnosticState, RoundInfo]:
-        found = estimate(key, state.params, state.mixture, data)
-        share = _shares(data, domain, state.mixture.shape[0])
+        domains = Domains(data.starts, data.sizes, ()) if domain is None else state.domains
+        found = estimate(key, state.params, state.mixture, data, domains)
+        # There is no such thing as the loss of a domain without examples.
+        known = [jnp.where(domains.sizes > 0, x, jnp.nan) for x in (found.ascent, found.losses)]
+        found = found._replace(ascent=known[0], losses=known[1])
+        share = domains.sizes / data.num_examples
         pull = 2 * skewness * (state.mixture - share) / share
         gradient, uphill = now = (found.gradient, found.ascent - pull)
         if optimistic:
@@ -197,6 +210,7 @@ def agnostic(
             _running_mean(state.mean_mixture, mixture, num_steps),
             num_steps,
             now if optimistic else (),
+            state.domains,
         )
         finite = trees.all_finite((found.gradient, found.ascent))
         p = state.mixture.shape[0]
@@ -231,7 +245,7 @@ class _Estimate(NamedTuple):
     moved: Params
 
 
-_Estimator = Callable[[Key, Params, Array, FederatedData], _Estimate]
+_Estimator = Callable[[Key, Params, Array, FederatedData, Domains], _Estimate]
 
 
 def _per_domain_estimate(
@@ -249,19 +263,19 @@ def _per_domain_estimate(
         losses = Mean(*(first_look.group_sum(x, domains, mixture.shape[0]) for x in mean)).value
         return mixture @ losses + regularizer(params), (losses, moved)
 
-    def estimate(key: Key, params: Params, mixture: Array, data: FederatedData) -> _Estimate:
+    def estimate(
+        key: Key, params: Params, mixture: Array, data: FederatedData, where: Domains
+    ) -> _Estimate:
         draw_key, model_key = jax.random.split(key)
         if batch_size is None:
             examples = data.examples
             domains = data.owners if domain is None else examples[domain].astype(jnp.int32)
         else:
-            domains = jnp.repeat(jnp.arange(data.num_clients), batch_size)
-            examples = _draw(draw_key, data, domains)
+            domains = jnp.repeat(jnp.arange(mixture.shape[0]), batch_size)
+            examples = _draw(draw_key, data, where, domains)
         gradient_of = jax.value_and_grad(objective, has_aux=True)
         (_, aux), gradient = gradient_of(params, model_key, examples, domains, mixture)
         losses, moved = aux
-        if domain is not None:  # there is no such thing as the loss of a domain without examples
-            losses = jnp.where(_shares(data, domain, mixture.shape[0]) > 0, losses, jnp.nan)
         return _Estimate(gradient, losses, losses, moved)
 
     return estimate
@@ -274,14 +288,16 @@ def _weighted_estimate(
         losses, moved = _each_loss(model, loss, params, key, examples)
         return losses.mean() + regularizer(params), moved
 
-    def estimate(key: Key, params: Params, mixture: Array, data: FederatedData) -> _Estimate:
-        num_domains = data.num_clients
+    def estimate(
+        key: Key, params: Params, mixture: Array, data: FederatedData, where: Domains
+    ) -> _Estimate:
+        num_domains = mixture.shape[0]
         keys = jax.random.split(key, 6)
         drawn = jax.random.categorical(keys[0], jnp.log(mixture), shape=(batch_size,))
         gradient_of = jax.grad(objective, has_aux=True)
-        gradient, moved = gradient_of(params, keys[1], _draw(keys[2], data, drawn))
+        gradient, moved = gradient_of(params, keys[1], _draw(keys[2], data, where, drawn))
         uniform = jax.random.randint(keys[3], (batch_size,), 0, num_domains)
-        losses, _ = _each_loss(model, loss, params, keys[4], _draw(keys[5], data, uniform))
+        losses, _ = _each_loss(model, loss, params, keys[4], _draw(keys[5], data, where, uniform))
         ascent, seen = _uniform_ascent(losses, uniform, num_domains)
         return _Estimate(gradient, ascent, seen, moved)
 
@@ -297,11 +313,13 @@ def _uniform_estimate(
         losses, moved = _each_loss(model, loss, params, key, examples)
         return (weights * losses).mean() + regularizer(params), (losses, moved)
 
-    def estimate(key: Key, params: Params, mixture: Array, data: FederatedData) -> _Estimate:
-        num_domains = data.num_clients
+    def estimate(
+        key: Key, params: Params, mixture: Array, data: FederatedData, where: Domains
+    ) -> _Estimate:
+        num_domains = mixture.shape[0]
         domain_key, draw_key, model_key = jax.random.split(key, 3)
         drawn = jax.random.randint(domain_key, (batch_size,), 0, num_domains)
-        examples = _draw(draw_key, data, drawn)
+        examples = _draw(draw_key, data, where, drawn)
         gradient_of = jax.grad(objective, has_aux=True)
         weights = num_domains * mixture[drawn]
         gradient, (losses, moved) = gradient_of(params, model_key, examples, weights)
@@ -362,18 +380,18 @@ def _initial_mixture(
     return given
 
 
-def _shares(data: FederatedData, domain: str | None, num_domains: int) -> Array:
-    """[p] the domains' shares of the examples."""
-    if domain is None:
-        return data.sizes / data.num_examples
-    owners = data.examples[domain].astype(jnp.int32)
-    return first_look.group_sum(jnp.ones(owners.shape), owners, num_domains) / data.num_examples
+def _sorted_domains(owners: Array, num_domains: int) -> Domains:
+    """The Domains of examples whose domains are `owners` [M]."""
+    owners = owners.astype(jnp.int32)
+    sizes = jnp.bincount(owners, length=num_domains).astype(jnp.int32)
+    rows = jnp.argsort(owners, stable=True).astype(jnp.int32)
+    return Domains(jnp.cumsum(sizes, dtype=jnp.int32) - sizes, sizes, rows)
 
 
-def _draw(key: Key, data: FederatedData, domains: Array) -> Examples:
-    """One example of each of the given domains [B], uniformly: arrays [B, ...]."""
-    sizes = data.sizes[domains]
-    rows = data.starts[domains] + jax.random.randint(key, domains.shape, 0, sizes)
+def _draw(key: Key, data: FederatedData, where: Domains, drawn: Array) -> Examples:
+    """One example of each of the domains `drawn` [B], uniformly: arrays [B, ...]."""
+    places = where.starts[drawn] + jax.random.randint(key, drawn.shape, 0, where.sizes[drawn])
+    rows = places if isinstance(where.rows, tuple) else where.rows[places]
     return {name: array[rows] for name, array in data.examples.items()}
 
 
