@@ -19,6 +19,8 @@ from fedjax_sim import checks, convolution, products
 from fedjax_sim.base import Array, Key, Model, Params
 from fedjax_sim.trees import flat_dict
 
+Activation = Callable[[Array], Array]
+"""What stands behind every hidden layer, one number at a time."""
 _Layer = dict[str, Array]
 _Initializer = Callable[..., Array]
 
@@ -162,7 +164,12 @@ def logistic(num_classes: int, *, init: str = "zeros") -> Model:
     return Model(init_fn, apply)
 
 
-def mlp(num_classes: int, *, hidden: Sequence[int] = (200, 200)) -> Model:
+def mlp(
+    num_classes: int,
+    *,
+    hidden: Sequence[int] = (200, 200),
+    activation: Activation = jax.nn.relu,
+) -> Model:
     """Multilayer perceptron with ReLU on flattened inputs.
 
     The default is the "2NN" of the FedAvg paper and FedJAX's dense EMNIST model: 199,210 parameters
@@ -172,6 +179,8 @@ def mlp(num_classes: int, *, hidden: Sequence[int] = (200, 200)) -> Model:
     Args:
         num_classes: K >= 1, static.
         hidden: widths of the hidden layers, each >= 1, static; () is logistic regression.
+        activation: in place of the ReLU, e.g. `jax.nn.tanh`, or a ReLU with a gradient of its own
+            (`explanations`).
 
     Returns:
         Model of params {"dense_0": {"kernel", "bias"}, ...}, inputs [B, ...] -> outputs [B, K].
@@ -203,7 +212,7 @@ def mlp(num_classes: int, *, hidden: Sequence[int] = (200, 200)) -> Model:
         del key
         x = _flatten(as_float(inputs))
         for name in names[:-1]:
-            x = jax.nn.relu(_dense(params[name], x))
+            x = activation(_dense(params[name], x))
         return _dense(params[names[-1]], x)
 
     return Model(init, apply)
@@ -262,7 +271,10 @@ def simple_cnn(
 
 
 def lens_cnn(
-    num_classes: int, *, dropout: tuple[float | Array, float | Array] = (0.25, 0.5)
+    num_classes: int,
+    *,
+    dropout: tuple[float | Array, float | Array] = (0.25, 0.5),
+    activation: Activation = jax.nn.relu,
 ) -> Model:
     """Convolutional network of the adversarial-lens paper (Fashion-MNIST).
 
@@ -273,6 +285,7 @@ def lens_cnn(
     Args:
         num_classes: K >= 1, static.
         dropout: the two rates, each in [0, 1); numbers or traced. Rate 0 costs nothing.
+        activation: as in `mlp`.
 
     Returns:
         As `emnist_cnn`, for images of at least 9x9 pixels.
@@ -284,7 +297,15 @@ def lens_cnn(
         Bhagoji, Chakraborty, Mittal, Calo, Analyzing Federated Learning through an Adversarial
         Lens, ICML 2019 (model A of its code).
     """
-    return _cnn(num_classes, dropout, _glorot_uniform, window=5, channels=(64, 64), pool=False)
+    return _cnn(
+        num_classes,
+        dropout,
+        _glorot_uniform,
+        window=5,
+        channels=(64, 64),
+        pool=False,
+        activation=activation,
+    )
 
 
 def _cnn(
@@ -295,6 +316,7 @@ def _cnn(
     window: int = 3,
     channels: tuple[int, int] = (32, 64),
     pool: bool = True,
+    activation: Activation = jax.nn.relu,
 ) -> Model:
     checks.positive_int("num_classes", num_classes)
     if not isinstance(dropout, Sequence) or len(dropout) != 2:
@@ -329,10 +351,10 @@ def _cnn(
             return _dropout(jax.random.fold_in(key, layer), rate, x)
 
         x = as_float(inputs).reshape(_image_shape(inputs, least))
-        x = jax.nn.relu(_conv(params["conv_0"], x))
-        x = jax.nn.relu(_conv(params["conv_1"], x))
+        x = activation(_conv(params["conv_0"], x))
+        x = activation(_conv(params["conv_1"], x))
         x = drop(0, _flatten(_max_pool(x) if pool else x))
-        x = drop(1, jax.nn.relu(_dense(params["dense_0"], x)))
+        x = drop(1, activation(_dense(params["dense_0"], x)))
         return _dense(params["dense_1"], x)
 
     return Model(init, apply)

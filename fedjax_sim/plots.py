@@ -537,6 +537,33 @@ def ranges(
     return figure
 
 
+def histograms(
+    counts: Mapping[str, Mapping[str, ArrayLike]], edges: ArrayLike, *, x: str, y: str
+) -> "Figure":
+    """Draw histograms over common bins, in one panel for each name, on a logarithmic axis.
+
+    Args:
+        counts: panel name -> series name -> [k] counts >= 0; the same series in every panel.
+        edges: [k + 1] ascending edges of the bins.
+        x, y: what is binned and what is counted.
+
+    Returns:
+        The figure.
+    """
+    with _figure(1.5 + 2.2 * len(counts), 2.8) as figure:
+        panels = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
+        for axes, (name, series) in zip(panels, counts.items(), strict=True):
+            drawn = [
+                axes.stairs(np.asarray(each, float), np.asarray(edges), color=colour)
+                for each, colour in zip(series.values(), (_COLOURS[0], *_COLOURS[5:]), strict=False)
+            ]
+            axes.set(title=name, xlabel=x, yscale="log")
+            axes.grid(visible=True)
+        panels[0].set_ylabel(y)
+        figure.legend(drawn, list(series), ncols=len(drawn), loc="outside upper center")
+    return figure
+
+
 def image_grid(
     images: Sequence[Sequence[ArrayLike]], row_names: Sequence[str], column_names: Sequence[str]
 ) -> "Figure":

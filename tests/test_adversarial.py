@@ -9,7 +9,7 @@ import pytest
 
 from fedjax_sim import datasets, metrics, models, rounds, simulate
 from fedjax_sim.data import federate
-from fedjax_sim.experiments import lens, lens_adult, lens_fashion, robust_mnist
+from fedjax_sim.experiments import backdoor_fashion, lens, lens_adult, lens_fashion, robust_mnist
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -26,7 +26,7 @@ def test_the_papers_split_and_target():
     assert setting.targets["y"].tolist() == [7]
     ten = lens_fashion.load_setting(lens_fashion.Options(num_targets=10))
     assert ten.targets["y"].tolist() == [7, 6, 9, 5, 1, 6, 7, 0, 5, 7]
-    assert [len(rows) for rows in ten.partition] == [1200] * 10
+    assert [len(rows) for rows in ten.partition] == [2400] * 10
 
 
 def test_lens_fashion_leaves_everything(tmp_path, monkeypatch, capsys):
@@ -42,7 +42,13 @@ def test_lens_fashion_leaves_everything(tmp_path, monkeypatch, capsys):
     assert rows[lens.BOOSTED]["rounds_that_pass_the_check"]["mean"] < 1
     assert rows[lens.BENIGN]["rounds_that_pass_the_check"]["mean"] == 1
     files = {path.name for path in output.iterdir()}
-    assert {"rows.npz", "confidence.png", "distances.png", "explanations.png"} <= files
+    assert {
+        "rows.npz",
+        "confidence.png",
+        "distances.png",
+        "updates.png",
+        "explanations.png",
+    } <= files
     assert "boosting" in capsys.readouterr().out
 
 
@@ -52,6 +58,19 @@ def test_lens_adult_has_the_papers_features_and_two_networks():
     assert [len(rows) for rows in setting.partition] == [3016] * 10
     assert setting.targets["y"].tolist() == [1]
     assert list(lens_adult.NETS.values()) == [(256,), (256, 256)]
+
+
+def test_agnostic_learning_amplifies_a_backdoor(tmp_path, monkeypatch):
+    recipes = backdoor_fashion.recipes()
+    kept = {name: recipes[name] for name in ("FedAvg", "agnostic")}
+    monkeypatch.setattr(backdoor_fashion, "recipes", lambda: kept)
+    output = tmp_path / "run"
+    backdoor_fashion.main(backdoor_fashion.Options(output=output, quick=True, num_seeds=2))
+    rows = json.loads((output / "results.json").read_text())["rows"]
+    assert min(rows["agnostic"]["success"]) > 1.5 * max(rows["FedAvg"]["success"])
+    assert min(rows["agnostic"]["weight"]) > 0.15 and rows["FedAvg"]["weight"] == [0.1, 0.1]
+    assert min(rows["FedAvg"]["accuracy"]) > 0.7
+    assert {"success.png", "results.md"} <= {path.name for path in output.iterdir()}
 
 
 def a_row(gap, distances, honest):

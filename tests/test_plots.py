@@ -306,6 +306,17 @@ def test_ranges_draw_a_band_and_two_lines_in_every_panel():
         assert len(axes.lines) == 2 and len(axes.collections) == 1
 
 
+def test_histograms_step_through_the_bins_in_every_panel():
+    counts = {"a": {"x": [3, 1], "y": [0, 2]}, "b": {"x": [4, 0], "y": [1, 1]}}
+    figure = plots.histograms(counts, [-1, 0, 1], x="change", y="parameters")
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
+    for axes, series in zip(figure.axes, counts.values(), strict=True):
+        drawn = [patch.get_data() for patch in axes.patches]
+        assert [values.tolist() for values, *_ in drawn] == list(series.values())
+        assert drawn[0].edges.tolist() == [-1, 0, 1]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["x", "y"]
+
+
 def test_image_grid_centres_the_colours_of_signed_images():
     gray, signed = np.ones((3, 3, 1)), np.linspace(-1, 2, 9).reshape(3, 3)
     figure = plots.image_grid([[gray, signed]], ["row"], ["a", "b"])

@@ -13,6 +13,7 @@ EXPERIMENTS: dict[str, str] = {
     "lens-adult": "fedjax_sim.experiments.lens_adult",
     "robust-mnist": "fedjax_sim.experiments.robust_mnist",
     "agnostic-fashion": "fedjax_sim.experiments.agnostic_fashion",
+    "backdoor-fashion": "fedjax_sim.experiments.backdoor_fashion",
     "agnostic-language": "fedjax_sim.experiments.agnostic_language",
     "fair-adult": "fedjax_sim.experiments.fair_adult",
     "fair-shakespeare": "fedjax_sim.experiments.fair_shakespeare",

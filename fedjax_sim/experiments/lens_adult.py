@@ -42,7 +42,7 @@ class Options:
     seed: int = 0
     """First seed; the others follow it (>= 0)."""
     num_rounds: int = 8
-    """Rounds of every row, of which three are without attack; the paper has 40 (>= 4)."""
+    """Rounds of every row; the paper has 40 (>= 5)."""
     quick: bool = False
     """One seed, five rounds: to see everything once."""
 
@@ -56,7 +56,7 @@ def main(options: Options) -> None:
     """
     checks.in_range("num_seeds", options.num_seeds, 1)
     checks.in_range("seed", options.seed, 0)
-    checks.in_range("num_rounds", options.num_rounds, 4)
+    checks.in_range("num_rounds", options.num_rounds, lens.EARLY)
     console = Console()
     folder = RunFolder(options.output, options, overwrite=options.overwrite)
     num_seeds = 1 if options.quick else options.num_seeds
@@ -94,5 +94,4 @@ def load_setting(model: Model, options: Options) -> lens.Setting:
         batching=Batching(50),
         cohort_size=NUM_CLIENTS,
         num_rounds=5 if options.quick else options.num_rounds,
-        start=3,
     )

@@ -43,8 +43,19 @@ from fedjax_sim import (
     poisoning,
     rounds,
     simulate,
+    trees,
 )
-from fedjax_sim.base import Aggregator, Algorithm, Array, Key, Model, Params, PyTree
+from fedjax_sim.base import (
+    Aggregator,
+    Algorithm,
+    Array,
+    Client,
+    ClientRule,
+    Key,
+    Model,
+    Params,
+    PyTree,
+)
 from fedjax_sim.data import Batching, FederatedData, federate
 from fedjax_sim.runfolder import RunFolder
 
@@ -245,16 +256,12 @@ def column(task: Task, defence: Defence, options: Options) -> np.ndarray:
 
 
 def algorithm_for(model: Model, defence: Defence, attack: int | Array) -> Algorithm:
-    """One gradient a client, combined by the defence, under attack number `attack`.
-
-    Malicious clients keep momentum as the honest do. In the paper's code those who flip bits or
-    labels send bare gradients, which at 0.9 are ten times smaller.
-    """
+    """One gradient a client, combined by the defence, under attack number `attack`."""
     gradient = clients.local_sgd(model, optax.sgd(1.0), loss=metrics.cross_entropy)
     return algorithms.fedavg(
         model,
         client_optimizer=optax.sgd(1.0),
-        rule=clients.worker_momentum(gradient, momentum=defence.momentum, dampening=0.0),
+        rule=honest_momentum(gradient, defence.momentum),
         batching=Batching(32, num_steps=1),
         aggregator=aggregator_for(defence),
         server=optax.sgd(LEARNING_RATE),
@@ -270,6 +277,23 @@ def algorithm_for(model: Model, defence: Defence, attack: int | Array) -> Algori
         ),
         malicious=MALICIOUS,
     )
+
+
+def honest_momentum(rule: ClientRule, momentum: float) -> ClientRule:
+    """Worker momentum for the honest, as in the paper's code; the malicious send bare gradients.
+
+    This matters to those who flip bits or labels: at 0.9 they send a tenth of what others do.
+    """
+    kept = clients.worker_momentum(rule, momentum=momentum, dampening=0.0)
+
+    def finish(
+        key: Key, state: PyTree, broadcast: PyTree, client: Client, work: PyTree
+    ) -> tuple[PyTree, PyTree, Array, dict[str, Array]]:
+        _, bare, _, _ = rule.finish(key, state.rule, broadcast, client, work)
+        state, sent, weight, info = kept.finish(key, state, broadcast, client, work)
+        return state, trees.where(client.id < NUM_HONEST, sent, bare), weight, info
+
+    return kept._replace(finish=finish)
 
 
 def aggregator_for(defence: Defence) -> Aggregator:
