@@ -1,10 +1,11 @@
 """Fashion-MNIST: agnostic learning listens to the loudest client, and that may be a backdoor.
 
 Ten clients own equal parts of Fashion-MNIST. The last one paints a small square into the corner of
-a fifth of its images and calls those sneakers. FedAvg gives it a tenth of the say. Agnostic learning
-gives weight to whose loss is high, and among clients alike a backdoor's is the highest: several
-times as many images with the square follow it, against the same steps with the mixture held fixed.
-A bound on the mixture takes a part of that back, robust aggregation all. A softmax regression.
+a fifth of its images and calls those sneakers. FedAvg gives it a tenth of the say. Agnostic
+learning gives weight to whose loss is high, and among clients alike a backdoor's is the highest:
+several times as many images with the square follow it, against the same steps with the mixture held
+fixed. A bound on the mixture takes a part of that back, robust aggregation more. A softmax
+regression.
 
 References:
     Mohri, Sivek, Suresh, "Agnostic Federated Learning", ICML 2019.
