@@ -18,6 +18,7 @@ from fedjax_sim.experiments import (
     agnostic_language,
     fair_adult,
     fair_shakespeare,
+    fedma_fashion,
     minimax,
     pfnm,
 )
@@ -159,6 +160,46 @@ def test_reproduce_pfnm_leaves_everything(tmp_path, capsys, rng):
     assert run["train_seconds"] > 0 and len(run["local_accuracy"]) == 4
     pictures = {path.name for path in output.glob("*.png")}
     assert pictures == {f"{what}_homogeneous.png" for what in ("size", "sharing", "filters")}
+
+
+def test_reproduce_fedma_leaves_everything(tmp_path, monkeypatch, rng):
+    """On pictures that one filter tells apart, the smallest run that goes all ways."""
+    y = rng.integers(0, 2, 60)
+    x = rng.integers(0, 256, (60, 16, 16, 1))
+    x[y == 1, :, 8:] = 0
+    small = from_arrays(x.astype(np.uint8), y, x.astype(np.uint8), y, name="halves")
+    monkeypatch.setattr(fedma_fashion.datasets, "fashion_mnist", lambda folder: small)
+    output = tmp_path / "run"
+    options = fedma_fashion.Options(
+        output, partitions=("homogeneous",), num_clients=2, num_epochs=2
+    )
+    fedma_fashion.main(options)
+    results = json.loads((output / "results.json").read_text())
+    (run,) = results["runs"]["LeNet, homogeneous"]
+    assert results["complete"] and len(run["local_accuracy"]) == 2
+    width = {"conv_0": 8, "conv_1": 16, "dense_0": 64}
+    for name, row in run["models"].items():
+        assert 0 <= row["accuracy"] <= 1
+        assert row["num_rounds"] == (4 if "adapt" in name or "rounds" in name else 1)
+        if name not in ("FedMA", "ensemble"):
+            assert row["widths"] == width
+    assert {"average", "matched average", "FedAvg, 4 rounds"} < run["models"].keys()
+    assert run["models"]["ensemble"]["widths"]["conv_1"] == 32
+    assert "FedMA, a client's width, clients adapt" in (output / "results.md").read_text()
+    assert (output / "size_lenet_homogeneous.png").exists()
+
+
+def test_what_is_frozen_stays_while_clients_adapt(rng):
+    x, y = rng.integers(0, 256, (20, 16, 16, 1)).astype(np.uint8), np.arange(20) % 2
+    dataset = from_arrays(x, y, x, y, name="noise")
+    options = fedma_fashion.Options(num_clients=2, num_epochs=1)
+    shop = fedma_fashion.Workshop(fedma_fashion.divided(dataset, "homogeneous", options, 0))
+    params = shop.start(jax.random.key(0), common=False)
+    frozen = {name: dict.fromkeys(each, name == "conv_0") for name, each in params.items()}
+    after = shop.adapt(jax.random.key(1), params, frozen)
+    for name in params:
+        moved = np.abs(np.asarray(after[name]["kernel"] - params[name]["kernel"])).max()
+        assert (moved == 0) == (name == "conv_0")
 
 
 def test_amsgrad_is_pytorchs(rng):

@@ -9,6 +9,7 @@ EXPERIMENTS: dict[str, str] = {
     "agnostic-adult": "fedjax_sim.experiments.agnostic_adult",
     "pfnm-cifar10": "fedjax_sim.experiments.pfnm_cifar10",
     "pfnm-mnist": "fedjax_sim.experiments.pfnm_mnist",
+    "fedma-fashion": "fedjax_sim.experiments.fedma_fashion",
     "lens-fashion": "fedjax_sim.experiments.lens_fashion",
     "lens-adult": "fedjax_sim.experiments.lens_adult",
     "robust-mnist": "fedjax_sim.experiments.robust_mnist",

@@ -11,13 +11,14 @@ on.
 from fedjax_sim.matching.assignment import assignment
 from fedjax_sim.matching.averages import matched_average
 from fedjax_sim.matching.axes import Axes, neuron_axes
-from fedjax_sim.matching.layerwise import LayerwiseMatching, compact, fedma
+from fedjax_sim.matching.layerwise import LayerwiseMatching, Retrain, compact, fedma
 from fedjax_sim.matching.networks import Matching, pfnm, pfnm_stacked
 
 __all__ = [
     "Axes",
     "LayerwiseMatching",
     "Matching",
+    "Retrain",
     "assignment",
     "compact",
     "fedma",
