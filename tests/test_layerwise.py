@@ -215,8 +215,10 @@ def test_padding_may_hold_anything(rng, key):
     for name in ("kernel", "bias"):
         clients[1]["dense_0"][name][..., -1] = clients[0]["conv_1"][name][..., -1] = np.nan
     clients[1]["dense_1"]["kernel"][-1] = clients[0]["dense_0"]["kernel"][4::5] = np.nan
-    merge = jax.jit(functools.partial(matching.fedma, **PRIOR | {"sigma": 1e-6}))
-    found = matching.compact(merge(stack(clients), np.ones(J), key=key, live=live))
+    merged = matching.fedma(
+        stack(clients), np.ones(J), key=key, live=live, **PRIOR | {"sigma": 1e-6}
+    )
+    found = matching.compact(merged)
     assert {layer: int(n) for layer, n in found.num_neurons.items()} == {
         "conv_0": 9, "conv_1": 14, "dense_0": 17,
     }  # fmt: skip

@@ -151,8 +151,11 @@ def described(params: Params, axes: Axes | None) -> Description:
     if not sizes:
         raise ValueError("axes must name a layer whose neurons can be matched, got None for all.")
     for layer, found in sizes.items():
-        if layer not in inputs:
-            raise ValueError(f"axes: layer {layer!r} is the last axis of no array: what leads in?")
+        if not any(each[-1:] == (layer,) and each.count(layer) == 1 for each in given.values()):
+            raise ValueError(
+                f"axes: layer {layer!r} is the last axis of no array, but for those from itself: "
+                "what leads in?"
+            )
         if layer not in outputs:
             raise ValueError(
                 f"axes: nothing leads out of layer {layer!r}. The outputs of a network keep their "

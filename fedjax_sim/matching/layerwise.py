@@ -29,7 +29,8 @@ Retrain = Callable[[Key, Params, Params], Params]
 
 `params` are the clients' networks with the merged layers in place of their own, so they are wider
 than before; `frozen` is a tree of bools like them, True for merged arrays. Those are put back
-afterwards whatever becomes of them, but the others should be trained with them as they are.
+afterwards whatever becomes of them, but the others should be trained with them as they are. Dead
+neurons stay dead if the activation of 0 is 0 (ReLU, tanh, an LSTM): their weights get no gradient.
 """
 
 PerLayer = float | Array | Mapping[str, float | Array]
@@ -106,8 +107,8 @@ def fedma(
 
     Raises:
         ValueError: axes that do not fit the parameters; weights of another shape, below 0 or
-            without anything; a hyperparameter out of range; parameters that are not finite (where
-            they are known: inside jit this is not checked).
+            without anything; a hyperparameter out of range; without `live`, parameters that are not
+            finite (where they are known: inside jit this is not checked).
 
     Cost: for each layer one product of all rows with each other and (1 + num_passes) J assignments.
 
@@ -117,7 +118,7 @@ def fedma(
         pulls it towards 0, so that clients that agree do not come back as they are; here, as in the
         paper, it is the mean.
     """
-    num_clients, weights = _checked(params, weights)
+    num_clients, weights = _checked(params, weights, padded=live is not None)
     network = described(params, axes)
     checks.count("num_passes", num_passes)
     treedef = jax.tree.structure(params)
@@ -297,8 +298,8 @@ def _weighted(leaf: Array, weights: Array) -> Array:
     return (leaf * share.astype(leaf.dtype)).sum(axis=0)
 
 
-def _checked(params: Params, weights: Array) -> tuple[int, Array]:
-    """J, and the weights as an array."""
+def _checked(params: Params, weights: Array, padded: bool) -> tuple[int, Array]:
+    """J, and the weights as an array. What is padding may hold anything."""
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(params)}
     if len(sizes) != 1 or () in sizes:
         raise ValueError(
@@ -307,7 +308,7 @@ def _checked(params: Params, weights: Array) -> tuple[int, Array]:
         )
     ((num_clients,),) = sizes
     for name, leaf in trees.flat_dict(params).items():
-        if not checks.is_traced(leaf) and not np.isfinite(leaf).all():
+        if not padded and not checks.is_traced(leaf) and not np.isfinite(leaf).all():
             raise ValueError(
                 f"params: {name} has values that are not finite. Leave that client out, or train "
                 "it with a lower learning rate."
