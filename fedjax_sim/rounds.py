@@ -345,7 +345,7 @@ def _work(
             if summand is None:
                 return (), (updates, states, weights, info)
             terms = jax.vmap(summand)(updates, weights)
-            return jax.tree.map(lambda x: x.sum(axis=0), terms), ((), states, weights, info)
+            return trees.sum_rows(terms), ((), states, weights, info)
 
         def accumulate(total: PyTree, members: _Slots) -> tuple[PyTree, tuple[PyTree, ...]]:
             terms, out = chunk(members)

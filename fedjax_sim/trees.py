@@ -1,5 +1,7 @@
 """Pytree algebra: what every part needs and jax.tree does not have."""
 
+import functools
+import operator
 from typing import Any
 
 import jax
@@ -7,6 +9,9 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_sim.base import Array, PyTree
+
+MAX_ADDED = 32
+"""Rows up to which a sum is written out as additions: one pass, but a longer program."""
 
 
 def add(a: PyTree, b: PyTree) -> PyTree:
@@ -45,6 +50,29 @@ def all_finite(tree: PyTree) -> Array:
     """True if no leaf holds a NaN or an infinity, a bool scalar."""
     leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
     return jnp.all(jnp.stack(leaves)) if leaves else jnp.bool_(True)
+
+
+def sum_rows(tree: PyTree) -> PyTree:
+    """Sum every leaf over its leading axis.
+
+    XLA's CPU backend sums large leaves over their first axis slowly, on jax 0.10 up to 80 times
+    slower than it adds their rows; a product with ones is in between.
+
+    Args:
+        tree: leaves [C, ...].
+
+    Returns:
+        Leaves [...], each in its own dtype.
+    """
+
+    def total(leaf: Array) -> Array:
+        if jax.default_backend() != "cpu" or leaf.dtype not in (jnp.float32, jnp.float64):
+            return leaf.sum(axis=0)
+        if 0 < len(leaf) <= MAX_ADDED:
+            return functools.reduce(operator.add, [leaf[i] for i in range(len(leaf))])
+        return jnp.tensordot(jnp.ones(len(leaf), leaf.dtype), leaf, axes=1)
+
+    return jax.tree.map(total, tree)
 
 
 def weighted_sum(tree: PyTree, weights: Array) -> PyTree:

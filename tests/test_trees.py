@@ -26,6 +26,14 @@ def test_scaled_and_summed_leaves_keep_their_dtype(dtype):
     assert total.dtype == dtype and total.tolist() == [20, 28]
 
 
+@pytest.mark.parametrize("num_rows", [0, 1, 7, trees.MAX_ADDED, 100])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32])
+def test_rows_are_summed_like_numpy_does(num_rows, dtype):
+    rows = np.random.default_rng(0).integers(-3, 4, (num_rows, 2, 3))
+    total = trees.sum_rows({"x": jnp.asarray(rows, dtype)})["x"]
+    assert total.dtype == dtype and total.tolist() == rows.sum(axis=0).tolist()
+
+
 def test_rows_without_weight_are_not_looked_at():
     tree = {"x": jnp.array([[1.0, 2.0], [jnp.nan, jnp.inf]]), "y": jnp.array([3.0, jnp.nan])}
     total = trees.weighted_sum(tree, jnp.array([2.0, 0.0]))

@@ -49,6 +49,6 @@ def _sum(summand: Callable, from_sum: Callable) -> Aggregator:
         key: Key, state: PyTree, updates: PyTree, weights: Array
     ) -> tuple[PyTree, PyTree, dict[str, Array]]:
         terms = jax.vmap(summand)(updates, weights)
-        return from_sum(key, state, jax.tree.map(lambda x: x.sum(axis=0), terms))
+        return from_sum(key, state, trees.sum_rows(terms))
 
     return Aggregator(lambda update: (), apply, summand, from_sum)
