@@ -2,7 +2,7 @@
 
 One client of K wants chosen inputs misclassified, from the first round on. Each row of the table is
 one way to try, against one way to aggregate, with many seeds. Everybody trains with Adam, attackers
-stop at a loss of the targets of 1e-6, as in the paper's code.
+stop at a loss of the targets of 1e-6, as in the paper's code; against Krum, at 0.05 and by SGD.
 """
 
 from collections.abc import Callable
@@ -121,10 +121,13 @@ def jobs(setting: Setting) -> dict[str, Job]:
     )
     common: Any = {"targets": setting.targets, "loss": metrics.cross_entropy}
 
-    def boosted(factor: float) -> ClientRule:
-        return clients.targeted_poisoning(setting.model, optimizer, boost=factor, **common)
+    def boosted(factor: float, **options: Any) -> ClientRule:
+        options = {"optimizer": optimizer, "boost": factor, **common, **options}
+        return clients.targeted_poisoning(setting.model, **options)
 
     mean, krum = aggregators.mean(), aggregators.krum(num_byzantine=1)
+    # Krum believes who is the closest to all others, and that is who moves least.
+    small = boosted(2.0, optimizer=optax.sgd(0.005), threshold=0.05)
     stealthy = clients.stealthy_poisoning(setting.model, optimizer, boost=boost, **common)
     alternating = clients.alternating_poisoning(
         setting.model, optimizer, boost=boost, distance_to="own", **common
@@ -140,7 +143,7 @@ def jobs(setting: Setting) -> dict[str, Job]:
         "stealthy": Job(stealthy, mean, plain),
         "alternating": Job(alternating, mean, plain),
         "alternating, near": Job(near, mean, plain),
-        "boost 2, Krum": Job(boosted(2.0), krum, plain),
+        "boost 2, Krum": Job(small, krum, plain),
         "boost 1, median": Job(boosted(1.0), aggregators.coordinate_median(), plain),
     }
 
