@@ -299,7 +299,8 @@ def tradeoff(points: Mapping[str, tuple[ArrayLike, ArrayLike]], *, x: str, y: st
     """Draw what is gained against what it costs: one mark a row, with the spread over runs.
 
     Args:
-        points: row name -> (cost [G], gain [G]) over G runs.
+        points: row name -> (cost [G], gain [G]) over G runs, or [S, G] each, the S stages of a row,
+            which a line joins.
         x, y: what cost and gain are.
 
     Returns:
@@ -314,16 +315,16 @@ def tradeoff(points: Mapping[str, tuple[ArrayLike, ArrayLike]], *, x: str, y: st
         axes = figure.subplots()
         for i, (name, (cost, gain)) in enumerate(points.items()):
             across, up = np.asarray(cost, float), np.asarray(gain, float)
-            if across.shape != up.shape or across.ndim != 1 or not across.size:
+            if across.shape != up.shape or across.ndim not in (1, 2) or not across.size:
                 raise ValueError(
-                    f"points of {name!r} must be two arrays [runs], got shapes {across.shape} and "
-                    f"{up.shape}."
+                    f"points of {name!r} must be two arrays [runs] or [stages, runs], got shapes "
+                    f"{across.shape} and {up.shape}."
                 )
             style: Any = {"color": _COLOURS[i % len(_COLOURS)], "capsize": 2, "linewidth": 1}
             marker = "osD^vP"[i // len(_COLOURS) % 6]
             axes.errorbar(
-                *(across.mean(), up.mean(), up.std(), across.std()),
-                fmt=marker, label=name, **style,
+                across.mean(axis=-1), up.mean(axis=-1), up.std(axis=-1), across.std(axis=-1),
+                fmt=marker if across.ndim == 1 else f"{marker}-", label=name, **style,
             )  # fmt: skip
         axes.set(xlabel=x, ylabel=y)
         axes.grid(visible=True)

@@ -749,57 +749,73 @@ _TWICE = {
     "test_fairness.py follows its batches"
 }
 
-# build(model) -> Algorithm.
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AlgorithmRow(Row):
+    """build(model) -> Algorithm.
+
+    model: what `build` gets, with its `apply` watched. params: what the algorithm starts from.
+    """
+
+    model: Model = MODEL
+    params: Callable[[Array], Params] = initial_params
+
+
+def _wide(key: Array) -> Params:
+    """A budget of 7 neurons, fewer than all clients' together."""
+    return models.mlp(CLASSES, hidden=(7,)).init(key, jnp.zeros((1, FEATURES)))
+
+
 ALGORITHMS = {
-    "fedavg": Row(
+    "fedavg": AlgorithmRow(
         algorithms.fedavg, lambda model: fedavg(model, width=2, server=optax.sgd(1.0, 0.9))
     ),
-    "scaffold": Row(algorithms.scaffold, scaffold),
-    "agnostic, per domain": Row(
+    "scaffold": AlgorithmRow(algorithms.scaffold, scaffold),
+    "agnostic, per domain": AlgorithmRow(
         algorithms.agnostic,
         lambda model: agnostic(model, batch_size=3),
         opts_out=_EVERYBODY | _ROUNDING,
     ),
-    "agnostic, weighted": Row(
+    "agnostic, weighted": AlgorithmRow(
         algorithms.agnostic,
         lambda model: agnostic(model, batch_size=20, estimator="weighted", output="last"),
         opts_out=_EVERYBODY | _ROUNDING,
     ),
-    "agnostic, uniform and optimistic": Row(
+    "agnostic, uniform and optimistic": AlgorithmRow(
         algorithms.agnostic,
         lambda model: agnostic(
             model, batch_size=20, estimator="uniform", optimistic=True, ascent="exponentiated"
         ),
         opts_out=_EVERYBODY | _ROUNDING,
     ),
-    "agnostic_fedavg": Row(algorithms.agnostic_fedavg, agnostic_fedavg),
-    "fair_flearn_afl": Row(
+    "agnostic_fedavg": AlgorithmRow(algorithms.agnostic_fedavg, agnostic_fedavg),
+    "fair_flearn_afl": AlgorithmRow(
         algorithms.fair_flearn_afl,
         lambda model: algorithms.fair_flearn_afl(model, learning_rate=0.2, mixture_step_size=0.1),
         opts_out=_EVERYBODY
         | {"test_two_seeds_draw_different_batches": "every client takes all of its examples"},
     ),
-    "q_fedavg": Row(
+    "q_fedavg": AlgorithmRow(
         algorithms.q_fedavg,
         lambda model: algorithms.q_fedavg(model, q=0.5, client_learning_rate=0.3, **SOME),
     ),
-    "term": Row(
+    "term": AlgorithmRow(
         algorithms.term,
         lambda model: algorithms.term(
             model, t=2.0, client_optimizer=optax.sgd(0.2), smoothing=0.5, **SOME
         ),
     ),
-    "drfa": Row(algorithms.drfa, drfa, opts_out=_TWICE),
-    "drfa, as FedTorch": Row(
+    "drfa": AlgorithmRow(algorithms.drfa, drfa, opts_out=_TWICE),
+    "drfa, as FedTorch": AlgorithmRow(
         algorithms.drfa, lambda model: drfa(model, variant="fedtorch", loss_examples=3)
     ),
-    "fedmgda": Row(
+    "fedmgda": AlgorithmRow(
         algorithms.fedmgda,
         lambda model: algorithms.fedmgda(
             model, client_optimizer=optax.sgd(0.2), server_learning_rate=0.2, **SOME
         ),
     ),
-    "ditto": Row(
+    "ditto": AlgorithmRow(
         algorithms.ditto,
         lambda model: algorithms.ditto(
             model,
@@ -808,6 +824,14 @@ ALGORITHMS = {
             pull=0.5,
             **SOME,
         ),
+    ),
+    "pfnm": AlgorithmRow(
+        algorithms.pfnm,
+        lambda model: algorithms.pfnm(
+            model, client_optimizer=optax.sgd(0.2), pull=0.1, num_passes=0, **SOME
+        ),
+        model=models.mlp(CLASSES, hidden=(3,)),
+        params=_wide,
     ),
 }
 

@@ -22,11 +22,15 @@ def match_rows(
     prior_scale: float = 1.0,
     cap: float = 10,
     budget: int = 700,
+    start: Sequence[np.ndarray] | None = None,
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Assignments of every client's rows [L_j, P], and the neurons [L, P]; sigma in precisions."""
+    """Assignments of every client's rows [L_j, P], and the neurons [L, P]; sigma in precisions.
+
+    `start`: assignments to start from, instead of entering one by one.
+    """
     num_clients = len(rows)
     base = np.full(len(prior_mean), 1 / sigma0)
-    slots: list[np.ndarray | None] = [None] * num_clients
+    slots: list[np.ndarray | None] = [None] * num_clients if start is None else list(start)
 
     def visit(j: int) -> None:
         slots[j] = None
@@ -59,8 +63,9 @@ def match_rows(
         chosen[new] = size + np.arange(new.sum())
         slots[j] = chosen
 
-    for j in np.argsort([-len(w) for w in rows], kind="stable"):
-        visit(int(j))
+    if start is None:
+        for j in np.argsort([-len(w) for w in rows], kind="stable"):
+            visit(int(j))
     for j in np.asarray(orders).reshape(-1):
         visit(int(j))
     used = np.unique(np.concatenate(slots))
@@ -81,6 +86,7 @@ def pfnm(
     sigma0: float,
     gamma: float,
     orders: Sequence[np.ndarray],
+    start: Sequence[Sequence[np.ndarray]] | None = None,
     **options: float,
 ) -> tuple[Network, list[list[np.ndarray]]]:
     """The global network and, for every hidden layer, each client's assignment."""
@@ -107,7 +113,9 @@ def pfnm(
         mean = np.zeros(rows[0].shape[1])
         mean[num_inputs if h == 0 else 0] = 0.1
         assignments[h], neurons[h] = match_rows(
-            rows, precisions, mean, sigma0, gamma, orders[h], **options
+            *(rows, precisions, mean, sigma0, gamma, orders[h]),
+            start=None if start is None else start[h],
+            **options,
         )
     biases = np.array([network[-1][1] for network in clients])
     last = ((biases * share).sum(0) / sigma + 0.1 / sigma0) / (share.sum(0) / sigma + 1 / sigma0)
@@ -117,6 +125,36 @@ def pfnm(
         bias = last if h == num_hidden - 1 else neurons[h + 1][:, 0]
         merged.append((neurons[h][:, first + 1 :], bias))
     return merged, assignments
+
+
+def descend(
+    layers: Network, x: np.ndarray, y: np.ndarray, rate: float, num_steps: int, pull: float
+) -> Network:
+    """Gradient descent of a ReLU network on cross-entropy + pull / 2 * ||w - w_start||^2."""
+    start = layers
+    for _ in range(num_steps):
+        inputs = [x]
+        for w, b in layers[:-1]:
+            inputs.append(np.maximum(inputs[-1] @ w + b, 0))
+        outputs = np.exp(inputs[-1] @ layers[-1][0] + layers[-1][1])
+        slope = (outputs / outputs.sum(1, keepdims=True) - np.eye(outputs.shape[1])[y]) / len(y)
+        moved = []
+        for i in reversed(range(len(layers))):
+            (w, b), (w0, b0) = layers[i], start[i]
+            gradient = inputs[i].T @ slope + pull * (w - w0), slope.sum(0) + pull * (b - b0)
+            moved.append((w - rate * gradient[0], b - rate * gradient[1]))
+            slope = (slope @ w.T) * (inputs[i] > 0)
+        layers = moved[::-1]
+    return layers
+
+
+def sub_network(layers: Network, slots: Sequence[np.ndarray]) -> Network:
+    """The part of a network that these neurons of its hidden layers make up."""
+    ends = [slice(None), *slots, slice(None)]
+    return [
+        (w[rows][:, columns], b[columns])
+        for (w, b), rows, columns in zip(layers, ends[:-1], ends[1:], strict=True)
+    ]
 
 
 def objective(

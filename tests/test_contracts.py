@@ -24,6 +24,7 @@ from contracts import (
     MODELS,
     SAMPLERS,
     SERVERS,
+    AlgorithmRow,
     Row,
 )
 from fedjax_sim import trees
@@ -682,12 +683,12 @@ class Trajectory(NamedTuple):
 
 
 @functools.cache
-def looped(row: Row, seed: int = 0) -> Trajectory:
+def looped(row: AlgorithmRow, seed: int = 0) -> Trajectory:
     algorithm, step, traces = stepping(row)
     data = contracts.population()
     key = jax.random.key(seed)
     before = len(traces)
-    states = [algorithm.init(key, contracts.initial_params(KEY), data)]
+    states = [algorithm.init(key, row.params(KEY), data)]
     del traces[before:]  # a broadcast that looks at the data is traced by init, for its shape
     infos, counts = [], []
     for r in range(NUM_ROUNDS):
@@ -700,15 +701,15 @@ def looped(row: Row, seed: int = 0) -> Trajectory:
 
 
 @functools.cache
-def stepping(row: Row) -> tuple[Algorithm, Callable, list[None]]:
+def stepping(row: AlgorithmRow) -> tuple[Algorithm, Callable, list[None]]:
     """The algorithm, its jitted step, and a list that grows when its model is traced."""
     traces: list[None] = []
 
     def apply(params: Any, inputs: Any, key: Any = None) -> Any:
         traces.append(None)
-        return contracts.MODEL.apply(params, inputs)
+        return row.model.apply(params, inputs)
 
-    algorithm = row.build(Model(contracts.MODEL.init, apply))
+    algorithm = row.build(Model(row.model.init, apply))
     return algorithm, jax.jit(algorithm.step), traces
 
 
@@ -767,7 +768,7 @@ def test_one_compilation_serves_all_rounds_and_seeds(row):
 @law(ALGORITHMS)
 def test_an_algorithms_state_is_a_stable_carry(row):
     loop = looped(row)
-    data, params = contracts.population(), contracts.initial_params(KEY)
+    data, params = contracts.population(), row.params(KEY)
     for state in loop.states[1:]:
         assert shapes(state) == shapes(loop.states[0])
     as_carry = jax.eval_shape(lambda s: loop.algorithm.step(KEY, s, data)[0], loop.states[0])

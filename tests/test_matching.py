@@ -509,6 +509,25 @@ def test_weights_that_tell_nothing_are_found_out(rng, key):
     assert found.num_neurons.tolist() == [12] and places == [places[0]] * 5
 
 
+@pytest.mark.parametrize(("absent", "factor"), [("zero", 0.5), ("unknown", 1.0)])
+def test_weights_towards_neurons_that_a_client_lacks(absent, factor, rng, key):
+    """Two clients alike in the first hidden layer, unlike in the second, with a sigma for each."""
+    below = rng.normal(size=(6, 5)), rng.normal(size=5)
+    clients = [
+        [below, *((rng.normal(size=shape), np.zeros(shape[1])) for shape in ((5, 4), (4, 3)))]
+        for _ in range(2)
+    ]
+    found = matching.pfnm(
+        clients, np.ones((2, 3)), sigma=(10.0, 1e-4), sigma0=1e4, gamma=1.0, num_passes=1, key=key,
+        prior_bias=0.0, absent=absent,
+    )  # fmt: skip
+    assert found.num_neurons.tolist() == [5, 8]
+    for j in range(2):
+        mine = matching.sub_network(found.params, [slots[j] for slots in found.assignments])
+        np.testing.assert_allclose(mine[0][0], below[0], rtol=1e-2)
+        np.testing.assert_allclose(mine[1][0], factor * clients[j][1][0], rtol=1e-2)
+
+
 def broken(change):
     clients, counts = trained(np.random.default_rng(0), UNEQUAL["two hidden layers"])
     return change([[*network] for network in clients], counts)
@@ -553,6 +572,14 @@ def test_bad_networks_are_refused(change, message, key):
         matching.pfnm(clients, counts, key=key, **OPTIONS)
 
 
+def test_a_hyperparameter_is_one_number_or_one_a_layer(key):
+    clients, counts = trained(np.random.default_rng(0), [[4, 3]] * 4)
+    with pytest.raises(ValueError, match=r"sigma0 must be one number or one for each of the 2"):
+        matching.pfnm(clients, counts, key=key, **OPTIONS | {"sigma0": [1.0, 1.0, 1.0]})
+    with pytest.raises(ValueError, match=r"unknown absent 'nil'"):
+        matching.pfnm(clients, counts, key=key, absent="nil", **OPTIONS)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -589,3 +616,11 @@ def test_matched_average_needs_two_clients_and_a_hidden_layer():
         matching.matched_average(layers)
     with pytest.raises(ValueError, match="must have a hidden layer"):
         matching.matched_average(layers[:1])
+
+
+def test_params_of_another_form_are_refused():
+    params = {"dense_0": {"kernel": np.ones((2, 3)), "bias": np.ones(3)}}
+    assert matching.params_of(matching.layers_of(params)).keys() == params.keys()
+    for other in ({"dense_1": params["dense_0"]}, {"dense_0": {"scale": 1}}, [1.0]):
+        with pytest.raises(ValueError, match=r"of the form of models\.mlp"):
+            matching.layers_of(other)

@@ -252,6 +252,9 @@ def test_tradeoff_marks_means_and_spread():
     marks = [(*line.get_xdata(), *line.get_ydata()) for line in lines]
     assert marks == [(2.0, 6.0), (2.0, 4.0)]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("size", "gain")
+    (axes,) = plots.tradeoff({"a": ([[1, 3], [4, 6]], [[5, 7], [8, 8]])}, x="", y="").axes
+    path = next(line for line in axes.lines if line.get_linestyle() == "-")
+    assert path.get_xydata().tolist() == [[2, 6], [5, 8]]
     with pytest.raises(ValueError, match="at least one row"):
         plots.tradeoff({}, x="", y="")
     with pytest.raises(ValueError, match="'a' must be two arrays"):

@@ -20,6 +20,7 @@ from fedjax_sim.algorithms.fairness import (
     q_fedavg,
     term,
 )
+from fedjax_sim.algorithms.matched import PfnmState, pfnm
 from fedjax_sim.algorithms.mixtures import (
     AgnosticAveragingState,
     AgnosticState,
@@ -34,6 +35,7 @@ __all__ = [
     "AgnosticState",
     "DrfaState",
     "FairFlearnState",
+    "PfnmState",
     "RememberingState",
     "ScaffoldState",
     "ServerState",
@@ -47,6 +49,7 @@ __all__ = [
     "fedavg",
     "fedmgda",
     "personal_evaluator",
+    "pfnm",
     "q_fedavg",
     "remembering",
     "scaffold",

@@ -1,8 +1,8 @@
 """What the PFNM experiments share: separately trained clients, and ways to make one model of them.
 
-Every client trains a ReLU network on its own data from its own initial weights; nothing is sent in
-between. Then one model is made of all, in one shot, and tested. All J clients train in one compiled
-program, and all settings of the grid are matched in one.
+Every client trains a network on its own data (`apart`). Then one model is made of all, in one shot,
+and tested; all settings of the grid are matched in one compiled program. Then clients go on from
+their parts of it, round after round.
 """
 
 import contextlib
@@ -29,16 +29,16 @@ from fedjax_sim import (
     matching,
     metrics,
     models,
-    partition,
     plots,
     rounds,
-    sampling,
     simulate,
     trees,
 )
-from fedjax_sim.base import Aggregator, Array, Client, ClientRule, Key, Params, PyTree, Server
-from fedjax_sim.data import Batching, FederatedData, federate
+from fedjax_sim.base import Algorithm, Array, ClientRule, Key, Model, Params
+from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.datasets import Dataset
+from fedjax_sim.experiments.apart import Task, amsgrad, deal, initial_params, local_training
+from fedjax_sim.matching import layers_of, params_of
 from fedjax_sim.runfolder import RunFolder
 
 GRID = (
@@ -51,8 +51,12 @@ GRID = (
     (0.1, 10.0, 1e-3),
 )
 """(sigma, sigma0, gamma) of every matching."""
+PRIORS = ((1.0, np.inf), (2.0, 10.0), (2.0, np.inf))
+"""(prior_scale, popularity_cap) beside those of the authors' code, (1, 10)."""
+LAST_SIGMAS = (0.1, 0.01, 0.001)
+"""sigma of the last of several hidden layers, with 1 for the others."""
 PARTITIONS = ("heterogeneous", "homogeneous")
-ALPHA, MIN_SIZE, NUM_PASSES = 0.5, 10, 5
+NUM_PASSES = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +88,8 @@ class Options:
     """How the data is divided: heterogeneous (Dirichlet 0.5 over each class), homogeneous."""
     hidden: tuple[int, ...] = (100,)
     """Widths of a client's hidden layers."""
+    num_rounds: int = 5
+    """Communication rounds of PFNM and FedAvg, each of half the epochs of one shot; 0 for none."""
     num_seeds: int = 3
     """Runs of everything, each with its own partition, initial weights and batches (>= 1)."""
     seed: int = 0
@@ -99,16 +105,30 @@ class Row(NamedTuple):
     neurons: tuple[int, ...] | None
 
 
+class Curve(NamedTuple):
+    """A run over communication rounds, after each of them.
+
+    accuracy: [R], test accuracy in [0, 1]. neurons: [R, hidden layers]. megabytes: [R], sent and
+    received by all clients until then.
+    """
+
+    accuracy: np.ndarray
+    neurons: np.ndarray
+    megabytes: np.ndarray
+
+
 class Outcome(NamedTuple):
     """One partition, number of clients and seed.
 
     rows: every way to make one model.
+    curves: what communication rounds make of it.
     local: [J] test accuracies of the clients' own models.
     train_seconds, match_seconds: of all clients, and of the grid; warm, without compilation.
-    params, matched: the clients' models and the matching at the grid's first point.
+    params, matched: the clients' models and the matching at the first of the `variants`.
     """
 
     rows: dict[str, Row]
+    curves: dict[str, Curve]
     local: np.ndarray
     train_seconds: float
     match_seconds: float
@@ -116,178 +136,55 @@ class Outcome(NamedTuple):
     matched: matching.Matching
 
 
-def setting_name(point: Sequence[float]) -> str:
-    """The row of a point of the grid.
+class Setting(NamedTuple):
+    """Hyperparameters of a matching, sigma for each hidden layer.
 
-    >>> setting_name((1.0, 10.0, 1e-3))
-    'PFNM 1, 10, 0.001'
-    """
-    return "PFNM " + ", ".join(f"{x:g}" for x in point)
-
-
-def heterogeneous(labels: np.ndarray, num_clients: int, *, seed: int) -> partition.Partition:
-    """The paper's partition: every class dealt out by Dirichlet(0.5) shares, sizes held in check.
-
-    A client that has its even share of examples already gets none of the next class, and all is
-    drawn again until everybody has 10 examples. `partition.dirichlet` does neither: it lets sizes
-    differ as they come.
-
-    Raises:
-        ValueError: 1,000 draws did not do.
-    """
-    rng = np.random.default_rng([seed, num_clients])
-    classes = [np.flatnonzero(labels == k) for k in np.unique(labels)]
-    for _ in range(1000):
-        parts: list[list[np.ndarray]] = [[] for _ in range(num_clients)]
-        sizes = np.zeros(num_clients)
-        for rows in classes:
-            shares = rng.dirichlet(np.full(num_clients, ALPHA))
-            shares = shares * (sizes < len(labels) / num_clients)
-            cuts = (np.cumsum(shares / shares.sum()) * len(rows)).astype(int)[:-1]
-            for part, some in zip(parts, np.split(rng.permutation(rows), cuts), strict=True):
-                part.append(some)
-            sizes = np.array([sum(map(len, part)) for part in parts])
-        if sizes.min() >= MIN_SIZE:
-            return [np.concatenate(part) for part in parts]
-    raise ValueError(
-        f"no partition of {len(labels)} examples gave each of {num_clients} clients {MIN_SIZE}: "
-        "take fewer clients."
-    )
-
-
-def initial_params(key: Key, sizes: Sequence[int], num_clients: int) -> Params:
-    """J networks [J, ...] of `models.mlp`'s form: weights N(0, 0.1^2), biases 0.1."""
-    names = [f"dense_{i}" for i in range(len(sizes) - 1)]
-    keys = jax.random.split(key, len(names))
-    return {
-        name: {
-            "kernel": 0.1 * jax.random.normal(k, (num_clients, *shape)),
-            "bias": jnp.full((num_clients, shape[1]), 0.1),
-        }
-        for name, k, shape in zip(names, keys, itertools.pairwise(sizes), strict=True)
-    }
-
-
-def layers_of(params: Params) -> list[tuple[Array, Array]]:
-    """`models.mlp`'s params as the list of layers that `matching` takes."""
-    return [
-        (params[f"dense_{i}"]["kernel"], params[f"dense_{i}"]["bias"]) for i in range(len(params))
-    ]
-
-
-def params_of(layers: Sequence[tuple[Array, Array]]) -> Params:
-    """The way back."""
-    return {f"dense_{i}": {"kernel": w, "bias": b} for i, (w, b) in enumerate(layers)}
-
-
-class AmsgradState(NamedTuple):
-    """Moments of the gradient, and the largest second moment so far, none of them corrected."""
-
-    num_steps: Array
-    mean: PyTree
-    square: PyTree
-    largest: PyTree
-
-
-def amsgrad(learning_rate: float) -> optax.GradientTransformation:
-    """Adam with amsgrad as PyTorch has it: the maximum is taken before the bias is corrected.
-
-    `optax.amsgrad` takes it afterwards: the correction of the first steps is large, so that one
-    early gradient slows its weight down for good. The networks then stay nearer to where they
-    began and share more (MNIST, 10 heterogeneous clients, one seed, PFNM at 1, 1, 1: 166 neurons
-    and 87.9 % instead of 362 and 94.8 %), which is not what the authors' code reports.
-    """
-    b1, b2, epsilon = 0.9, 0.999, 1e-8
-
-    def init(params: PyTree) -> AmsgradState:
-        zero = jax.tree.map(jnp.zeros_like, params)
-        return AmsgradState(jnp.int32(0), zero, zero, zero)
-
-    def update(
-        gradient: PyTree, state: AmsgradState, params: PyTree = None
-    ) -> tuple[PyTree, AmsgradState]:
-        num_steps = state.num_steps + 1
-        mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mean, gradient)
-        square = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g**2, state.square, gradient)
-        largest = jax.tree.map(jnp.maximum, state.largest, square)
-        rate = learning_rate * jnp.sqrt(1 - b2**num_steps) / (1 - b1**num_steps)
-        step = jax.tree.map(lambda m, v: -rate * m / (jnp.sqrt(v) + epsilon), mean, largest)
-        return step, AmsgradState(num_steps, mean, square, largest)
-
-    return optax.GradientTransformation(init, update)
-
-
-def local_training(
-    rule: ClientRule, batching: Batching, *, mesh: Any = None
-) -> Callable[[Key, Params, FederatedData], Params]:
-    """train(key, params [J, ...], data) -> [J, ...]: everybody on their own, nothing aggregated.
-
-    A round of the engine in which each client begins with its own model and the server keeps what
-    all of them send.
+    >>> Setting((1.0, 0.01), 10.0, 1e-3, prior_scale=2.0, popularity_cap=np.inf).name
+    'PFNM 1/0.01, 10, 0.001, scale 2, no cap'
     """
 
-    def begin(key: Key, state: PyTree, sent: Params, client: Client) -> PyTree:
-        own = jax.tree.map(lambda x: x.at[client.id].get(mode="clip"), sent)
-        return rule.begin(key, state, own, client)
+    sigma: tuple[float, ...]
+    sigma0: float
+    gamma: float
+    prior_scale: float = 1.0
+    popularity_cap: float = 10.0
 
-    def finish(
-        key: Key, state: PyTree, sent: Params, client: Client, work: Any
-    ) -> tuple[PyTree, Params, Array, dict[str, Array]]:
-        return state, work.params, jnp.float32(1), {"loss": work.loss.value}
-
-    everything = Aggregator(lambda update: (), lambda key, state, sent, weights: (state, sent, {}))
-    server = Server(
-        init=lambda key, params, data: params,
-        broadcast=lambda key, state, cohort, data: state,
-        apply=lambda key, state, aggregate, report: (aggregate, {}),
-        params=lambda state: state,
-    )
-    algorithm = rounds.federated(
-        rule=rule._replace(begin=begin, finish=finish),
-        sampler=sampling.everyone(),
-        aggregator=everything,
-        server=server,
-        batching=batching,
-        mesh=mesh,
-    )
-
-    @jax.jit
-    def train(key: Key, params: Params, data: FederatedData) -> Params:
-        state, _ = algorithm.step(key, algorithm.init(key, params, data), data)
-        return algorithm.params(state)
-
-    return train
+    @property
+    def name(self) -> str:
+        """The row of this setting."""
+        sigma = "/".join(f"{x:g}" for x in dict.fromkeys(self.sigma))
+        scale = "" if self.prior_scale == 1 else f", scale {self.prior_scale:g}"
+        cap = ", no cap" if np.isinf(self.popularity_cap) else ""
+        return f"PFNM {sigma}, {self.sigma0:g}, {self.gamma:g}{scale}{cap}"
 
 
-class Task(NamedTuple):
-    """A data set divided among clients; what is the same for all that is done with it.
+def grid(num_hidden: int) -> list[Setting]:
+    """The settings of `GRID`."""
+    return [Setting((sigma,) * num_hidden, sigma0, gamma) for sigma, sigma0, gamma in GRID]
 
-    counts: [J, K] examples of each class.
+
+def variants(num_hidden: int) -> list[Setting]:
+    """Settings beside the grid: a sigma for the last of several hidden layers, other priors.
+
+    The first one is looked at more closely: one at which neurons are shared. The last of several
+    hidden layers is known by few weights, in which even unlike neurons are near each other: with
+    the sigma of the others it collapses. With several layers, what a neuron has towards neurons
+    that its client lacks is unknown here, and zero at the points of the grid, as authors have it.
     """
+    others = (1.0,) * (num_hidden - 1)
+    last = (1.0,) if num_hidden == 1 else LAST_SIGMAS[::-1]
+    found = [Setting((*others, sigma), 1.0, 1.0) for sigma in last]
+    priors = [found[0]._replace(prior_scale=scale, popularity_cap=cap) for scale, cap in PRIORS]
+    return found + priors
 
-    train: FederatedData
-    test_x: Array
-    test_y: Array
-    counts: np.ndarray
-    sizes: tuple[int, ...]
 
+def rounds_name(name: str, num_rounds: int) -> str:
+    """The row of a run over communication rounds.
 
-def deal(dataset: Dataset, kind: str, num_clients: int, hidden: Sequence[int], seed: int) -> Task:
-    """Divide a data set among clients, heterogeneous or homogeneous."""
-    labels = np.asarray(dataset.train["y"])
-    if kind == "heterogeneous":
-        parts = heterogeneous(labels, num_clients, seed=seed)
-    else:
-        parts = partition.iid(len(labels), num_clients, seed=seed)
-    train = federate(dataset.train, parts, num_classes=dataset.num_classes)
-    num_inputs = int(np.prod(dataset.train["x"].shape[1:]))
-    return Task(
-        train=train,
-        test_x=jnp.asarray(dataset.test["x"]),
-        test_y=jnp.asarray(dataset.test["y"]),
-        counts=partition.label_counts(labels, parts, dataset.num_classes),
-        sizes=(num_inputs, *hidden, dataset.num_classes),
-    )
+    >>> rounds_name("FedAvg", 5)
+    'FedAvg, 5 rounds'
+    """
+    return f"{name}, {num_rounds} rounds"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,16 +210,20 @@ class Workshop:
         return self.recipe.weight_decay / 2 * optax.tree.norm(params, squared=True)
 
     @functools.cached_property
-    def train(self) -> Callable[[Key, Params, FederatedData], Params]:
-        """Train every client on its own."""
-        rule = clients.local_sgd(
+    def rule(self) -> ClientRule:
+        """What a client does with its own data."""
+        return clients.local_sgd(
             self.model,
             self.optimizer,
             loss=metrics.cross_entropy,
             regularizer=self.regularizer,
         )
+
+    @functools.cached_property
+    def train(self) -> Callable[[Key, Params, FederatedData], Params]:
+        """Train every client on its own."""
         mesh = devices.mesh() if jax.device_count() > 1 else None
-        return local_training(rule, Batching(32, num_epochs=self.epochs), mesh=mesh)
+        return local_training(self.rule, Batching(32, num_epochs=self.epochs), mesh=mesh)
 
     @functools.cached_property
     def accuracies(self) -> Callable[[Params, Array, Array], Array]:
@@ -351,52 +252,88 @@ class Workshop:
         return jax.jit(both)
 
     @functools.cached_property
-    def match(self) -> Callable[[Params, Array, Key], matching.Matching]:
-        """All points of the grid, one after another in one program: leaves [len(GRID), ...]."""
+    def match(self) -> Callable[..., matching.Matching]:
+        """Match at all settings, by field [G, ...], one after another: leaves [G, ...].
 
-        def every(params: Params, counts: Array, key: Key) -> matching.Matching:
-            def one(point: Array) -> matching.Matching:
+        Called as match(params, counts, key, settings, absent).
+        """
+
+        def every(
+            params: Params, counts: Array, key: Key, settings: Any, absent: matching.Absent
+        ) -> matching.Matching:
+            def one(setting: dict[str, Any]) -> matching.Matching:
                 return matching.pfnm_stacked(
-                    layers_of(params),
-                    counts,
-                    sigma=point[0],
-                    sigma0=point[1],
-                    gamma=point[2],
+                    *(layers_of(params), counts),
                     num_passes=NUM_PASSES,
                     key=key,
+                    absent=absent,
+                    **setting,
                 )
 
-            return jax.lax.map(one, jnp.array(GRID))
+            return jax.lax.map(one, settings)
 
-        return jax.jit(every)
+        return jax.jit(every, static_argnames="absent")
 
-    def fedavg(self, task: Task, key: Key, num_rounds: int) -> float:
-        """FedAvg from one common start, with the epochs of local training split over rounds."""
-        algorithm = algorithms.fedavg(
-            self.model,
-            client_optimizer=self.optimizer,
-            batching=Batching(32, num_epochs=max(1, self.epochs // num_rounds)),
-            rule=clients.local_sgd(
-                self.model,
-                self.optimizer,
-                loss=metrics.cross_entropy,
+    @functools.cached_property
+    def over_rounds(self) -> dict[str, Algorithm]:
+        """What goes on over communication rounds."""
+        main = variants(len(self.sizes) - 2)[0]
+        common: dict[str, Any] = {
+            "client_optimizer": self.optimizer,
+            "batching": Batching(32, num_epochs=max(1, self.epochs // 2)),
+            "mesh": devices.mesh() if jax.device_count() > 1 else None,
+        }
+
+        def init(key: Key, inputs: Array) -> Params:
+            return initial_params(key, self.sizes)
+
+        return {
+            main.name: algorithms.pfnm(
+                Model(init, self.model.apply),
                 regularizer=self.regularizer,
+                absent="unknown",
+                **common,
+                **main._asdict(),
             ),
-            mesh=devices.mesh() if jax.device_count() > 1 else None,
-        )
-        start = jax.tree.map(lambda x: x[0], initial_params(key, self.sizes, 1))
-        result = simulate.run(algorithm, start, task.train, key=key, num_rounds=num_rounds)
-        if result.interrupted:
-            raise KeyboardInterrupt
-        one = jax.tree.map(lambda x: x[None], result.params)
-        return float(self.accuracies(one, task.test_x, task.test_y)[0])
+            "FedAvg": algorithms.fedavg(self.model, rule=self.rule, **common),
+        }
+
+    def curves(self, task: Task, key: Key, num_rounds: int) -> dict[str, Curve]:
+        """PFNM and FedAvg, tested after every communication round; nothing without rounds."""
+        if num_rounds == 0:
+            return {}
+        evaluate = rounds.evaluator(self.model, {"accuracy": metrics.accuracy})
+        most = [task.train.num_clients * width for width in self.sizes[1:-1]]
+        budgets = [min(m, matching.networks.DEFAULT_BUDGET) for m in most]
+        found = {}
+        for name, algorithm in self.over_rounds.items():
+            widths = self.sizes[1:-1] if name == "FedAvg" else budgets
+            result = simulate.run(
+                algorithm,
+                initial_params(key, (self.sizes[0], *widths, self.sizes[-1])),
+                task.train,
+                key=key,
+                num_rounds=num_rounds,
+                evaluate=evaluate,
+                eval_data={"test": task.test},
+                eval_every=1,
+            )
+            if result.interrupted:
+                raise KeyboardInterrupt
+            found[name] = Curve(
+                np.asarray(result.evaluations.values["test"]["accuracy"].value)[1:, 0],
+                result.info.server.get("num_neurons", np.tile(self.sizes[1:-1], (num_rounds, 1))),
+                np.cumsum(result.info.bytes_down + result.info.bytes_up) / 1e6,
+            )
+        return found
 
 
-def run_one(shop: Workshop, task: Task, seed: int) -> Outcome:
+def run_one(shop: Workshop, task: Task, seed: int, num_rounds: int) -> Outcome:
     """Train all clients of a task apart, and make one model of them in every way."""
     num_clients = task.train.num_clients
-    init_key, train_key, match_key, fedavg_key = jax.random.split(jax.random.key(seed), 4)
-    start = initial_params(init_key, shop.sizes, num_clients)
+    init_key, train_key, match_key, rounds_key = jax.random.split(jax.random.key(seed), 4)
+    keys = jax.random.split(init_key, num_clients)
+    start = jax.vmap(lambda key: initial_params(key, shop.sizes))(keys)
     compiled = shop.train.lower(train_key, start, task.train).compile()  # type: ignore[attr-defined]
     began = time.perf_counter()
     params = jax.block_until_ready(compiled(train_key, start, task.train))
@@ -407,12 +344,21 @@ def run_one(shop: Workshop, task: Task, seed: int) -> Outcome:
         raise RuntimeError("a client's training diverged: its weights are not finite.")
 
     counts = jnp.asarray(task.counts, jnp.float32)
-    jax.block_until_ready(shop.match(params, counts, match_key))
-    began = time.perf_counter()
-    matched = jax.block_until_ready(shop.match(params, counts, match_key))
-    match_seconds = time.perf_counter() - began
+    num_hidden = len(shop.sizes) - 2
 
-    test = task.test_x, task.test_y
+    def match(settings: Sequence[Setting], absent: matching.Absent) -> matching.Matching:
+        columns = zip(Setting._fields, zip(*settings, strict=True), strict=True)
+        stacked = {name: jnp.array(column) for name, column in columns}
+        return jax.block_until_ready(shop.match(params, counts, match_key, stacked, absent))
+
+    match(grid(num_hidden), "zero")
+    began = time.perf_counter()
+    matched = match(grid(num_hidden), "zero")
+    match_seconds = time.perf_counter() - began
+    others = match(variants(num_hidden), "unknown")
+    main = jax.tree.map(lambda x: np.asarray(x[0]), others)
+
+    test = task.test.examples["x"], task.test.examples["y"]
     local = np.asarray(shop.accuracies(params, *test))
     share = counts / counts.sum(axis=0, keepdims=True)
     width = shop.sizes[1:-1]
@@ -422,11 +368,9 @@ def run_one(shop: Workshop, task: Task, seed: int) -> Outcome:
         "matched average": (matching.matched_average(layers_of(params)), width),
     }
     if len(width) == 1:
-        size = int(matched.num_neurons[0, 0])
-        merged[f"k-means, size of {setting_name(GRID[0])}"] = (
-            kmeans(params, size, seed),
-            (size,),
-        )
+        size = int(main.num_neurons[0])
+        name = f"k-means, size of {variants(1)[0].name}"
+        merged[name] = kmeans(params, size, seed), (size,)
     rows = {}
     for name, (layers, sizes) in merged.items():
         one = jax.tree.map(lambda x: x[None], params_of(layers))
@@ -438,12 +382,15 @@ def run_one(shop: Workshop, task: Task, seed: int) -> Outcome:
         strict=True,
     ):
         rows[name] = Row(float(accuracy), every)
-    rows["FedAvg, 5 rounds"] = Row(shop.fedavg(task, fedavg_key, 5), width)
-    accuracies = shop.accuracies(params_of(matched.params), *test)
-    for point, accuracy, sizes in zip(GRID, accuracies, matched.num_neurons, strict=True):
-        rows[setting_name(point)] = Row(float(accuracy), tuple(sizes.tolist()))
-    first = jax.tree.map(lambda x: np.asarray(x[0]), matched)
-    return Outcome(rows, local, train_seconds, match_seconds, params, first)
+    for settings, found in ((grid(num_hidden), matched), (variants(num_hidden), others)):
+        accuracies = shop.accuracies(params_of(found.params), *test)
+        for setting, accuracy, widths in zip(settings, accuracies, found.num_neurons, strict=True):
+            rows[setting.name] = Row(float(accuracy), tuple(widths.tolist()))
+    curves = shop.curves(task, rounds_key, num_rounds)
+    for name, curve in curves.items():
+        row = Row(float(curve.accuracy[-1]), tuple(curve.neurons[-1].tolist()))
+        rows[rounds_name(name, num_rounds)] = row
+    return Outcome(rows, curves, local, train_seconds, match_seconds, params, main)
 
 
 def averaged(params: Params, weights: np.ndarray) -> list[tuple[Array, Array]]:
@@ -480,6 +427,7 @@ def reproduce(name: str, dataset: Dataset, recipe: Recipe, options: Options) -> 
         checks.in_range("num_clients", number, 2)
     for kind in options.partitions:
         checks.one_of("partitions", kind, PARTITIONS)
+    checks.count("num_rounds", options.num_rounds)
     checks.positive_int("num_seeds", options.num_seeds)
     checks.count("seed", options.seed)
     with contextlib.suppress(RuntimeError):  # where JAX runs already, its devices stay as they are
@@ -498,13 +446,15 @@ def reproduce(name: str, dataset: Dataset, recipe: Recipe, options: Options) -> 
         for seed in range(options.seed, options.seed + num_seeds):
             console.print(f"{label}, seed {seed} ...", highlight=False)
             task = deal(dataset, kind, number, options.hidden, seed)
-            outcomes.setdefault(label, []).append(run_one(shop, task, seed))
+            outcomes.setdefault(label, []).append(run_one(shop, task, seed, options.num_rounds))
             folder.save_json(
                 "results.json", {"complete": False, "experiment": name, **summary(outcomes)}
             )
         comparable = not options.quick and number == 10 and tuple(options.hidden) == (100,)
         reference = recipe.reference.get(kind, {}) if comparable else {}
         console.print(results_table(label, outcomes[label], reference))
+        if options.num_rounds:
+            console.print(rounds_table(label, outcomes[label]))
     folder.save_json("results.json", {"complete": True, "experiment": name, **summary(outcomes)})
     save_pictures(folder, outcomes, dataset, options)
     console.print(f"Results and pictures are in {folder.path}/")
@@ -548,6 +498,32 @@ def results_table(
     return table
 
 
+def rounds_table(label: str, runs: Sequence[Outcome]) -> Table:
+    """Accuracy, size and communication after every round."""
+    table = Table(
+        title=f"Communication rounds, {label}",
+        caption=f"Test accuracy in %, mean±standard deviation of {len(runs)} seed(s); MB sent and "
+        "received by all clients.",
+    )
+    table.add_column("round", justify="right")
+    for name in runs[0].curves:
+        for column in (name, "neurons", "MB"):
+            table.add_column(column, justify="right", no_wrap=True)
+    for r in range(len(runs[0].curves["FedAvg"].accuracy)):
+        cells = [str(r + 1)]
+        for name in runs[0].curves:
+            accuracy = [100 * run.curves[name].accuracy[r] for run in runs]
+            neurons = np.mean([run.curves[name].neurons[r] for run in runs], axis=0)
+            megabytes = np.mean([run.curves[name].megabytes[r] for run in runs])
+            cells += [
+                f"{np.mean(accuracy):.2f}±{np.std(accuracy):.2f}",
+                ", ".join(f"{width:.0f}" for width in neurons),
+                f"{megabytes:.1f}",
+            ]
+        table.add_row(*cells)
+    return table
+
+
 def summary(outcomes: dict[str, list[Outcome]]) -> dict[str, Any]:
     """All numbers of all runs, for results.json."""
     return {
@@ -558,6 +534,10 @@ def summary(outcomes: dict[str, list[Outcome]]) -> dict[str, Any]:
                     "train_seconds": run.train_seconds,
                     "match_seconds": run.match_seconds,
                     "models": {name: row._asdict() for name, row in run.rows.items()},
+                    "rounds": {
+                        name: {key: value.tolist() for key, value in curve._asdict().items()}
+                        for name, curve in run.curves.items()
+                    },
                 }
                 for run in runs
             ]
@@ -567,16 +547,26 @@ def summary(outcomes: dict[str, list[Outcome]]) -> dict[str, Any]:
 
 
 def save_pictures(
-    folder: RunFolder, outcomes: dict[str, list[Outcome]], dataset: Dataset, options: Options
+    folder: RunFolder,
+    outcomes: dict[str, list[Outcome]],
+    dataset: Dataset,
+    options: Options,
 ) -> None:
-    """Accuracy against size and against J, matched filters, and who shares what."""
-    shown = ("uniform average", "matched average", "uniform ensemble", "FedAvg, 5 rounds")
+    """Accuracy against size, communication and J, matched filters, and who shares what."""
+    num_hidden = len(options.hidden)
+    main = variants(num_hidden)[0].name
+    by_prior = [main, *(setting.name for setting in grid(num_hidden))]
+    label = "test accuracy in %"
     for kind in options.partitions:
         by_number = [outcomes[f"{kind}, {number} clients"] for number in options.num_clients]
         runs = by_number[0]
+        over_rounds = [rounds_name(name, options.num_rounds) for name in runs[0].curves]
+        shown = ("uniform average", "matched average", "uniform ensemble", main, *over_rounds)
         # Plain averages are so far below that all others would fall together.
         names = [
-            name for name in runs[0].rows if name in shown[1:] or name.startswith(("PFNM", "k-"))
+            name
+            for name in runs[0].rows
+            if name in (*shown[1:], *by_prior) or name.startswith("k-means")
         ]
         points = {
             name: (
@@ -585,14 +575,23 @@ def save_pictures(
             )
             for name in names
         }
-        figure = plots.tradeoff(points, x="hidden neurons", y="test accuracy in %")
-        folder.save_figure(f"size_{kind}.png", figure)
+        folder.save_figure(f"size_{kind}.png", plots.tradeoff(points, x="hidden neurons", y=label))
+        if options.num_rounds:
+            paths = {
+                name: (
+                    np.stack([run.curves[name].megabytes for run in runs], axis=1),
+                    100 * np.stack([run.curves[name].accuracy for run in runs], axis=1),
+                )
+                for name in runs[0].curves
+            }
+            folder.save_figure(
+                f"rounds_{kind}.png", plots.tradeoff(paths, x="MB sent and received", y=label)
+            )
         if len(by_number) > 1:
             values = {
                 name: [[100 * run.rows[name].accuracy for run in each] for each in by_number]
-                for name in (*shown, setting_name(GRID[0]))
+                for name in shown
             }
-            label = "test accuracy in %"
             figure = plots.series(options.num_clients, values, x="clients", y=label)
             folder.save_figure(f"clients_{kind}.png", figure)
         first = runs[0]

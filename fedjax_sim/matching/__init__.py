@@ -12,9 +12,18 @@ from fedjax_sim.matching.assignment import assignment
 from fedjax_sim.matching.averages import matched_average
 from fedjax_sim.matching.axes import Axes, neuron_axes
 from fedjax_sim.matching.layerwise import LayerwiseMatching, Retrain, compact, fedma
-from fedjax_sim.matching.networks import Matching, pfnm, pfnm_stacked
+from fedjax_sim.matching.networks import (
+    Absent,
+    Matching,
+    layers_of,
+    params_of,
+    pfnm,
+    pfnm_stacked,
+    sub_network,
+)
 
 __all__ = [
+    "Absent",
     "Axes",
     "LayerwiseMatching",
     "Matching",
@@ -22,8 +31,11 @@ __all__ = [
     "assignment",
     "compact",
     "fedma",
+    "layers_of",
     "matched_average",
     "neuron_axes",
+    "params_of",
     "pfnm",
     "pfnm_stacked",
+    "sub_network",
 ]

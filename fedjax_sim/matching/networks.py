@@ -9,7 +9,7 @@ neurons just matched, and those of the first by their weights from the inputs as
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,8 @@ from fedjax_sim.matching.neurons import Prior, Rows, match_layer
 
 Network = Sequence[tuple[Any, Any]]
 """Layers `(kernel [in, out], bias [out])`; stacked clients have a leading axis [J]."""
+
+Absent = Literal["zero", "unknown"]
 
 _HostNetwork = list[tuple[np.ndarray, np.ndarray]]
 
@@ -57,9 +59,9 @@ def pfnm(
     clients: Sequence[Network],
     class_counts: ArrayLike,
     *,
-    sigma: float,
-    sigma0: float,
-    gamma: float,
+    sigma: float | Sequence[float],
+    sigma0: float | Sequence[float],
+    gamma: float | Sequence[float],
     num_passes: int,
     key: Key,
     prior_scale: float = 1.0,
@@ -67,6 +69,7 @@ def pfnm(
     prior_bias: float = 0.1,
     max_neurons: int | Sequence[int] | None = None,
     empirical_bayes: bool = False,
+    absent: Absent = "zero",
 ) -> Matching:
     """Match the neurons of J trained networks and merge them into one (PFNM).
 
@@ -81,7 +84,9 @@ def pfnm(
         sigma: variance of clients around the global neurons, > 0. Smaller: neurons must be more
             alike to be merged.
         sigma0: variance of the global neurons around 0, > 0. Larger: more neurons.
-        gamma: mass of the Beta process, > 0. Larger: more neurons.
+        gamma: mass of the Beta process, > 0. Larger: more neurons. Each of the three is one number
+            or one for each hidden layer: what is far apart depends on how many weights a neuron is
+            known by, and of the last hidden layer these are few.
         num_passes: how often every client is matched again, in random order, >= 0; 5 is plenty.
         key: of those orders.
         prior_scale: factor of a neuron's log-odds log(m / (J - m)) when m clients share it: 1 as
@@ -95,6 +100,10 @@ def pfnm(
         empirical_bayes: estimate the prior mean and both variances of every weight after each pass
             (`prior_bias`, `sigma` and `sigma0` are then the start) and weigh by marginal
             likelihoods. A step then costs as much as the layer is wide.
+        absent: of several hidden layers, what a client's neuron has towards neurons of the next
+            layer that the client lacks: weights of "zero", as in the authors' code, or "unknown"
+            ones. A zero counts: where m clients share a neuron but not the next layer's, each
+            weight between them is about 1 / m of what it was. "unknown" leaves it as it was.
 
     Returns:
         A Matching in true widths.
@@ -116,8 +125,9 @@ def pfnm(
     counts = np.asarray(class_counts, np.float64)
     networks = [[(np.asarray(w), np.asarray(b)) for w, b in network] for network in clients]
     _check_networks(networks, counts)
-    for name, value in (("sigma", sigma), ("sigma0", sigma0), ("gamma", gamma)):
-        checks.in_range(name, value, 0.0, open_low=True)
+    for name, values in (("sigma", sigma), ("sigma0", sigma0), ("gamma", gamma)):
+        for value in np.ravel(values):
+            checks.in_range(name, value, 0.0, open_low=True)
     checks.in_range("prior_scale", prior_scale, 0.0)
     if popularity_cap is not None:
         checks.in_range("popularity_cap", popularity_cap, 1.0, hint="None is no cap.")
@@ -129,9 +139,9 @@ def pfnm(
         stacked,
         counts,
         live=live,
-        sigma=sigma,
-        sigma0=sigma0,
-        gamma=gamma,
+        sigma=np.asarray(sigma),
+        sigma0=np.asarray(sigma0),
+        gamma=np.asarray(gamma),
         num_passes=num_passes,
         key=key,
         prior_scale=prior_scale,
@@ -139,6 +149,7 @@ def pfnm(
         prior_bias=prior_bias,
         max_neurons=tuple(budgets),
         empirical_bayes=empirical_bayes,
+        absent=absent,
     )
     return _compact(found, widths)
 
@@ -147,9 +158,9 @@ def pfnm_stacked(
     params: Network,
     class_counts: Array,
     *,
-    sigma: float | Array,
-    sigma0: float | Array,
-    gamma: float | Array,
+    sigma: float | Array | Sequence[float],
+    sigma0: float | Array | Sequence[float],
+    gamma: float | Array | Sequence[float],
     num_passes: int,
     key: Key,
     prior_scale: float | Array = 1.0,
@@ -157,6 +168,7 @@ def pfnm_stacked(
     prior_bias: float | Array = 0.1,
     max_neurons: int | Sequence[int] | None = None,
     empirical_bayes: bool = False,
+    absent: Absent = "zero",
     live: Sequence[Array] | None = None,
     assignments: Sequence[Array] | None = None,
     orders: Sequence[Array] | None = None,
@@ -166,9 +178,9 @@ def pfnm_stacked(
     Args:
         params: layers `(kernel [J, in, out], bias [J, out])`, padded to the widest client.
         class_counts: [J, K]; a class that nobody has leaves its output weights at 0.
-        sigma, sigma0, gamma, prior_scale, popularity_cap, prior_bias: as in `pfnm`, scalars, may
-            be traced; popularity_cap is inf for no cap.
-        num_passes, max_neurons, empirical_bayes: as in `pfnm`, static.
+        sigma, sigma0, gamma, prior_scale, popularity_cap, prior_bias: as in `pfnm`, may be traced,
+            the first three scalars or [hidden layers]; popularity_cap is inf for no cap.
+        num_passes, max_neurons, empirical_bayes, absent: as in `pfnm`, static.
         key: of the clients' orders.
         live: for every hidden layer [J, L] bool, False for padding; all by default.
         assignments: for every hidden layer [J, L] to start from, as a Matching holds them; by
@@ -183,6 +195,7 @@ def pfnm_stacked(
         ValueError: at trace time, for shapes that do not fit.
     """
     checks.count("num_passes", num_passes)
+    checks.one_of("absent", absent, get_args(Absent))
     if len(params) < 2:
         raise ValueError(f"params must have a hidden layer to match, got {len(params)} layer(s).")
     kernels, biases = ([jnp.asarray(x) for x in column] for column in zip(*params, strict=True))
@@ -201,30 +214,38 @@ def pfnm_stacked(
         )
     total = counts.sum(axis=0, keepdims=True)
     share = counts / jnp.where(total > 0, total, 1)
-    given = (sigma, sigma0, gamma, prior_scale, popularity_cap)
-    prior = Prior(*(jnp.asarray(value, dtype) for value in given))
+    by_layer = [
+        _each_layer(name, jnp.asarray(value, dtype), num_hidden)
+        for name, value in (("sigma", sigma), ("sigma0", sigma0), ("gamma", gamma))
+    ]
+    common = [jnp.asarray(value, dtype) for value in (prior_scale, popularity_cap)]
     bias_mean = jnp.asarray(prior_bias, dtype).reshape(1)
 
     layers: list[Any] = [None] * num_hidden
     for h in reversed(range(num_hidden)):
-        incoming = kernels[0].swapaxes(1, 2) if h == 0 else jnp.zeros((num_clients, widths[h], 0))
-        if h == num_hidden - 1:
-            outgoing, classes = jnp.zeros((num_clients, widths[h], 0)), kernels[-1]
-        else:
-            outgoing = _reindexed(kernels[h + 1], layers[h + 1].slots, budgets[h + 1])
-            classes = jnp.zeros((num_clients, widths[h], 0))
-        mean = jnp.zeros(incoming.shape[2] + 1 + outgoing.shape[2], dtype)
+        none = jnp.zeros((num_clients, widths[h], 0), dtype)
+        incoming = kernels[0].swapaxes(1, 2) if h == 0 else none
+        alike, unlike, known = none, kernels[-1], share
+        if h < num_hidden - 1:
+            above, budget = layers[h + 1].slots, budgets[h + 1]
+            outgoing = _reindexed(kernels[h + 1], above, budget)
+            if absent == "zero":
+                alike, unlike = outgoing, none
+            else:
+                owned = jnp.ones((num_clients, 1, widths[h + 1]), dtype)
+                unlike, known = outgoing, _reindexed(owned, above, budget)[:, 0]
+        mean = jnp.zeros(incoming.shape[2] + 1 + alike.shape[2], dtype)
         mean = mean.at[incoming.shape[2]].set(bias_mean[0])
         rows = Rows(
-            shared=jnp.concatenate([incoming, biases[h][..., None], outgoing], axis=2, dtype=dtype),
-            classes=classes.astype(dtype),
-            class_share=share[:, : classes.shape[2]],
+            shared=jnp.concatenate([incoming, biases[h][..., None], alike], axis=2, dtype=dtype),
+            classes=unlike.astype(dtype),
+            class_share=known[:, : unlike.shape[2]],
             live=jnp.asarray(live[h]),
             mean=mean,
         )
         layers[h] = match_layer(
             rows,
-            prior,
+            Prior(*(values[h] for values in by_layer), *common),
             key=jax.random.fold_in(key, h),
             num_passes=num_passes,
             budget=budgets[h],
@@ -237,7 +258,8 @@ def pfnm_stacked(
     for h in range(num_hidden):
         first = num_inputs if h == 0 else 0
         last = h == num_hidden - 1
-        kernel = layers[h].classes if last else layers[h].shared[:, first + 1 :]
+        apart = last or absent == "unknown"
+        kernel = layers[h].classes if apart else layers[h].shared[:, first + 1 :]
         precision, base = 1 / layers[h].sigma.mean(), 1 / layers[h].sigma0.mean()
         bias = (
             ((biases[-1] * share).sum(axis=0) * precision + bias_mean * base)
@@ -255,6 +277,56 @@ def pfnm_stacked(
         sigma=jnp.stack([layer.sigma.mean() for layer in layers]),
         sigma0=jnp.stack([layer.sigma0.mean() for layer in layers]),
     )
+
+
+def _each_layer(name: str, value: Array, num_hidden: int) -> Array:
+    """A scalar, or one number for each hidden layer: [hidden layers]."""
+    if value.shape not in ((), (num_hidden,)):
+        raise ValueError(
+            f"{name} must be one number or one for each of the {num_hidden} hidden layers, got "
+            f"shape {value.shape}."
+        )
+    return jnp.broadcast_to(value, (num_hidden,))
+
+
+def layers_of(params: Any) -> list[tuple[Array, Array]]:
+    """The params of `models.mlp`, {"dense_0": {"kernel", "bias"}, ...}, as a list of layers."""
+    try:
+        named = [params[f"dense_{i}"] for i in range(len(params))]
+        return [(layer["kernel"], layer["bias"]) for layer in named]
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            'params must be of the form of models.mlp, {"dense_0": {"kernel", "bias"}, ...}, got '
+            f"{jax.tree.structure(params)}."
+        ) from error
+
+
+def params_of(layers: Network) -> dict[str, dict[str, Any]]:
+    """A list of layers as params of `models.mlp`, the way back from `layers_of`."""
+    return {f"dense_{i}": {"kernel": w, "bias": b} for i, (w, b) in enumerate(layers)}
+
+
+def sub_network(params: Network, slots: Sequence[Array]) -> list[tuple[Array, Array]]:
+    """The part of a network that some of its neurons make up, such as those of one client.
+
+    Args:
+        params: layers `(kernel [in, out], bias [out])`.
+        slots: for every hidden layer [L] the neurons, e.g. one client's of `Matching.assignments`;
+            0 weights for those out of range.
+
+    Returns:
+        Layers of the widths of `slots`.
+    """
+    ends = [None, *slots, None]
+    part = []
+    for (kernel, bias), rows, columns in zip(params, ends[:-1], ends[1:], strict=True):
+        if rows is not None:
+            kernel = kernel.at[rows].get(mode="fill", fill_value=0)
+        if columns is not None:
+            kernel = kernel.at[:, columns].get(mode="fill", fill_value=0)
+            bias = bias.at[columns].get(mode="fill", fill_value=0)
+        part.append((kernel, bias))
+    return part
 
 
 def _reindexed(kernel: Array, slots: Array, budget: int) -> Array:
@@ -297,7 +369,7 @@ def neuron_budget(given: int | None, total: int, widest: int) -> int:
 
 
 _compiled = functools.partial(
-    jax.jit, static_argnames=("num_passes", "max_neurons", "empirical_bayes")
+    jax.jit, static_argnames=("num_passes", "max_neurons", "empirical_bayes", "absent")
 )(pfnm_stacked)
 
 
