@@ -832,6 +832,10 @@ ALGORITHMS = {
         ),
         model=models.mlp(CLASSES, hidden=(3,)),
         params=_wide,
+        opts_out={
+            "test_a_round_without_jit_is_the_same": "an assignment is thousands of small steps; "
+            "test_matched.py compares rounds with NumPy"
+        },
     ),
 }
 
