@@ -99,7 +99,7 @@ def test_bytes_and_clients_who_have_not_sent(data, key):
 def test_a_client_that_diverges_is_left_out(data, key):
     """In the first round it never enters; the others are as if it were not there."""
     broken = {name: np.array(x) for name, x in data.examples.items()}
-    broken["x"][SIZES[0]] = 3e38  # finite, but no sum of it is
+    broken["x"][SIZES[0] : SIZES[0] + SIZES[1]] *= 1e38  # finite, but no gradient of it is
     parts = np.split(np.arange(sum(SIZES)), np.cumsum(SIZES)[:-1])
     run = simulate.run(
         *(pfnm(SMALL), wide(BUDGET), federate(broken, parts)),
