@@ -44,7 +44,8 @@ from fedjax_sim.base import Key, Model, Params
 from fedjax_sim.data import Batching, FederatedData, federate
 from fedjax_sim.datasets import Dataset
 from fedjax_sim.experiments import reporting
-from fedjax_sim.experiments.pfnm import PARTITIONS, heterogeneous, local_training
+from fedjax_sim.experiments.apart import heterogeneous, local_training
+from fedjax_sim.experiments.pfnm import PARTITIONS
 from fedjax_sim.experiments.reporting import Sheet
 from fedjax_sim.matching.axes import described
 from fedjax_sim.runfolder import RunFolder
