@@ -450,7 +450,12 @@ def test_an_interrupt_before_the_first_round_is_no_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(datasets, "load", lambda *args: signal.raise_signal(signal.SIGINT))
-    assert run("train") == 130
+    # A shell starts what runs in the background with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert run("train") == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == "error: interrupted at once; results are not written.\n"
 
 
