@@ -8,15 +8,16 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fedjax_sim import checks, shuffling, trees, tuning
+from fedjax_sim import checks, shuffling, stacks, trees, tuning
 from fedjax_sim import data as data_lib
 from fedjax_sim.base import (
     Aggregator,
@@ -176,15 +177,17 @@ def federated(
         attacked = state.attack
         attack_info: dict[str, Array] = {}
         if attack is not None:
-            with _stage("attacking"):
+            with _stage("attacking"), _spread(mesh):
                 present = cohort.mask & jnp.isin(cohort.ids, jnp.asarray(malicious))
                 attacked, done, attack_info = _attacked(
                     attack, keys[Stream.ATTACK], state.attack, cohort, done, present, message
                 )
-        with _stage("aggregating"):
+        with _stage("aggregating"), _spread(mesh):
             aggregated, aggregate, aggregator_info = _aggregate(
                 aggregator, keys[Stream.AGGREGATOR], state.aggregator, done
             )
+            if mesh is not None:
+                aggregate = jax.lax.with_sharding_constraint(aggregate, NamedSharding(mesh, P()))
         dropped = cohort.mask & ~jnp.isfinite(done.info["update_norm"])
         report = Report(cohort.ids, done.weights, dropped, done.info)
         with _stage("updating the server"):
@@ -359,8 +362,10 @@ def _work(
 
     if mesh is not None:
         walk = _sharded(walk, mesh)
-    total, out = walk(jax.tree.map(deal, slots), message, data)
-    updates, states, weights, info = jax.tree.map(collect, out)
+    total, (updates, *rest) = walk(jax.tree.map(deal, slots), message, data)
+    if mesh is not None:
+        updates = jax.tree.map(lambda x: _by_columns(x, mesh), updates)
+    updates, states, weights, info = jax.tree.map(collect, (updates, *rest))
     return _Outcome(updates if aggregator.summand is None else total, states, weights, info)
 
 
@@ -407,6 +412,21 @@ def _sharded(walk: Callable, mesh: Mesh) -> Callable:
         out_specs=(P(), P(axis)),
         check_vma=False,
     )
+
+
+def _spread(mesh: Mesh | None) -> AbstractContextManager:
+    """Inside, stacked updates are worked on by all devices (`stacks`)."""
+    return nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def _by_columns(updates: Array, mesh: Mesh) -> Array:
+    """Exchange a leaf [devices, chunks, width, ...] so that every device has columns of all rows.
+
+    What follows orders, compares and adds up rows, which no device can do with a share of them.
+    """
+    row = jax.eval_shape(lambda x: x[0, 0], updates)
+    spec = P(None, None, *stacks.column_spec(row, mesh.abstract_mesh))
+    return jax.lax.with_sharding_constraint(updates, NamedSharding(mesh, spec))
 
 
 def _train(
@@ -538,7 +558,7 @@ def _auto_width(
         or jax.process_count() > 1  # all processes must compile the same program
     ):
         return default
-    ladder = (1, 4, 16) if on_cpu else (8, 64, 512, 4096, most)
+    ladder = (1, 4, 16, 32) if on_cpu else (8, 64, 512, 4096, most)
     widths = sorted({_even(min(width, most), share) for width in ladder})
     num_steps = max(1, round(min(steps.mean(), 8)))
 

@@ -2,6 +2,9 @@
 
 A stack of many clients fills the memory, so nothing here makes a second one unless it returns it.
 All arithmetic is in float32 or wider. `live` [C] says which rows count; others may hold anything.
+
+Under a mesh (`jax.sharding.use_abstract_mesh`, as the engine sets it) every device walks the
+columns that `column_spec` deals to it.
 """
 
 from collections.abc import Callable
@@ -9,6 +12,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import PartitionSpec as P
 
 from fedjax_sim.base import Array, PyTree
 
@@ -37,7 +42,45 @@ def over_columns(rule: Callable[[Array], Array], updates: PyTree) -> PyTree:
     return _map(rule, updates, _SORTED)
 
 
+def column_spec(leaf: Array, mesh: AbstractMesh) -> P:
+    """How a leaf [C, ...] is dealt out: whole columns, along the first axis that divides evenly.
+
+    `P()`, a copy on every device, where no axis does.
+    """
+    (axis,) = mesh.axis_names
+    for i, length in enumerate(leaf.shape[1:], 1):
+        if length and length % mesh.size == 0:
+            return P(*[None] * i, axis)
+    return P()
+
+
+def _mesh() -> AbstractMesh | None:
+    """The devices to spread over, if a mesh is set and this code is not one device's share yet."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh if mesh.axis_types == (AxisType.Auto,) and mesh.size > 1 else None
+
+
 def _map(rule: Callable[[Array], Array], updates: PyTree, numbers: int) -> PyTree:
+    def walk(updates: PyTree) -> PyTree:
+        return _map_blocks(rule, updates, numbers)
+
+    mesh = _mesh()
+    if mesh is None:
+        return walk(updates)
+
+    def out_spec(leaf: Array, out: jax.ShapeDtypeStruct) -> P:
+        # The axis of clients is gone, or is the leading one of what `rule` returns.
+        spec = column_spec(leaf, mesh)
+        return P(*[None] * (out.ndim - leaf.ndim + 1), *spec[1:]) if spec else P()
+
+    specs = jax.tree.map(lambda leaf: column_spec(leaf, mesh), updates)
+    out_specs = jax.tree.map(out_spec, updates, jax.eval_shape(walk, updates))
+    return jax.shard_map(walk, mesh=mesh, in_specs=(specs,), out_specs=out_specs, check_vma=False)(
+        updates
+    )
+
+
+def _map_blocks(rule: Callable[[Array], Array], updates: PyTree, numbers: int) -> PyTree:
     def mapped(matrix: Array) -> Array:
         width = _width(matrix, numbers)
         if width == matrix.shape[1]:
@@ -71,14 +114,43 @@ def fold(
     Returns:
         What `term` returns, summed.
     """
-    stacks = [_matrices(updates)]
+    stacks = [jax.tree.leaves(updates)]
     if point is not None:
-        stacks.append(_matrices(jax.tree.map(lambda p: p[None], point)))
-    parts = [_fold(term, live, *matrices) for matrices in zip(*stacks, strict=True)]
+        stacks.append([leaf[None] for leaf in jax.tree.leaves(point)])
+    mesh = _mesh()
+    if mesh is None:
+        return _fold(term, live, stacks)
+    specs = [column_spec(leaf, mesh) for leaf in stacks[0]]
+    (axis,) = mesh.axis_names
+
+    def on_device(stacks: list[list[Array]], live: Array) -> PyTree:
+        def part(dealt: bool) -> PyTree:
+            chosen = [
+                [leaf for leaf, spec in zip(stack, specs, strict=True) if bool(spec) == dealt]
+                for stack in stacks
+            ]
+            return _fold(term, live, chosen) if chosen[0] else None
+
+        dealt, copied = part(True), part(False)
+        # What every device has a copy of counts once.
+        first = jax.lax.axis_index(axis) == 0
+        copied = jax.tree.map(lambda x: jnp.where(first, x, jnp.zeros_like(x)), copied)
+        parts = [x for x in (dealt, copied) if x is not None]
+        return jax.lax.psum(jax.tree.map(lambda *x: sum(x), *parts), axis)
+
+    in_specs = ([specs] * len(stacks), P())
+    return jax.shard_map(on_device, mesh=mesh, in_specs=in_specs, out_specs=P(), check_vma=False)(
+        stacks, live
+    )
+
+
+def _fold(term: Callable[..., PyTree], live: Array, stacks: list[list[Array]]) -> PyTree:
+    matrices = [_matrices(stack) for stack in stacks]
+    parts = [_fold_blocks(term, live, *parts) for parts in zip(*matrices, strict=True)]
     return jax.tree.map(lambda *x: sum(x), *parts)
 
 
-def _fold(term: Callable[..., PyTree], live: Array, matrix: Array, *point: Array) -> PyTree:
+def _fold_blocks(term: Callable[..., PyTree], live: Array, matrix: Array, *point: Array) -> PyTree:
     width = _width(matrix, _MULTIPLIED)
 
     def block(start: Array | int, fresh: Array | bool) -> PyTree:

@@ -31,7 +31,7 @@ TIERS = [
 ]
 TIER = {module: tier for tier, modules in enumerate(TIERS) for module in modules}
 # The engine never names a concrete part: parts arrive as values.
-ONLY = {"rounds": {"base", "trees", "checks", "shuffling", "tuning", "data"}}
+ONLY = {"rounds": {"base", "trees", "checks", "shuffling", "stacks", "tuning", "data"}}
 # Slow to import or needed by few: imported inside the function that uses them.
 HEAVY = {
     *("array_record", "flax", "h5py", "matplotlib", "orbax", "PIL", "scipy"),

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,7 +14,7 @@ from fedjax_sim import devices
 
 PROGRAM = textwrap.dedent(
     """
-    import json, sys
+    import json, math, re, sys
     from fedjax_sim import devices
 
     devices.use_all_cores(8)
@@ -63,6 +64,22 @@ PROGRAM = textwrap.dedent(
                 "num_steps": result.info.cohort.clients["num_steps"].tolist(),
             }
     mesh = eight
+    # With eight devices, the columns of some leaves are dealt out, of others copied.
+    layered = models.mlp(3, hidden=(16,))
+    start = layered.init(key, x[:1])
+    robust = aggregators.nnm(aggregators.trimmed_mean(num_byzantine=3), num_byzantine=3)
+    for where in (None, eight):
+        algorithm = algorithms.fedavg(
+            layered, client_optimizer=optax.sgd(0.3), batching=Batching(8), aggregator=robust,
+            sampler=sampling.uniform(13), mesh=where, width=1,
+        )
+        there = data if where is None else devices.replicate(data, where)
+        state = algorithm.init(key, start, there)
+        step = jax.jit(algorithm.step).lower(key, state, there).compile()
+        params_ = algorithm.params(step(key, state, there)[0])
+        found[f"robust/{1 if where is None else 8}"] = jax.tree.map(lambda p: p.tolist(), params_)
+    gathered = re.findall(r"f32\\[([\\d,]+)\\]\\S* all-gather\\(", step.as_text())
+    found["gathered"] = [math.prod(map(int, shape.split(","))) for shape in gathered]
     for name, where in (("evaluate/1", None), ("evaluate/8", mesh)):
         evaluate = rounds.evaluator(
             model, {"loss": metrics.cross_entropy}, block_size=7, mesh=where
@@ -136,6 +153,13 @@ def test_a_round_is_the_same_on_one_device_and_on_several(found, name, size):
     assert many["ids"] == one["ids"]
     assert many["num_steps"] == one["num_steps"]
     assert np.abs(one["kernel"]).max() > 0.05
+
+
+def test_a_robust_rule_is_the_same_on_eight_devices_none_of_which_has_all_updates(found):
+    one, eight = found["robust/1"], found["robust/8"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), eight, one)
+    # Of the largest leaf, 13 updates would be gathered otherwise; the aggregate alone is.
+    assert max(found["gathered"]) == 5 * 16
 
 
 @pytest.mark.parametrize("name", ["evaluate", "scaffold", "sweep", "loss"])

@@ -180,7 +180,8 @@ def test_auto_gives_what_any_width_gives(asked, aggregator) -> None:
 def test_candidates_make_chunks_of_equal_size(asked) -> None:
     one_round("auto", population(20))
     ((widths, _, _),) = asked
-    assert widths == [1, 4, 10]  # 16 would leave the second of two chunks almost empty
+    # 16 would leave the second of two chunks almost empty, 32 is more than there are.
+    assert widths == [1, 4, 10, 20]
 
 
 def test_measured_programs_run_and_do_what_is_said(asked) -> None:
