@@ -107,7 +107,7 @@ def _measure(
             if not tried:
                 raise
             break
-        costs[width] = min(tried[width]() for _ in range(2))
+        costs[width] = min(tried[width]() for _ in range(4))
         if costs[width] > GIVE_UP * min(costs.values()):
             break
     good = [width for width in tried if costs[width] <= GIVE_UP * min(costs.values())]

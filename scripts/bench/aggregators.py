@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """How fast are the robust aggregators, here, in NumPy, in PyTorch and in ByzFL, on one stack?
 
-Every way gets the same stack of standard normal updates [clients, parameters] in float32 and all
-cores. Each runs in a process of its own and, for PyTorch and ByzFL, in a virtual environment that
-this script makes under .bench/; processes take turns, and the median over turns of the fastest call
-is reported. With --memory, it reports the peak memory of a process that makes the stack and
-aggregates it, instead. One JSON line a measurement, and a table of ratios.
+Every way gets the same stack of standard normal updates [clients, parameters] in float32 and may
+use all cores: "ours" is one JAX device, "ours, all cores" a device a core, each of which has the
+updates of some clients to begin with. Each runs in a process of its own and, for PyTorch and ByzFL,
+in a virtual environment that this script makes under .bench/; processes take turns, and the median
+over turns of the fastest call is reported. With --memory, it reports the peak memory of a process
+that makes the stack and aggregates it, instead. One JSON line a measurement, and a table of ratios.
 
     .venv/bin/python scripts/bench/aggregators.py [--clients 100] [--parameters 1000000] [--turns 3]
     .venv/bin/python scripts/bench/aggregators.py --memory --clients 1000 [--rules krum ...]
@@ -29,10 +30,10 @@ ROOT = HERE.parents[1]
 TORCH = ["torch==2.13.0", "byzfl==0.0.11"]
 # rule -> the ways to compute it: ours by name, the others as in peers/*_aggregators.py.
 WAYS = {
-    "coordinate_median": ("ours", "jnp.median", "np.median", "torch.median"),
-    "trimmed_mean": ("ours", "jnp.sort", "np.sort"),
-    "krum": ("ours", "byzfl.Krum"),
-    "geometric_median": ("ours", "byzfl.GeometricMedian"),
+    "coordinate_median": ("ours", "ours, all cores", "jnp.median", "np.median", "torch.median"),
+    "trimmed_mean": ("ours", "ours, all cores", "jnp.sort", "np.sort"),
+    "krum": ("ours", "ours, all cores", "byzfl.Krum"),
+    "geometric_median": ("ours", "ours, all cores", "byzfl.GeometricMedian"),
 }
 
 

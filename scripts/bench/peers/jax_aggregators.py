@@ -8,11 +8,15 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
-from fedjax_sim import aggregators
+from fedjax_sim import aggregators, devices, stacks
 
 rule, way, num_clients, size, num_calls = *sys.argv[1:3], *map(int, sys.argv[3:])
 f = num_clients // 5
+if way == "ours, all cores":
+    devices.use_all_cores()
+mesh = devices.mesh()
 OPTIONS = {
     "geometric_median": {},
     "coordinate_median": {},
@@ -32,8 +36,16 @@ def ours(updates):
     return aggregator.apply(jax.random.key(0), state, updates, weights)[1]
 
 
+def spread(updates):
+    """As after the clients' work: every device has some rows, and they are exchanged first."""
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        columns = NamedSharding(mesh, stacks.column_spec(updates, mesh.abstract_mesh))
+        return ours(jax.lax.with_sharding_constraint(updates, columns))
+
+
 WAYS = {
     "ours": ours,
+    "ours, all cores": spread,
     "jnp.median": lambda x: jnp.median(x, axis=0),
     "jnp.sort": lambda x: jnp.sort(x, axis=0)[f : num_clients - f].mean(axis=0),
     "np.median": lambda x: np.median(x, axis=0),
@@ -50,6 +62,8 @@ else:
     x = jnp.zeros((num_clients, size))
     for i in range(num_clients):
         x = fill(i, x)
+    if way == "ours, all cores":
+        x = jax.device_put(x, NamedSharding(mesh, PartitionSpec(mesh.axis_names[0])))
     begin = time.perf_counter()
     call = jax.jit(WAYS[way]).lower(x).compile()
     compile_seconds = time.perf_counter() - begin
