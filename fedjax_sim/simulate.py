@@ -201,7 +201,6 @@ def run(
             history.read()
         except KeyboardInterrupt:
             history.interrupted = True
-            history.progress = None
             history.read()  # what was dispatched is in the state, so it belongs to the result
         failed = bool(history.failure) and on_error == "raise"
         if saved is not None and not failed:
@@ -487,17 +486,24 @@ class _History:
         if status and self.failure is None:
             self.failure = _explain(segment.start, info)
         if self.progress is not None:
-            self.progress(
-                Progress(
-                    self.first_round,
-                    self.num_rounds,
-                    self.total_rounds,
-                    self.seconds,
-                    self.client_steps,
-                    status,
-                    self._latest(),
-                )
-            )
+            self._tell(self.progress, status)
+
+    def _tell(self, progress: Callable[[Progress], None], status: Status) -> None:
+        now = Progress(
+            self.first_round,
+            self.num_rounds,
+            self.total_rounds,
+            self.seconds,
+            self.client_steps,
+            status,
+            self._latest(),
+        )
+        try:
+            progress(now)
+        except KeyboardInterrupt:
+            # A callback that stops a run may go on raising while the last segments are told.
+            if not self.interrupted:
+                raise
 
     def _keep_scores(self, at: int, scores: dict[str, dict[str, Mean]]) -> None:
         scores = jax.tree.map(np.asarray, scores)  # waits, so it comes first

@@ -321,6 +321,8 @@ def test_an_interrupted_run_keeps_what_is_done(
     assert results["interrupted"] is True and done == 6
     assert saved["rounds/cohort/ids"].shape == (done, 3)
     assert results["evaluations"]["rounds"] == [0, 2, 4, 6]
+    log = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["round"] for line in log] == [2, 4, 6]
 
 
 def test_a_run_is_continued_as_if_it_had_never_stopped(
