@@ -75,7 +75,7 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         status = _dispatch(args)
     except KeyboardInterrupt:
-        _complain("interrupted at once; results are not written.")
+        _complain("interrupted at once; only what had been written before is kept.")
         status = 130
     except BrokenPipeError:  # `fedjax-sim train --help | head`
         # What is still buffered would raise again when the interpreter ends.

@@ -458,7 +458,8 @@ def test_an_interrupt_before_the_first_round_is_no_traceback(
         assert run("train") == 130
     finally:
         signal.signal(signal.SIGINT, before)
-    assert capsys.readouterr().err == "error: interrupted at once; results are not written.\n"
+    told = "interrupted at once; only what had been written before is kept."
+    assert capsys.readouterr().err == f"error: {told}\n"
 
 
 def test_a_diverged_run_keeps_what_is_done_and_says_what_to_do(

@@ -7,16 +7,16 @@ which makes its `RunFolder`, prints its tables and writes results.json and pictu
 
 EXPERIMENTS: dict[str, str] = {
     "agnostic-adult": "fedjax_sim.experiments.agnostic_adult",
-    "pfnm-cifar10": "fedjax_sim.experiments.pfnm_cifar10",
-    "pfnm-mnist": "fedjax_sim.experiments.pfnm_mnist",
-    "fedma-fashion": "fedjax_sim.experiments.fedma_fashion",
-    "lens-fashion": "fedjax_sim.experiments.lens_fashion",
-    "lens-adult": "fedjax_sim.experiments.lens_adult",
-    "robust-mnist": "fedjax_sim.experiments.robust_mnist",
     "agnostic-fashion": "fedjax_sim.experiments.agnostic_fashion",
-    "backdoor-fashion": "fedjax_sim.experiments.backdoor_fashion",
     "agnostic-language": "fedjax_sim.experiments.agnostic_language",
     "fair-adult": "fedjax_sim.experiments.fair_adult",
     "fair-shakespeare": "fedjax_sim.experiments.fair_shakespeare",
+    "pfnm-mnist": "fedjax_sim.experiments.pfnm_mnist",
+    "pfnm-cifar10": "fedjax_sim.experiments.pfnm_cifar10",
+    "fedma-fashion": "fedjax_sim.experiments.fedma_fashion",
+    "lens-fashion": "fedjax_sim.experiments.lens_fashion",
+    "lens-adult": "fedjax_sim.experiments.lens_adult",
+    "backdoor-fashion": "fedjax_sim.experiments.backdoor_fashion",
+    "robust-mnist": "fedjax_sim.experiments.robust_mnist",
 }
 """name -> module, imported only when it is run."""
