@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from fedjax_sim import checks, trees
+from fedjax_sim import checks, stacks, trees
 from fedjax_sim.base import Aggregator, Array, Attack, History, Key, Params, PyTree, Report
 
 Knowledge = Literal["honest", "own"]
@@ -812,8 +812,7 @@ def _centred(updates: PyTree, mean: PyTree, rows: Array) -> PyTree:
 def _squared_distances(centred: PyTree, rows: Array) -> Array:
     """[C, C], 0 in rows and columns that do not count."""
     # Of centred rows, or the Gram matrix would cancel when updates are close to each other.
-    flat = trees.flatten(centred).astype(jnp.float32)
-    gram = jnp.matmul(flat, flat.T, precision="highest")
+    gram = stacks.gram(centred, rows)
     norms = jnp.diagonal(gram)
     squared = jnp.maximum(norms[:, None] + norms[None, :] - 2 * gram, 0)
     off_diagonal = ~jnp.eye(len(rows), dtype=bool)

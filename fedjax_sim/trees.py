@@ -107,7 +107,7 @@ def row_dots(rows: PyTree, other: PyTree) -> Array:
 
     def dots(x: Array, y: Array) -> Array:
         products = x * (y if y.ndim == x.ndim else y[None])
-        return products.reshape(len(x), -1).sum(axis=1, dtype=jnp.float32)
+        return products.sum(axis=tuple(range(1, x.ndim)), dtype=jnp.float32)
 
     return sum(jax.tree.leaves(jax.tree.map(dots, rows, other)), start=jnp.float32(0))
 

@@ -17,7 +17,17 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from fedjax_sim import aggregators, checks, clients, metrics, rounds, sampling, simplex, trees
+from fedjax_sim import (
+    aggregators,
+    checks,
+    clients,
+    metrics,
+    rounds,
+    sampling,
+    simplex,
+    stacks,
+    trees,
+)
 from fedjax_sim.algorithms import averaging, first_look
 from fedjax_sim.base import (
     Aggregator,
@@ -474,21 +484,18 @@ def common_descent(tolerance: float | Array = 1.0) -> Aggregator:
         key: Key, state: PyTree, updates: PyTree, weights: Array
     ) -> tuple[PyTree, PyTree, dict[str, Array]]:
         live = weights > 0
-        updates = trees.where(live, updates, jax.tree.map(jnp.zeros_like, updates))
-        flat = trees.flatten(jax.tree.map(lambda u: u.astype(jnp.float32), updates))
-        length = jnp.linalg.norm(flat, axis=1)
+        length = stacks.norms(updates, live)
         inverse = jnp.where(length > 0, 1 / jnp.where(length > 0, length, 1), 0)
-        flat = flat * inverse[:, None]
         share = jnp.where(live, weights, 0)
         share = share / jnp.where(live.any(), share.sum(), 1)
         found = simplex.quadratic_program(
-            jnp.matmul(flat, flat.T, precision="highest"),
+            stacks.gram(updates, live, factors=inverse),
             jnp.zeros_like(share),
             low=jnp.maximum(share - tolerance, 0),
             high=jnp.where(live, jnp.minimum(share + tolerance, 1), 0),
         )
         found = jnp.where(live, found, 0)
-        return state, trees.weighted_sum(updates, found * inverse), {"coefficients": found}
+        return state, stacks.combine(found * inverse, updates), {"coefficients": found}
 
     return Aggregator(lambda update: (), apply)
 
