@@ -563,12 +563,14 @@ class Alternation(NamedTuple):
 
     optimizer: the state of the optimizer of the targets' loss.
     centre: the params whose distance is kept small.
+    others: the params to expect without an attack, for implicit boosting.
     twin: the Work of an honest client on the same batches, if that is the centre, else ().
     num_steps: int32, local steps so far.
     """
 
     optimizer: PyTree
     centre: Params
+    others: Params
     twin: PyTree
     num_steps: Array
 
@@ -583,6 +585,7 @@ def alternating_poisoning(
     every: int = 10,
     rho: float | Array = 1e-4,
     distance_to: Literal["own", "others"] = "others",
+    boosting: Literal["explicit", "implicit"] = "explicit",
     kernels_only: bool = False,
     loss: Loss,
 ) -> ClientRule:
@@ -603,6 +606,10 @@ def alternating_poisoning(
         distance_to: the centre: "others", the server's params + the estimate of the others' mean
             update; or "own", where an honest client on the same batches would be by now. The
             paper's code trains that client to the end first; here it walks alongside.
+        boosting: whose loss of the targets counts: "explicit" the client's own model's, "implicit"
+            that of the model to expect of the server, its params + the others' mean update as
+            estimated + update / boost. The client's own is convinced long before the server's,
+            whose loss tells how far to go: shorter updates do.
         kernels_only: rho and boost act on leaves of two or more axes; biases make the steps on the
             targets unboosted.
 
@@ -618,6 +625,10 @@ def alternating_poisoning(
     checks.positive_int("every", every)
     checks.in_range("rho", rho, 0.0)
     checks.one_of("distance_to", distance_to, ("own", "others"))
+    checks.one_of("boosting", boosting, ("explicit", "implicit"))
+    is_implicit = boosting == "implicit"
+    if is_implicit:
+        checks.in_range("boost", boost, 0.0, open_low=True)
     loss_of = _target_loss(model, targets, loss)
     target_optimizer = target_optimizer or optimizer
 
@@ -637,15 +648,21 @@ def alternating_poisoning(
         work = base.begin(key, (), broadcast.params, client)
         is_own = distance_to == "own"
         others = broadcast.params
-        if not is_own:
+        if is_implicit or not is_own:
             others = trees.add(others, _others(memory, broadcast, boost))
-        twin = work if is_own else ()
         state = target_optimizer.init(broadcast.params)
-        extra = Alternation(state, others, twin, jnp.int32(0))
+        centre = broadcast.params if is_own else others
+        extra = Alternation(state, centre, others, work if is_own else (), jnp.int32(0))
         return work._replace(extra=extra)
 
-    def poison(work: Work) -> Work:
-        value, gradient = jax.value_and_grad(loss_of)(work.params)
+    def judged(work: Work, server: Params) -> Params:
+        if not is_implicit:
+            return work.params
+        share = trees.scale(trees.subtract(work.params, server), 1 / boost)
+        return trees.add(work.extra.others, share)
+
+    def poison(work: Work, server: Params) -> Work:
+        value, gradient = jax.value_and_grad(loss_of)(judged(work, server))
         updates, state = target_optimizer.update(gradient, work.extra.optimizer, work.params)
         updates = jax.tree.map(
             lambda u: (jnp.where(value > 0, boost if is_meant(u) else 1.0, 0.0) * u).astype(
@@ -663,7 +680,8 @@ def alternating_poisoning(
             twin = honest.step(key, extra.twin, server, batch)
             extra = extra._replace(twin=twin, centre=twin.params)
         work = work._replace(extra=extra._replace(num_steps=extra.num_steps + 1))
-        return jax.lax.cond(work.extra.num_steps % every == 0, poison, lambda w: w, work)
+        is_due = work.extra.num_steps % every == 0
+        return jax.lax.cond(is_due, lambda w: poison(w, server), lambda w: w, work)
 
     return _remembering(base._replace(step=step), begin, loss_of)
 

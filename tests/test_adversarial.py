@@ -152,12 +152,25 @@ def test_robust_mnist_leaves_everything(tmp_path, monkeypatch, capsys):
     robust_mnist.main(robust_mnist.Options(output=output, quick=True))
     results = json.loads((output / "results.json").read_text())
     assert results["complete"] and len(results["cells"]) == 4 * 2 * 5
-    assert results["cells"][0]["accuracy"] == {"mean": 0.5, "std": 0.0}
+    assert results["cells"][0]["accuracy"] == {"mean": 0.5, "std": 0.0, "runs": [0.5] * 4}
     assert {path.name for path in output.iterdir()} >= {"accuracy.png", "results.json"}
     assert "160 runs" in capsys.readouterr().out
-    grid = {robust_mnist.Defence("Krum", 1, 0.0): np.full((5, 3), 0.279)}
-    table = robust_mnist.table(grid, compare=True)
-    assert next(iter(table.columns[1].cells)) == r"28±0 \[28]"
+
+
+def test_the_grid_beside_what_is_published():
+    krum, clipping = (
+        robust_mnist.Defence(*d) for d in (("Krum", 1, 0.0), ("centered clipping", 2, 0.9))
+    )
+    grid = {
+        krum: np.full((5, 3), 0.279),
+        krum._replace(bucket_size=2): np.full((5, 3), 0.3),
+        clipping: np.full((5, 3), 0.96),
+    }
+    sheet = robust_mnist.sheet(grid, compare=True)
+    assert sheet.rows[0][:2] == ("Krum, s=1, m=0", "28±0 [28]")
+    said = robust_mnist.findings(grid, compare=True)
+    assert "in 5 of 5 cells" in said and "at least 96.0 %" in said
+    assert "all: 6 of 15" in said and "above 90 %: 5 of 5" in said
 
 
 def test_quick_data_has_twenty_five_equal_clients():

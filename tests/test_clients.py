@@ -1,12 +1,14 @@
 """Client rules beyond the laws of the contract table."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 import contracts
 from fedjax_sim import aggregators, clients, metrics, simulate
+from fedjax_sim.base import Batch, History
 
 
 def updates_of(rule, num_rounds: int):
@@ -58,3 +60,26 @@ def test_momentum_refuses_what_it_cannot_follow():
     work = both.begin(jax.random.key(0), state, broadcast, client)
     with pytest.raises(ValueError, match="whose update is shaped like params"):
         both.finish(jax.random.key(0), state, broadcast, client, work)
+
+
+def test_implicit_boosting_asks_the_model_to_expect():
+    """At a boost of 1 that is the client's own in the first round, at 3 it moves by thirds."""
+    params = contracts.initial_params(jax.random.key(0))
+    first = History(params, params, jnp.int32(0))
+    x, y = np.float32([[1, 0, 2], [0, 1, 1]]), np.int32([0, 1])
+    batch = Batch({"x": x, "y": y}, np.ones(2, bool))
+    client = contracts.clients.Client(*jnp.array([0, 2, 4]))
+
+    def update(boost, **options):
+        rule = contracts.alternating(boost, 0.1, **options)
+        work = rule.begin(jax.random.key(0), rule.init(params), first, client)
+        for i in range(4):  # two steps on the targets
+            work = rule.step(jax.random.key(i), work, first, batch)
+        return rule.finish(jax.random.key(0), rule.init(params), first, client, work)[1:]
+
+    same = [update(1.0, boosting=name)[0] for name in ("explicit", "implicit")]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), *same)
+    own, expected = (update(3.0, boosting=name) for name in ("explicit", "implicit"))
+    assert expected[2]["target_loss"] < own[2]["target_loss"]  # its steps do not shrink as fast
+    with pytest.raises(ValueError, match="boost must"):
+        update(0.0, boosting="implicit")

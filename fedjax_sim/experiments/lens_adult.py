@@ -20,7 +20,7 @@ from rich.console import Console
 from fedjax_sim import checks, datasets, models, poisoning
 from fedjax_sim.base import Model
 from fedjax_sim.data import Batching, federate
-from fedjax_sim.experiments import lens
+from fedjax_sim.experiments import lens, reporting
 from fedjax_sim.runfolder import RunFolder
 
 NUM_ROWS, NUM_CLIENTS = 30_160, 10
@@ -61,12 +61,12 @@ def main(options: Options) -> None:
     folder = RunFolder(options.output, options, overwrite=options.overwrite)
     num_seeds = 1 if options.quick else options.num_seeds
     seeds = range(options.seed, options.seed + num_seeds)
-    nets = {}
+    nets, sheets = {}, []
     for name, hidden in NETS.items():
         setting = load_setting(models.mlp(2, hidden=hidden), options)
-        title = f"Adult, {name} network, one of {NUM_CLIENTS} clients malicious"
-        rows = lens.carry_out(title, setting, folder, console, seeds=seeds, prefix=f"{name}-")
+        rows = lens.carry_out(setting, folder, seeds=seeds, prefix=f"{name}-")
         nets[name] = lens.summary(rows)
+        sheets.append(lens.sheet(f"{name} network", rows))
         folder.save_json(
             "results.json",
             {
@@ -77,6 +77,8 @@ def main(options: Options) -> None:
                 "nets": nets,
             },
         )
+    title = f"Adult, one of {NUM_CLIENTS} clients malicious"
+    reporting.publish(folder, console, title, sheets)
     console.print(f"Results, arrays and pictures are in {folder.path}/")
 
 

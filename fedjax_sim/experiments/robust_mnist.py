@@ -25,9 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from fedjax_sim import (
     aggregators,
@@ -57,6 +55,8 @@ from fedjax_sim.base import (
     PyTree,
 )
 from fedjax_sim.data import Batching, FederatedData, federate
+from fedjax_sim.experiments import reporting
+from fedjax_sim.experiments.reporting import Sheet, spread
 from fedjax_sim.runfolder import RunFolder
 
 NUM_HONEST, NUM_MALICIOUS = 20, 5
@@ -181,9 +181,15 @@ def main(options: Options) -> None:
                     )
                 )  # fmt: skip
                 folder.save_json("results.json", _results(options, grid, complete=False))
-    console.print(table(grid, compare=not options.quick))
-    console.print(f"{len(ATTACKS) * len(grid) * options.num_seeds} runs in "
-                  f"{time.perf_counter() - started:.0f} s")  # fmt: skip
+    taken = time.perf_counter() - started
+    reporting.publish(
+        folder,
+        console,
+        "Robust aggregation on unlike clients",
+        [sheet(grid, compare=not options.quick)],
+        f"{findings(grid, compare=not options.quick)}\n\n"
+        f"{len(ATTACKS) * len(grid) * options.num_seeds} runs in {taken:.0f} s.",
+    )
     folder.save_figure(
         "accuracy.png",
         plots.heat_map(
@@ -328,22 +334,47 @@ def switched(make: Callable[[Array], Algorithm]) -> Algorithm:
     return Algorithm(init, step, params)
 
 
-def table(grid: dict[Defence, np.ndarray], *, compare: bool) -> Table:
+def sheet(grid: dict[Defence, np.ndarray], *, compare: bool) -> Sheet:
     """Accuracy in %, with the published one in brackets."""
-    caption = "mean±deviation over seeds" + (" [published]" if compare else "")
-    out = Table(
-        title="Test accuracy in %", caption=caption.replace("[", r"\["), box=box.SIMPLE_HEAD
-    )
-    out.add_column("defence", no_wrap=True)
-    for attack in ATTACKS:
-        out.add_column(attack, justify="right", no_wrap=True)
+    rows = []
     for defence, cells in grid.items():
-        texts = [f"{100 * cell.mean():.0f}±{100 * cell.std():.0f}" for cell in cells]
+        texts = [spread(100 * cell, 0) for cell in cells]
         if compare:
-            published = PUBLISHED[defence.rule][defence.momentum][defence.bucket_size - 1]
-            texts = [rf"{text} \[{p:.0f}]" for text, p in zip(texts, published, strict=True)]
-        out.add_row(str(defence), *texts)
-    return out
+            texts = [f"{t} [{p:.0f}]" for t, p in zip(texts, _published(defence), strict=True)]
+        rows.append((str(defence), *texts))
+    caption = "In %, mean±deviation over seeds; s: size of buckets, m: worker momentum"
+    caption += "; published accuracy in brackets." if compare else "."
+    return Sheet("Test accuracy", ("defence", *ATTACKS), rows, caption)
+
+
+def findings(grid: dict[Defence, np.ndarray], *, compare: bool) -> str:
+    """What the grid says of the paper's claims, in sentences."""
+    means = {defence: 100 * cells.mean(axis=1) for defence, cells in grid.items()}
+    gains = [
+        means[defence._replace(bucket_size=2)] - accuracy
+        for defence, accuracy in means.items()
+        if defence.bucket_size == 1 and defence.rule != "centered clipping"
+    ]
+    said = []
+    if gains:
+        helped, all_of_them = int(np.sum(np.array(gains) > 0)), np.size(gains)
+        said.append(f"Bucketing helps Krum, median or RFA in {helped} of {all_of_them} cells.")
+    least = [a.min() for d, a in means.items() if d.rule == "centered clipping" and d.momentum]
+    if least:
+        said.append(f"Centered clipping with momentum keeps at least {min(least):.1f} %.")
+    if compare:
+        published = np.array([_published(defence) for defence in grid])
+        gap = np.abs(np.array(list(means.values())) - published)
+        for name, cells in (("all", published > 0), ("published above 90 %", published > 90)):
+            said.append(
+                f"Cells within 3 points of the published accuracy, {name}: "
+                f"{int((gap[cells] <= 3).sum())} of {int(cells.sum())}."
+            )
+    return " ".join(said)
+
+
+def _published(defence: Defence) -> tuple[float, ...]:
+    return PUBLISHED[defence.rule][defence.momentum][defence.bucket_size - 1]
 
 
 def _results(
@@ -359,7 +390,7 @@ def _results(
             {
                 **defence._asdict(),
                 "attack": attack,
-                "accuracy": {"mean": cell.mean(), "std": cell.std()},
+                "accuracy": {"mean": cell.mean(), "std": cell.std(), "runs": cell},
             }
             for defence, cells in grid.items()
             for attack, cell in zip(ATTACKS, cells, strict=True)
