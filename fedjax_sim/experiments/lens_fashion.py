@@ -66,6 +66,8 @@ class Options:
     between attacks."""
     full: bool = False
     """All images, the paper's CNN, 40 rounds: days on a CPU."""
+    rows: tuple[str, ...] = lens.ROWS
+    """Which rows to run; the one without attack always is."""
     quick: bool = False
     """2,500 shipped images, one seed, six rounds: to see everything once."""
 
@@ -81,15 +83,18 @@ def main(options: Options) -> None:
     checks.in_range("seed", options.seed, 0)
     checks.in_range("num_targets", options.num_targets, 1, 10)
     checks.in_range("num_clients", options.num_clients, 2)
+    for row in options.rows:
+        checks.one_of("row", row, lens.ROWS)
     setting = load_setting(options)
     console = Console()
     folder = RunFolder(options.output, options, overwrite=options.overwrite)
     num_seeds = 1 if options.quick else options.num_seeds
     seeds = range(options.seed, options.seed + num_seeds)
     title = f"Fashion-MNIST, one of {options.num_clients} clients malicious"
-    rows = lens.carry_out(setting, folder, seeds=seeds)
+    rows = lens.carry_out(setting, folder, seeds=seeds, only=options.rows)
     reporting.publish(folder, console, title, [lens.sheet("Attacks", rows)])
-    folder.save_figure("explanations.png", _explained(_network(options), setting, rows))
+    if lens.BOOSTED in rows:
+        folder.save_figure("explanations.png", _explained(_network(options), setting, rows))
     folder.save_json(
         "results.json",
         {
