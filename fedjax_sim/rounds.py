@@ -117,7 +117,8 @@ def federated(
             "auto" measures a few widths when the round is first compiled, if there is enough work
             for it to matter, and logs what it found; see `tuning`.
         mesh: devices with one named axis, over which the cohort is dealt out (`devices.mesh`); each
-            device holds the data and walks its share. None is the default device alone.
+            device holds the data and walks its share. None is the default device alone, and so is
+            any mesh while jit is off.
 
     Returns:
         An Algorithm whose state is a FederatedState and whose info is a RoundInfo. Per client
@@ -169,25 +170,27 @@ def federated(
         key: Key, state: FederatedState, data: FederatedData
     ) -> tuple[FederatedState, RoundInfo]:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.array(list(Stream)))
+        # Without jit, shares would still be traced, and nobody could look at their values.
+        over = None if jax.config.values["jax_disable_jit"] else mesh
         state, cohort = sample(key, state, data)
         with _stage("broadcasting"):
             message = server.broadcast(keys[Stream.BROADCAST], state.server, cohort, data)
         slots = _slots(keys[Stream.CLIENTS], cohort, state.clients, data, batching)
-        done = _work(rule, aggregator, slots, message, data, batching, width, mesh)
+        done = _work(rule, aggregator, slots, message, data, batching, width, over)
         attacked = state.attack
         attack_info: dict[str, Array] = {}
         if attack is not None:
-            with _stage("attacking"), _spread(mesh):
+            with _stage("attacking"), _spread(over):
                 present = cohort.mask & jnp.isin(cohort.ids, jnp.asarray(malicious))
                 attacked, done, attack_info = _attacked(
                     attack, keys[Stream.ATTACK], state.attack, cohort, done, present, message
                 )
-        with _stage("aggregating"), _spread(mesh):
+        with _stage("aggregating"), _spread(over):
             aggregated, aggregate, aggregator_info = _aggregate(
                 aggregator, keys[Stream.AGGREGATOR], state.aggregator, done
             )
-            if mesh is not None:
-                aggregate = jax.lax.with_sharding_constraint(aggregate, NamedSharding(mesh, P()))
+            if over is not None:
+                aggregate = jax.lax.with_sharding_constraint(aggregate, NamedSharding(over, P()))
         dropped = cohort.mask & ~jnp.isfinite(done.info["update_norm"])
         report = Report(cohort.ids, done.weights, dropped, done.info)
         with _stage("updating the server"):

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import compilation
-from fedjax_sim import algorithms, metrics, models, rounds, sampling, simulate
+from fedjax_sim import algorithms, devices, metrics, models, rounds, sampling, simulate
 from fedjax_sim.base import Algorithm, Mean, Model, Report, RoundInfo, Status
 from fedjax_sim.data import Batching, FederatedData, federate
 
@@ -47,7 +47,7 @@ class Counted:
         return Model(PLAIN.init, apply)
 
 
-def fedavg(learning_rate: Any = 0.2, model: Model = PLAIN) -> Algorithm:
+def fedavg(learning_rate: Any = 0.2, model: Model = PLAIN, **options: Any) -> Algorithm:
     return algorithms.fedavg(
         model,
         client_optimizer=optax.sgd(learning_rate),
@@ -55,6 +55,7 @@ def fedavg(learning_rate: Any = 0.2, model: Model = PLAIN) -> Algorithm:
         sampler=sampling.uniform(2),
         server=optax.adam(0.1, eps=0.1),  # the default eps would blow rounding errors up
         width=1,
+        **options,
     )
 
 
@@ -399,7 +400,7 @@ def test_debug_is_the_same_run():
     assert result.num_rounds == 5
     assert result.evaluations.rounds.tolist() == [0, 2, 4, 5]
     a = run(FEDAVG, zeros(), num_rounds=1, segment_rounds=3)
-    b = run(FEDAVG, zeros(), num_rounds=1, debug=True)
+    b = run(fedavg(mesh=devices.mesh()), zeros(), num_rounds=1, debug=True)
     assert_close(a[:4], b[:4])
 
 
