@@ -156,6 +156,7 @@ def test_reproduce_pfnm_leaves_everything(tmp_path, capsys, rng):
     recipe = pfnm.Recipe(0.01, 1e-6, {})
     pfnm.reproduce("pfnm-blobs", dataset, recipe, options)
     assert "PFNM 1, 1, 1" in capsys.readouterr().out
+    assert "| SPAHM |" in (output / "results.md").read_text()
     results = json.loads((output / "results.json").read_text())
     assert results["complete"] and len(results["runs"]) == 1
     (run,) = results["runs"]["homogeneous, 4 clients"]
@@ -197,10 +198,11 @@ def test_reproduce_fedma_leaves_everything(tmp_path, monkeypatch, rng):
     for name, row in run["models"].items():
         assert 0 <= row["accuracy"] <= 1
         assert row["num_rounds"] == (4 if "adapt" in name or "rounds" in name else 1)
-        if name not in ("FedMA", "ensemble"):
+        if name != "FedMA" and not name.endswith("ensemble"):
             assert row["widths"] == width
     assert {"average", "matched average", "FedAvg, 4 rounds"} < run["models"].keys()
-    assert run["models"]["ensemble"]["widths"]["conv_1"] == 32
+    assert run["models"]["weighted ensemble"]["widths"]["conv_1"] == 32
+    assert run["most_frequent_label"] == np.bincount(y).max() / len(y)
     assert "FedMA, a client's width, clients adapt" in (output / "results.md").read_text()
     assert (output / "size_lenet_homogeneous.png").exists()
 

@@ -40,7 +40,7 @@ from fedjax_sim import (
     simulate,
     trees,
 )
-from fedjax_sim.base import Key, Model, Params
+from fedjax_sim.base import Array, Key, Model, Params
 from fedjax_sim.data import Batching, FederatedData, federate
 from fedjax_sim.datasets import Dataset
 from fedjax_sim.experiments import reporting
@@ -179,18 +179,34 @@ class Workshop:
         """Test accuracy of one model."""
         return float(self.evaluate(params, self.task.test)["accuracy"].value[0])
 
-    def ensemble(self, params: Params) -> float:
-        """Test accuracy of the clients' mean probabilities."""
-        task = self.task
-        together = models.from_functions(
-            task.model.init,
-            lambda params, x: jax.lax.map(
-                lambda each: jax.nn.softmax(task.model.apply(each, x)), params
-            ).mean(axis=0),
-            scale_images=False,
+    def ensemble(self, params: Params, weights: np.ndarray) -> float:
+        """Test accuracy of the clients' mean probabilities, by weights [J] or [J, classes]."""
+        shares = jnp.asarray(weights / weights.sum(axis=0), jnp.float32).reshape(len(weights), -1)
+        together = {"networks": params, "shares": shares}
+        return float(self._evaluate_ensemble(together, self.task.test)["accuracy"].value[0])
+
+    @functools.cached_property
+    def _evaluate_ensemble(self) -> Callable[[Params, FederatedData], Any]:
+        model = self.task.model
+
+        def apply(together: Params, x: Array) -> Array:
+            def weighed(each: tuple[Params, Array]) -> Array:
+                params, share = each
+                return jax.nn.softmax(model.apply(params, x)) * share
+
+            pair = together["networks"], together["shares"]
+            return jax.lax.map(weighed, pair).sum(axis=0)
+
+        ensemble = models.from_functions(model.init, apply, scale_images=False)
+        return jax.jit(rounds.evaluator(ensemble, {"accuracy": metrics.accuracy}))
+
+    def most_frequent(self) -> float:
+        """Test accuracy of whoever always says the most frequent label of all training examples."""
+        labels, tested = (
+            np.ravel(data.examples["y"]) for data in (self.task.train, self.task.test)
         )
-        evaluate = jax.jit(rounds.evaluator(together, {"accuracy": metrics.accuracy}))
-        return float(evaluate(params, task.test)["accuracy"].value[0])
+        guess = np.bincount(labels[labels >= 0]).argmax()
+        return float((tested[tested >= 0] == guess).mean())
 
     def fedavg(self, key: Key, params: Params, num_rounds: int) -> Params:
         """FedAvg from the first client's initial weights."""
@@ -206,10 +222,15 @@ class Workshop:
 
 
 class Outcome(NamedTuple):
-    """One task and seed: every way to make one model, and [J] the clients' own accuracies."""
+    """One task and seed.
+
+    rows: every way to make one model. local: [J] the clients' own test accuracies.
+    most_frequent: that of always saying the most frequent label.
+    """
 
     rows: dict[str, Row]
     local: np.ndarray
+    most_frequent: float
 
 
 def run_one(shop: Workshop, seed: int) -> Outcome:
@@ -258,9 +279,11 @@ def run_one(shop: Workshop, seed: int) -> Outcome:
     }
     num_clients = shop.task.train.num_clients
     every = {layer: num_clients * n for layer, n in width.items()}
-    rows["ensemble"] = Row(shop.ensemble(own), every, one_shot)
+    for name, by in (("uniform", np.ones(num_clients)), ("weighted", shop.task.weights)):
+        rows[f"{name} ensemble"] = Row(shop.ensemble(own, by), every, one_shot)
     each = [jax.tree.map(lambda x, j=j: x[j], own) for j in range(num_clients)]
-    return Outcome(rows, np.array([shop.accuracy(params) for params in each]))
+    local = np.array([shop.accuracy(params) for params in each])
+    return Outcome(rows, local, shop.most_frequent())
 
 
 def main(options: Options) -> None:
@@ -318,7 +341,9 @@ def main(options: Options) -> None:
 def table(label: str, runs: Sequence[Outcome]) -> Sheet:
     """Accuracy, widths and rounds of every row over the seeds."""
     local = 100 * np.array([run.local for run in runs])
-    lines = [
+    frequent = 100 * np.array([run.most_frequent for run in runs])
+    lines = [("most frequent label", reporting.spread(frequent), "", "")]
+    lines += [
         (f"client, {each.__name__}", reporting.spread(each(local, axis=1)), "", "")
         for each in (np.min, np.mean, np.max)
     ]
@@ -342,6 +367,7 @@ def plain(outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str, Any]:
         label: [
             {
                 "local_accuracy": run.local.tolist(),
+                "most_frequent_label": run.most_frequent,
                 "models": {name: row._asdict() for name, row in run.rows.items()},
             }
             for run in runs

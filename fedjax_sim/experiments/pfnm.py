@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from rich.console import Console
-from rich.table import Table
 
 from fedjax_sim import (
     algorithms,
@@ -37,7 +36,9 @@ from fedjax_sim import (
 from fedjax_sim.base import Algorithm, Array, ClientRule, Key, Model, Params
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.datasets import Dataset
+from fedjax_sim.experiments import reporting
 from fedjax_sim.experiments.apart import Task, amsgrad, deal, initial_params, local_training
+from fedjax_sim.experiments.reporting import Sheet
 from fedjax_sim.matching import layers_of, params_of
 from fedjax_sim.runfolder import RunFolder
 
@@ -65,11 +66,13 @@ class Recipe:
 
     reference: partition -> row -> (test accuracy in %, neurons or None), with the authors' code
         at commit f44cf42 and one seed of ours; the paper prints no table.
+    reference_seconds: what it took on two CPU cores, in words.
     """
 
     learning_rate: float
     weight_decay: float
     reference: dict[str, dict[str, tuple[float, int | None]]]
+    reference_seconds: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Options:
     """Options of `fedjax-sim reproduce pfnm-...`."""
 
     output: Path
-    """Folder for results, arrays and pictures."""
+    """Folder for results and pictures."""
     overwrite: bool = False
     """Replace an earlier run in that folder."""
     folder: Path | None = None
@@ -99,22 +102,28 @@ class Options:
 
 
 class Row(NamedTuple):
-    """One way to make one model. accuracy: test accuracy in [0, 1]. neurons: of hidden layers."""
+    """One way to make one model.
+
+    accuracy: test accuracy in [0, 1]. neurons: of the hidden layers. full: whether matching reached
+    its neuron budget in one of them, so that it may have forced neurons together.
+    """
 
     accuracy: float
-    neurons: tuple[int, ...] | None
+    neurons: tuple[int, ...]
+    full: bool = False
 
 
 class Curve(NamedTuple):
     """A run over communication rounds, after each of them.
 
     accuracy: [R], test accuracy in [0, 1]. neurons: [R, hidden layers]. megabytes: [R], sent and
-    received by all clients until then.
+    received by all clients until then. full: [R] bool, whether a budget of neurons was reached.
     """
 
     accuracy: np.ndarray
     neurons: np.ndarray
     megabytes: np.ndarray
+    full: np.ndarray
 
 
 class Outcome(NamedTuple):
@@ -134,6 +143,13 @@ class Outcome(NamedTuple):
     match_seconds: float
     params: Params
     matched: matching.Matching
+
+
+class Kind(NamedTuple):
+    """What is static of a matching, as in `matching.pfnm_stacked`."""
+
+    absent: matching.Absent = "zero"
+    empirical_bayes: bool = False
 
 
 class Setting(NamedTuple):
@@ -177,15 +193,22 @@ def variants(num_hidden: int) -> list[Setting]:
     return found + priors
 
 
-def settings_of(num_hidden: int) -> dict[matching.Absent, list[Setting]]:
-    """All settings, by what weights towards neurons are that a client lacks.
+def settings_of(num_hidden: int) -> dict[Kind, list[Setting]]:
+    """All settings, by the program they go through.
 
-    There are none with one hidden layer, so that all go through one program. With several, the
-    points of the grid are as the authors' code has them.
+    Weights towards neurons that a client lacks are those of several hidden layers; there, the grid
+    is as the authors' code has it. With one, everything but SPAHM goes through one program. SPAHM
+    estimates its variances and is run with the prior that its own code has.
     """
+    spahm = {Kind(empirical_bayes=True): [Setting((1.0,) * num_hidden, 1.0, 1.0, prior_scale=2.0)]}
     if num_hidden == 1:
-        return {"zero": list(dict.fromkeys(grid(1) + variants(1)))}
-    return {"zero": grid(num_hidden), "unknown": variants(num_hidden)}
+        return {Kind(): list(dict.fromkeys(grid(1) + variants(1)))} | spahm
+    return {Kind(): grid(num_hidden), Kind("unknown"): variants(num_hidden)} | spahm
+
+
+def row_name(kind: Kind, setting: Setting) -> str:
+    """The row of a matching."""
+    return "SPAHM" if kind.empirical_bayes else setting.name
 
 
 def rounds_name(name: str, num_rounds: int) -> str:
@@ -265,24 +288,24 @@ class Workshop:
     def match(self) -> Callable[..., matching.Matching]:
         """Match at all settings, by field [G, ...], one after another: leaves [G, ...].
 
-        Called as match(params, counts, key, settings, absent).
+        Called as match(params, counts, key, settings, kind).
         """
 
         def every(
-            params: Params, counts: Array, key: Key, settings: Any, absent: matching.Absent
+            params: Params, counts: Array, key: Key, settings: Any, kind: Kind
         ) -> matching.Matching:
             def one(setting: dict[str, Any]) -> matching.Matching:
                 return matching.pfnm_stacked(
                     *(layers_of(params), counts),
                     num_passes=NUM_PASSES,
                     key=key,
-                    absent=absent,
+                    **kind._asdict(),
                     **setting,
                 )
 
             return jax.lax.map(one, settings)
 
-        return jax.jit(every, static_argnames="absent")
+        return jax.jit(every, static_argnames="kind")
 
     @functools.cached_property
     def over_rounds(self) -> dict[str, Algorithm]:
@@ -330,10 +353,12 @@ class Workshop:
             )
             if result.interrupted:
                 raise KeyboardInterrupt
+            server = result.info.server
             found[name] = Curve(
                 np.asarray(result.evaluations.values["test"]["accuracy"].value)[1:, 0],
-                result.info.server.get("num_neurons", np.tile(self.sizes[1:-1], (num_rounds, 1))),
+                server.get("num_neurons", np.tile(self.sizes[1:-1], (num_rounds, 1))),
                 np.cumsum(result.info.bytes_down + result.info.bytes_up) / 1e6,
+                np.any(server.get("full", np.zeros((num_rounds, 1), bool)), axis=1),
             )
         return found
 
@@ -356,19 +381,19 @@ def run_one(shop: Workshop, task: Task, seed: int, num_rounds: int) -> Outcome:
     counts = jnp.asarray(task.counts, jnp.float32)
     num_hidden = len(shop.sizes) - 2
 
-    def match(settings: Sequence[Setting], absent: matching.Absent) -> matching.Matching:
+    def match(kind: Kind, settings: Sequence[Setting]) -> matching.Matching:
         columns = zip(Setting._fields, zip(*settings, strict=True), strict=True)
         stacked = {name: jnp.array(column) for name, column in columns}
-        return jax.block_until_ready(shop.match(params, counts, match_key, stacked, absent))
+        return jax.block_until_ready(shop.match(params, counts, match_key, stacked, kind))
 
     groups = settings_of(num_hidden)
-    found = {absent: match(settings, absent) for absent, settings in groups.items()}
+    found = {kind: match(kind, settings) for kind, settings in groups.items()}
     began = time.perf_counter()
-    match(groups["zero"], "zero")
+    match(Kind(), groups[Kind()])
     match_seconds = time.perf_counter() - began
-    (absent,) = (each for each, settings in groups.items() if variants(num_hidden)[0] in settings)
-    at = groups[absent].index(variants(num_hidden)[0])
-    main = jax.tree.map(lambda x: np.asarray(x[at]), found[absent])
+    (kind,) = (each for each, settings in groups.items() if variants(num_hidden)[0] in settings)
+    at = groups[kind].index(variants(num_hidden)[0])
+    main = jax.tree.map(lambda x: np.asarray(x[at]), found[kind])
 
     test = task.test.examples["x"], task.test.examples["y"]
     local = np.asarray(shop.accuracies(params, *test))
@@ -379,10 +404,9 @@ def run_one(shop: Workshop, task: Task, seed: int, num_rounds: int) -> Outcome:
         "data-weighted average": (averaged(params, task.counts.sum(axis=1)), width),
         "matched average": (matching.matched_average(layers_of(params)), width),
     }
-    if len(width) == 1:
-        size = int(main.num_neurons[0])
-        name = f"k-means, size of {variants(1)[0].name}"
-        merged[name] = kmeans(params, size, seed), (size,)
+    sizes = tuple(main.num_neurons.tolist())
+    name = f"k-means, size of {variants(num_hidden)[0].name}"
+    merged[name] = kmeans(params, sizes, seed), sizes
     rows = {}
     for name, (layers, sizes) in merged.items():
         one = jax.tree.map(lambda x: x[None], params_of(layers))
@@ -396,13 +420,16 @@ def run_one(shop: Workshop, task: Task, seed: int, num_rounds: int) -> Outcome:
         rows[name] = Row(float(accuracy), every)
     for each, matched in found.items():
         accuracies = shop.accuracies(params_of(matched.params), *test)
-        for setting, accuracy, widths in zip(
-            groups[each], accuracies, matched.num_neurons, strict=True
+        full = np.asarray(matched.full).any(axis=1)
+        for setting, accuracy, widths, reached in zip(
+            groups[each], accuracies, matched.num_neurons, full, strict=True
         ):
-            rows[setting.name] = Row(float(accuracy), tuple(widths.tolist()))
+            row = Row(float(accuracy), tuple(widths.tolist()), bool(reached))
+            rows[row_name(each, setting)] = row
     curves = shop.curves(task, rounds_key, num_rounds)
     for name, curve in curves.items():
-        row = Row(float(curve.accuracy[-1]), tuple(curve.neurons[-1].tolist()))
+        last = tuple(curve.neurons[-1].tolist())
+        row = Row(float(curve.accuracy[-1]), last, bool(curve.full.any()))
         rows[rounds_name(name, num_rounds)] = row
     return Outcome(rows, curves, local, train_seconds, match_seconds, params, main)
 
@@ -413,21 +440,33 @@ def averaged(params: Params, weights: np.ndarray) -> list[tuple[Array, Array]]:
     return layers_of(trees.weighted_sum(params, shares))
 
 
-def kmeans(params: Params, num_neurons: int, seed: int) -> list[tuple[Array, Array]]:
-    """All clients' neurons, of one hidden layer, in clusters; a cluster's mean is a neuron."""
+def kmeans(params: Params, sizes: Sequence[int], seed: int) -> list[tuple[Array, Array]]:
+    """All clients' neurons in clusters of like ones, from the last hidden layer down.
+
+    A cluster's mean is a neuron. What a client sends to several neurons of one cluster adds up.
+    """
     from scipy.cluster.vq import kmeans2
 
-    (kernel, bias), (out, last) = layers_of(params)
-    rows = np.concatenate([kernel.swapaxes(1, 2), bias[..., None], out], axis=2)
-    rows = rows.reshape(-1, rows.shape[2]).astype(np.float64)
     rng = np.random.default_rng(seed)
-    centres, _ = kmeans2(
-        rows, rows[rng.permutation(len(rows))[:num_neurons]], minit="matrix", iter=20
-    )
-    num_inputs = kernel.shape[1]
-    first = centres[:, :num_inputs].T, centres[:, num_inputs]
-    second = centres[:, num_inputs + 1 :], last.mean(axis=0)
-    return [(jnp.asarray(w, jnp.float32), jnp.asarray(b, jnp.float32)) for w, b in (first, second)]
+    layers = [(np.asarray(w, np.float64), np.asarray(b)) for w, b in layers_of(params)]
+    kernels, biases = zip(*layers, strict=True)
+    outgoing, bias_above = kernels[-1], biases[-1].mean(axis=0)
+    merged: list[tuple[np.ndarray, np.ndarray]] = []
+    for h in reversed(range(len(sizes))):
+        incoming = kernels[0].swapaxes(1, 2) if h == 0 else kernels[h][:, :0].swapaxes(1, 2)
+        rows = np.concatenate([incoming, biases[h][..., None], outgoing], axis=2)
+        rows = rows.reshape(-1, rows.shape[2])
+        begin = rows[rng.permutation(len(rows))[: sizes[h]]]
+        centres, labels = kmeans2(rows, begin, minit="matrix", iter=20)
+        below, bias, above = np.split(centres, [incoming.shape[2], incoming.shape[2] + 1], axis=1)
+        merged.insert(0, (above, bias_above))
+        bias_above = bias[:, 0]
+        if h == 0:
+            merged.insert(0, (below.T, bias_above))
+        else:
+            members = np.eye(sizes[h])[labels].reshape(*biases[h].shape, sizes[h])
+            outgoing = kernels[h] @ members
+    return [(jnp.asarray(w, jnp.float32), jnp.asarray(b, jnp.float32)) for w, b in merged]
 
 
 def reproduce(name: str, dataset: Dataset, recipe: Recipe, options: Options) -> None:
@@ -455,8 +494,9 @@ def reproduce(name: str, dataset: Dataset, recipe: Recipe, options: Options) -> 
     num_inputs = int(np.prod(dataset.train["x"].shape[1:]))
     shop = Workshop(recipe, (num_inputs, *options.hidden, dataset.num_classes), epochs)
     outcomes: dict[str, list[Outcome]] = {}
-    for number, kind in itertools.product(options.num_clients, options.partitions):
-        label = f"{kind}, {number} clients"
+    sheets: list[Sheet] = []
+    for kind, number in itertools.product(options.partitions, options.num_clients):
+        label = label_of(kind, number)
         for seed in range(options.seed, options.seed + num_seeds):
             console.print(f"{label}, seed {seed} ...", highlight=False)
             task = deal(dataset, kind, number, options.hidden, seed)
@@ -466,12 +506,21 @@ def reproduce(name: str, dataset: Dataset, recipe: Recipe, options: Options) -> 
             )
         comparable = not options.quick and number == 10 and tuple(options.hidden) == (100,)
         reference = recipe.reference.get(kind, {}) if comparable else {}
-        console.print(results_table(label, outcomes[label], reference))
+        source = f"Authors' code: one seed, {recipe.reference_seconds}." if reference else ""
+        sheets.append(results_table(label, outcomes[label], reference, source))
         if options.num_rounds:
-            console.print(rounds_table(label, outcomes[label]))
+            sheets.append(rounds_table(label, outcomes[label]))
+    if len(options.num_clients) > 1:
+        sheets += [numbers_table(kind, outcomes, options) for kind in options.partitions]
+    reporting.publish(folder, console, f"{dataset.name}: networks matched", sheets)
     folder.save_json("results.json", {"complete": True, "experiment": name, **summary(outcomes)})
     save_pictures(folder, outcomes, dataset, options)
     console.print(f"Results and pictures are in {folder.path}/")
+
+
+def label_of(kind: str, num_clients: int) -> str:
+    """What runs of one partition and number of clients are called."""
+    return f"{kind}, {num_clients} clients"
 
 
 def shuffled(examples: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -481,62 +530,82 @@ def shuffled(examples: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def results_table(
-    label: str, runs: Sequence[Outcome], reference: dict[str, tuple[float, int | None]]
-) -> Table:
-    """Accuracy and size of every row over the seeds, the authors' code beside ours."""
+    label: str,
+    runs: Sequence[Outcome],
+    reference: dict[str, tuple[float, int | None]],
+    source: str,
+) -> Sheet:
+    """Accuracy and size of every row over the seeds, what is known of the rows beside ours."""
     train = np.mean([run.train_seconds for run in runs])
     match = np.mean([run.match_seconds for run in runs])
-    num_settings = len(settings_of(len(runs[0].matched.assignments))["zero"])
-    table = Table(
-        title=f"Test accuracy in %, {label}",
-        caption=f"mean±standard deviation of {len(runs)} seed(s); training all clients took "
-        f"{train:.1f} s, matching at {num_settings} settings {match:.2f} s. Authors' code: one "
-        "seed.",
-    )
-    table.add_column("model", no_wrap=True)
-    columns = ["accuracy", "neurons", *(["authors", "neurons"] if reference else [])]
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
+    num_settings = len(settings_of(len(runs[0].matched.assignments))[Kind()])
     local = 100 * np.array([run.local for run in runs])
-    rows = {f"client, {f.__name__}": f(local, axis=1) for f in (np.min, np.mean, np.max)}
-    sizes = dict.fromkeys(rows, "")
-    for name in runs[0].rows:
-        rows[name] = 100 * np.array([run.rows[name].accuracy for run in runs])
-        widths = np.array([run.rows[name].neurons for run in runs])
-        sizes[name] = ", ".join(f"{width:.0f}" for width in widths.mean(axis=0))
-    for name, values in rows.items():
-        cells = [f"{values.mean():.2f}±{values.std():.2f}", sizes[name]]
-        if reference:
+    cells = {
+        f"client, {f.__name__}": [reporting.spread(f(local, axis=1), 2), ""]
+        for f in (np.min, np.mean, np.max)
+    } | {name: [accuracy_of(name, runs), size_of(name, runs)] for name in runs[0].rows}
+    columns = ["model", "accuracy", "neurons"]
+    if reference:
+        columns += ["authors' code", "neurons"]
+        for name, own in cells.items():
             accuracy, neurons = reference.get(name, (None, None))
-            cells += ["" if accuracy is None else f"{accuracy:.2f}", str(neurons or "")]
-        table.add_row(name, *cells)
-    return table
-
-
-def rounds_table(label: str, runs: Sequence[Outcome]) -> Table:
-    """Accuracy, size and communication after every round."""
-    table = Table(
-        title=f"Communication rounds, {label}",
-        caption=f"Test accuracy in %, mean±standard deviation of {len(runs)} seed(s); MB sent and "
-        "received by all clients.",
+            own += ["" if accuracy is None else f"{accuracy:.2f}", str(neurons or "")]
+    return Sheet(
+        f"Test accuracy in %, {label}",
+        columns,
+        [(name, *own) for name, own in cells.items()],
+        f"{len(runs)} seed(s). Training all clients took {train:.1f} s, matching at {num_settings} "
+        f"settings {match:.2f} s. *: the budget of neurons was reached. {source}".rstrip(),
     )
-    table.add_column("round", justify="right")
-    for name in runs[0].curves:
-        for column in (name, "neurons", "MB"):
-            table.add_column(column, justify="right", no_wrap=True)
+
+
+def accuracy_of(name: str, runs: Sequence[Outcome]) -> str:
+    """A row's test accuracy in %, over the seeds."""
+    return reporting.spread(100 * np.array([run.rows[name].accuracy for run in runs]), 2)
+
+
+def size_of(name: str, runs: Sequence[Outcome]) -> str:
+    """A row's mean widths over the seeds, with a star where matching ran out of budget."""
+    widths = np.mean([run.rows[name].neurons for run in runs], axis=0)
+    star = "*" * any(run.rows[name].full for run in runs)
+    return ", ".join(f"{width:.0f}" for width in widths) + star
+
+
+def numbers_table(kind: str, outcomes: dict[str, list[Outcome]], options: Options) -> Sheet:
+    """Accuracy and size of every row against the number of clients."""
+    columns = [outcomes[label_of(kind, number)] for number in options.num_clients]
+    lines = [
+        (name, *(f"{accuracy_of(name, runs)} ({size_of(name, runs)})" for runs in columns))
+        for name in columns[0][0].rows
+    ]
+    return Sheet(
+        f"Test accuracy in % and neurons against the number of clients, {kind}",
+        ("model", *map(str, options.num_clients)),
+        lines,
+        f"{len(columns[0])} seed(s). *: the budget of neurons was reached.",
+    )
+
+
+def rounds_table(label: str, runs: Sequence[Outcome]) -> Sheet:
+    """Accuracy, size and communication after every round."""
+    curves = {name: [run.curves[name] for run in runs] for name in runs[0].curves}
+    lines = []
     for r in range(len(runs[0].curves["FedAvg"].accuracy)):
         cells = [str(r + 1)]
-        for name in runs[0].curves:
-            accuracy = [100 * run.curves[name].accuracy[r] for run in runs]
-            neurons = np.mean([run.curves[name].neurons[r] for run in runs], axis=0)
-            megabytes = np.mean([run.curves[name].megabytes[r] for run in runs])
-            cells += [
-                f"{np.mean(accuracy):.2f}±{np.std(accuracy):.2f}",
-                ", ".join(f"{width:.0f}" for width in neurons),
-                f"{megabytes:.1f}",
-            ]
-        table.add_row(*cells)
-    return table
+        for each in curves.values():
+            accuracy = 100 * np.array([curve.accuracy[r] for curve in each])
+            neurons = np.mean([curve.neurons[r] for curve in each], axis=0)
+            megabytes = np.mean([curve.megabytes[r] for curve in each])
+            sizes = ", ".join(f"{width:.0f}" for width in neurons)
+            cells += [reporting.spread(accuracy, 2), sizes, f"{megabytes:.1f}"]
+        lines.append(cells)
+    columns = [column for name in curves for column in (name, "neurons", "MB")]
+    return Sheet(
+        f"Communication rounds, {label}",
+        ("round", *columns),
+        lines,
+        f"Test accuracy in %, {len(runs)} seed(s); MB sent and received by all clients.",
+    )
 
 
 def summary(outcomes: dict[str, list[Outcome]]) -> dict[str, Any]:
@@ -573,16 +642,13 @@ def save_pictures(
     by_prior = [main, *(setting.name for setting in grid(num_hidden))]
     label = "test accuracy in %"
     for kind in options.partitions:
-        by_number = [outcomes[f"{kind}, {number} clients"] for number in options.num_clients]
+        by_number = [outcomes[label_of(kind, number)] for number in options.num_clients]
         runs = by_number[0]
         over_rounds = [rounds_name(name, options.num_rounds) for name in runs[0].curves]
-        shown = ("uniform average", "matched average", "uniform ensemble", main, *over_rounds)
         # Plain averages are so far below that all others would fall together.
-        names = [
-            name
-            for name in runs[0].rows
-            if name in (*shown[1:], *by_prior) or name.startswith("k-means")
-        ]
+        kmeans_name = next(name for name in runs[0].rows if name.startswith("k-means"))
+        shown = ("matched average", kmeans_name, "uniform ensemble", main, *over_rounds)
+        names = [name for name in runs[0].rows if name in (*shown, *by_prior)]
         points = {
             name: (
                 np.array([sum(run.rows[name].neurons or ()) for run in runs]),
