@@ -52,6 +52,8 @@ GRID = (
     (0.1, 10.0, 1e-3),
 )
 """(sigma, sigma0, gamma) of every matching."""
+SWEEP = (3.0, 2.0, 1.5, 1.2, 0.7)
+"""sigma of further matchings of one hidden layer, from few neurons to many."""
 PRIORS = ((1.0, np.inf), (2.0, 10.0), (2.0, np.inf))
 """(prior_scale, popularity_cap) beside those of the authors' code, (1, 10)."""
 LAST_SIGMAS = (0.1, 0.01, 0.001)
@@ -179,6 +181,12 @@ def grid(num_hidden: int) -> list[Setting]:
     return [Setting((sigma,) * num_hidden, sigma0, gamma) for sigma, sigma0, gamma in GRID]
 
 
+def sweep() -> list[Setting]:
+    """What differs in sigma alone, with one hidden layer: from few neurons to many."""
+    sigmas = {sigma for sigma, sigma0, gamma in GRID if (sigma0, gamma) == (1, 1)} | set(SWEEP)
+    return [Setting((sigma,), 1.0, 1.0) for sigma in sorted(sigmas, reverse=True)]
+
+
 def variants(num_hidden: int) -> list[Setting]:
     """Settings beside the grid: a sigma for the last of several hidden layers, other priors.
 
@@ -202,7 +210,7 @@ def settings_of(num_hidden: int) -> dict[Kind, list[Setting]]:
     """
     spahm = {Kind(empirical_bayes=True): [Setting((1.0,) * num_hidden, 1.0, 1.0, prior_scale=2.0)]}
     if num_hidden == 1:
-        return {Kind(): list(dict.fromkeys(grid(1) + variants(1)))} | spahm
+        return {Kind(): list(dict.fromkeys(grid(1) + sweep() + variants(1)))} | spahm
     return {Kind(): grid(num_hidden), Kind("unknown"): variants(num_hidden)} | spahm
 
 
@@ -639,7 +647,6 @@ def save_pictures(
     """Accuracy against size, communication and J, matched filters, and who shares what."""
     num_hidden = len(options.hidden)
     main = variants(num_hidden)[0].name
-    by_prior = [main, *(setting.name for setting in grid(num_hidden))]
     label = "test accuracy in %"
     for kind in options.partitions:
         by_number = [outcomes[label_of(kind, number)] for number in options.num_clients]
@@ -647,16 +654,17 @@ def save_pictures(
         over_rounds = [rounds_name(name, options.num_rounds) for name in runs[0].curves]
         # Plain averages are so far below that all others would fall together.
         kmeans_name = next(name for name in runs[0].rows if name.startswith("k-means"))
-        shown = ("matched average", kmeans_name, "uniform ensemble", main, *over_rounds)
-        names = [name for name in runs[0].rows if name in (*shown, *by_prior)]
-        points = {
-            name: (
-                np.array([sum(run.rows[name].neurons or ()) for run in runs]),
-                100 * np.array([run.rows[name].accuracy for run in runs]),
-            )
-            for name in names
-        }
-        folder.save_figure(f"size_{kind}.png", plots.tradeoff(points, x="hidden neurons", y=label))
+        shown = (main, kmeans_name, "matched average", "uniform ensemble", *over_rounds)
+        settings = sweep() if num_hidden == 1 else variants(num_hidden)[: len(LAST_SIGMAS)]
+        first_sigma = "sigma" if num_hidden == 1 else "1/sigma"
+        points = {f"PFNM {first_sigma}, 1, 1": [each.name for each in settings]}
+        points |= {name: [name] for name in shown[1:]}
+        figure = plots.tradeoff(
+            {name: stages(names, runs) for name, names in points.items()},
+            x="hidden neurons",
+            y=label,
+        )
+        folder.save_figure(f"size_{kind}.png", figure)
         if options.num_rounds:
             paths = {
                 name: (
@@ -680,6 +688,13 @@ def save_pictures(
         order = np.cumsum(first.matched.counts[0] > 0) - 1
         folder.save_figure(f"sharing_{kind}.png", plots.sharing(order[slots], size))
         folder.save_figure(f"filters_{kind}.png", filters(first, dataset))
+
+
+def stages(names: Sequence[str], runs: Sequence[Outcome]) -> tuple[np.ndarray, np.ndarray]:
+    """Hidden neurons and test accuracy in % of some rows, [rows, runs] each."""
+    rows = [[run.rows[name] for run in runs] for name in names]
+    neurons = np.array([[sum(row.neurons) for row in each] for each in rows])
+    return neurons, 100 * np.array([[row.accuracy for row in each] for each in rows])
 
 
 def filters(run: Outcome, dataset: Dataset, num_shown: int = 8) -> Any:
