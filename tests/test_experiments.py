@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import optax
 import pytest
 
 import reference
-from fedjax_sim import cli, datasets, metrics, rounds
+from fedjax_sim import cli, datasets, matching, metrics, rounds
 from fedjax_sim.datasets import from_arrays
 from fedjax_sim.experiments import (
     agnostic_adult,
@@ -177,6 +178,34 @@ def test_reproduce_pfnm_leaves_everything(tmp_path, capsys, rng):
     assert curves["PFNM 1, 1, 1"]["megabytes"] == pytest.approx(wanted)
     assert len(curves["PFNM 1, 1, 1"]["neurons"]) == 2
     assert "PFNM 1, 1, 1, 2 rounds" in found
+
+
+def test_kmeans_with_a_cluster_for_each_neuron_adds_networks_up(rng):
+    """Two hidden layers: nothing is merged, so that outputs before the last bias are sums."""
+    sizes = [(4, 3), (3, 5), (5, 2)]
+    layers = [(rng.normal(size=(2, i, o)), rng.normal(size=(2, o))) for i, o in sizes]
+
+    def outputs(layers):
+        x = np.linspace(-1, 1, 12).reshape(3, 4)
+        for kernel, bias in layers[:-1]:
+            x = np.maximum(x @ np.asarray(kernel) + np.asarray(bias), 0)
+        return x @ np.asarray(layers[-1][0])
+
+    merged = pfnm.kmeans(matching.params_of(layers), (6, 10), seed=0)
+    apart = [outputs([(kernel[j], bias[j]) for kernel, bias in layers]) for j in range(2)]
+    np.testing.assert_allclose(outputs(merged), sum(apart), rtol=1e-4)
+    np.testing.assert_allclose(merged[-1][1], layers[-1][1].mean(axis=0), rtol=1e-5)
+
+
+def test_tables_of_several_numbers_of_clients(tmp_path):
+    """Accuracies side by side, and a star where a budget was reached."""
+    runs = [SimpleNamespace(rows={"PFNM": pfnm.Row(a, (7,), a > 0.5)}) for a in (0.25, 0.75)]
+    options = pfnm.Options(tmp_path, num_clients=(2, 3))
+    outcomes = {"skewed, 2 clients": runs[:1], "skewed, 3 clients": runs}
+    sheet = pfnm.numbers_table("skewed", outcomes, options)
+    assert sheet.columns == ("model", "2", "3")
+    assert sheet.rows == [("PFNM", "25.0", "50.0±25.0")]
+    assert pfnm.size_of("PFNM", runs) == "7*" and pfnm.size_of("PFNM", runs[:1]) == "7"
 
 
 def test_reproduce_fedma_leaves_everything(tmp_path, monkeypatch, rng):

@@ -110,7 +110,7 @@ def pfnm(
             absent: as in `matching.pfnm_stacked`; the passes follow one in which everybody is
             visited in the order of ids.
         pull: mu >= 0, may be traced, of mu / 2 * ||w - w_received||^2 in the loss of a client that
-            has received a sub-network.
+            has received a sub-network. 0 was best on MNIST; 0.001 gave a tenth fewer neurons.
         regularizer: scalar of a client's params, added to every batch's loss.
         sampler: who takes part; everyone by default. Networks of clients who do not are matched as
             they were sent last.

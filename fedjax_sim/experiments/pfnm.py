@@ -567,9 +567,9 @@ def results_table(
     )
 
 
-def accuracy_of(name: str, runs: Sequence[Outcome]) -> str:
+def accuracy_of(name: str, runs: Sequence[Outcome], digits: int = 2) -> str:
     """A row's test accuracy in %, over the seeds."""
-    return reporting.spread(100 * np.array([run.rows[name].accuracy for run in runs]), 2)
+    return reporting.spread(100 * np.array([run.rows[name].accuracy for run in runs]), digits)
 
 
 def size_of(name: str, runs: Sequence[Outcome]) -> str:
@@ -580,17 +580,13 @@ def size_of(name: str, runs: Sequence[Outcome]) -> str:
 
 
 def numbers_table(kind: str, outcomes: dict[str, list[Outcome]], options: Options) -> Sheet:
-    """Accuracy and size of every row against the number of clients."""
+    """Accuracy of every row against the number of clients."""
     columns = [outcomes[label_of(kind, number)] for number in options.num_clients]
-    lines = [
-        (name, *(f"{accuracy_of(name, runs)} ({size_of(name, runs)})" for runs in columns))
-        for name in columns[0][0].rows
-    ]
     return Sheet(
-        f"Test accuracy in % and neurons against the number of clients, {kind}",
+        f"Test accuracy in % against the number of clients, {kind}",
         ("model", *map(str, options.num_clients)),
-        lines,
-        f"{len(columns[0])} seed(s). *: the budget of neurons was reached.",
+        [(name, *(accuracy_of(name, runs, 1) for runs in columns)) for name in columns[0][0].rows],
+        f"{len(columns[0])} seed(s).",
     )
 
 
@@ -654,7 +650,8 @@ def save_pictures(
         over_rounds = [rounds_name(name, options.num_rounds) for name in runs[0].curves]
         # Plain averages are so far below that all others would fall together.
         kmeans_name = next(name for name in runs[0].rows if name.startswith("k-means"))
-        shown = (main, kmeans_name, "matched average", "uniform ensemble", *over_rounds)
+        ensembles = ("uniform ensemble", "class-weighted ensemble")
+        shown = (main, kmeans_name, "matched average", *ensembles, *over_rounds)
         settings = sweep() if num_hidden == 1 else variants(num_hidden)[: len(LAST_SIGMAS)]
         first_sigma = "sigma" if num_hidden == 1 else "1/sigma"
         points = {f"PFNM {first_sigma}, 1, 1": [each.name for each in settings]}

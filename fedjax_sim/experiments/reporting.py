@@ -23,7 +23,10 @@ class Sheet(NamedTuple):
         """The table for a terminal."""
         table = Table(title=Text(self.title), caption=Text(self.caption))
         for i, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if i else "left", no_wrap=i > 0)
+            if i == 0:
+                table.add_column(column, min_width=12)  # names wrap, but do not vanish
+            else:
+                table.add_column(column, justify="right", no_wrap=True)
         for row in self.rows:
             table.add_row(*map(Text, row))
         return table
