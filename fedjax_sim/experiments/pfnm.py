@@ -307,7 +307,8 @@ class Workshop:
                     *(layers_of(params), counts),
                     num_passes=NUM_PASSES,
                     key=key,
-                    **kind._asdict(),
+                    absent=kind.absent,
+                    empirical_bayes=kind.empirical_bayes,
                     **setting,
                 )
 
@@ -428,7 +429,7 @@ def run_one(shop: Workshop, task: Task, seed: int, num_rounds: int) -> Outcome:
         rows[name] = Row(float(accuracy), every)
     for each, matched in found.items():
         accuracies = shop.accuracies(params_of(matched.params), *test)
-        full = np.asarray(matched.full).any(axis=1)
+        full = matched.full.any(axis=1)
         for setting, accuracy, widths, reached in zip(
             groups[each], accuracies, matched.num_neurons, full, strict=True
         ):
