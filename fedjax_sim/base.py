@@ -54,6 +54,8 @@ class Status(enum.IntFlag):
     """Some client sent a NaN or an infinity; its update was dropped (weight 0)."""
     EMPTY_COHORT = 2
     """No client with positive weight was left; the server's parameters stayed as they were."""
+    EMPTY_DOMAIN = 4
+    """A domain of agnostic learning has no examples; no step was taken."""
 
 
 class Mean(NamedTuple):

@@ -163,14 +163,14 @@ def client_distribution(values: Mapping[str, ArrayLike], *, label: str) -> "Figu
     return figure
 
 
-def fairness_tradeoff(points: Mapping[str, tuple[float, float]], *, label: str) -> "Figure":
+def fairness_tradeoff(points: Mapping[str, tuple[ArrayLike, ArrayLike]], *, label: str) -> "Figure":
     """Draw what evenness costs: each method's mean against the variance over clients.
 
     A line joins the points in their order, such as that of a growing q. Up and to the left is
     better where the metric is an accuracy.
 
     Args:
-        points: name -> (mean, variance).
+        points: name -> (mean, variance), numbers or [G] over runs, which get a thin line each.
         label: what the mean is.
 
     Returns:
@@ -184,9 +184,12 @@ def fairness_tradeoff(points: Mapping[str, tuple[float, float]], *, label: str) 
     wrong = [name for name, point in points.items() if not np.isfinite(point).all()]
     if wrong:
         raise ValueError(f"points must be finite, got {points[wrong[0]]} for {wrong[0]!r}.")
-    means, variances = np.array(list(points.values()), float).T
+    runs = np.array([np.broadcast_arrays(*np.atleast_1d(*point)) for point in points.values()])
+    means, variances = runs.mean(axis=-1).T
     with _figure(4.5, 3) as figure:
         axes = figure.subplots()
+        if runs.shape[-1] > 1:
+            axes.plot(runs[:, 1], runs[:, 0], color=_COLOURS[0], alpha=0.4, linewidth=0.8)
         axes.plot(variances, means, color=_COLOURS[0], marker="o")
         for name, x, y in zip(points, variances, means, strict=True):
             axes.annotate(name, (x, y), textcoords="offset points", xytext=(6, 5))

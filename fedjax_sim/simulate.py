@@ -590,6 +590,11 @@ def _explain(start: int, info: RoundInfo) -> str:
     place = f"round {start + where[0]}{run_text}"
     dropped = info.cohort.dropped[tuple(where)]
     ids = info.cohort.ids[tuple(where)]
+    if Status.EMPTY_DOMAIN in status:
+        return (
+            f"in {place}, domains {ids[dropped].tolist()[:10]} have no examples, and so no loss. "
+            "Give num_domains the number of domains that the examples have, numbered from 0."
+        )
     if Status.NON_FINITE_UPDATE in status:
         who = f"clients {ids[dropped].tolist()[:10]} sent" if dropped.any() else "the server made"
         return (

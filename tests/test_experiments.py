@@ -380,7 +380,7 @@ def test_reproduce_fair_shakespeare(tmp_path):
                 file.create_dataset(f"examples/ROLE_{k}/snippets", data=lines)
     results = reproduce(
         f"fair-shakespeare --folder {tmp_path} --hidden 8 --num-layers 1 --num-clients 5 "
-        "--cohort-size 3 --warmup-rounds 2 --num-rounds 2 --q 0 1 --t 1",
+        "--cohort-size 3 --warmup-rounds 2 --num-rounds 2 --num-seeds 2 --q 0 1 --t 1",
         tmp_path / "run",
     )
     assert list(results["rows"]) == [
@@ -391,10 +391,12 @@ def test_reproduce_fair_shakespeare(tmp_path):
         "DRFA",
     ]
     for row in results["rows"].values():
-        assert 0 <= row["test_accuracy_percent"]["uniform_mean"] <= 100
+        assert len(row["train_loss"]["variance"]) == 2
+        assert all(0 <= mean <= 100 for mean in row["test_accuracy_percent"]["uniform_mean"])
     assert {path.name for path in (tmp_path / "run").iterdir()} >= {
         "distribution.png",
         "tradeoff.png",
+        "tradeoff_loss.png",
         "per_client.npz",
     }
 

@@ -297,7 +297,7 @@ def test_domains_of_examples_need_no_clients_of_their_own():
 
 @pytest.mark.parametrize("batch_size", [None, 2])
 def test_a_domain_without_examples_is_an_error(batch_size):
-    with pytest.raises(simulate.SimulationError, match=r"round 0, clients \[3\]"):
+    with pytest.raises(simulate.SimulationError, match=r"round 0, domains \[3\] have no examples"):
         first_rounds(domain="domain", num_domains=DOMAINS + 1, batch_size=batch_size)
 
 

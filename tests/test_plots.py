@@ -172,6 +172,10 @@ def test_fairness_tradeoff_joins_the_points_in_their_order() -> None:
     np.testing.assert_array_equal(axes.lines[0].get_xydata(), [[9, 50], [4, 49.5]])
     assert [text.get_text() for text in axes.texts] == ["q = 0", "q = 1"]
     assert axes.get_xlabel() == "variance over clients"
+    runs = {"q = 0": ([50, 52], [9, 9]), "q = 1": ([49, 50], [4, 6])}
+    (axes,) = plots.fairness_tradeoff(runs, label="mean").axes
+    lines = [line.get_xydata().tolist() for line in axes.lines]
+    assert lines == [[[9, 50], [4, 49]], [[9, 52], [6, 50]], [[9, 51], [5, 49.5]]]
 
 
 @pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG"), (".pdf", b"%PDF")])

@@ -213,6 +213,7 @@ def agnostic(
             state.domains,
         )
         finite = trees.all_finite((found.gradient, found.ascent))
+        lacking = (domains.sizes == 0).any()
         p = state.mixture.shape[0]
         report = Report(
             ids=jnp.arange(p, dtype=jnp.int32),
@@ -221,7 +222,11 @@ def agnostic(
             clients={"loss": found.losses, "num_steps": jnp.ones(p, jnp.int32)},
         )
         info = RoundInfo(
-            status=jnp.where(finite, 0, int(Status.NON_FINITE_UPDATE)).astype(jnp.int32),
+            status=jnp.where(
+                lacking,
+                int(Status.EMPTY_DOMAIN),
+                jnp.where(finite, 0, int(Status.NON_FINITE_UPDATE)),
+            ).astype(jnp.int32),
             cohort=report,
             aggregator={},
             server={"mixture": state.mixture},

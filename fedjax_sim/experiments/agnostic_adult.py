@@ -11,10 +11,12 @@ References:
     Mohri, Sivek, Suresh, "Agnostic Federated Learning", ICML 2019, section 5 (Adult).
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
@@ -27,6 +29,7 @@ from fedjax_sim import (
     algorithms,
     checks,
     datasets,
+    devices,
     metrics,
     models,
     partition,
@@ -52,6 +55,7 @@ CAVEAT = (
     "disagree."
 )
 SADDLE = "L-BFGS in a bisection on lambda, float64, by the authors of this package"
+SOLVED = "solved exactly in this run: L-BFGS inside a concave maximisation over λ, float64"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +121,8 @@ def main(options: Options) -> None:
     """
     checks.in_range("num_seeds", options.num_seeds, 2)
     checks.in_range("seed", options.seed, 0)
+    with contextlib.suppress(RuntimeError):  # where JAX runs already, its devices stay as they are
+        devices.use_all_cores()
     task = load_task(options.folder, options.group_by)
     console = Console()
     folder = RunFolder(options.output, options, overwrite=options.overwrite)
@@ -126,7 +132,7 @@ def main(options: Options) -> None:
     console.print("Adult census, training examples: " + ", ".join(f"{d} {n:,}" for d, n in sizes))
     rows: dict[str, Row] = {}
     for name, job in jobs(task, effort, options.methods).items():
-        rows[name] = _train(name, job, task, options)
+        rows |= _train(name, job, task, options)
         folder.save_json(
             "results.json", {"complete": False, "rows": plain_rows(rows, task.domains)}
         )
@@ -137,10 +143,10 @@ def main(options: Options) -> None:
     console.print("Solving the minimax problem exactly (float64, L-BFGS) ...")
     exact = solve_exactly(task)
 
-    expected = _expected(options, rows, converged, exact)
-    sheets = [*_tables(rows, converged, exact, task.domains)]
-    sheets += [reporting.compared(expected)] if expected else []
-    reporting.publish(folder, console, "Adult census", sheets, CAVEAT)
+    expected = _expected(options, rows, converged, exact, task.domains)
+    sheets = [*_tables(rows, converged, exact, task.domains), reporting.compared(expected)]
+    note = CAVEAT if options.group_by == DOCTORATE else ""
+    reporting.publish(folder, console, "Adult census", sheets, note)
     folder.save_json("results.json", _results(options, task, rows, converged, exact, expected))
     folder.save_arrays("rows.npz", {name: row._asdict() for name, row in rows.items()})
     folder.save_arrays("path.npz", paths["full batch"])
@@ -176,26 +182,28 @@ def load_task(folder: Path | None = None, group_by: str = DOCTORATE) -> Task:
 
 
 class Job(NamedTuple):
-    """One row to train.
+    """One program, which trains a row, or several that differ by a number.
 
-    make: make(learning_rate) -> Algorithm.
+    make: make(learning_rate) -> Algorithm; make(learning_rate, number) for several rows.
     data: the clients that take part.
     num_rounds: of that algorithm.
     mixture: (state) -> [G, p], the mixture of the domains in a sweep's last state.
     personal: evaluate every client's own model instead of the global one.
+    numbers: row name -> its number; none for a single row.
     """
 
-    make: Callable[[Array], Algorithm]
+    make: Callable[..., Algorithm]
     data: FederatedData
     num_rounds: int
     mixture: Callable[[Any], Any]
     personal: bool = False
+    numbers: Mapping[str, float] = MappingProxyType({})
 
 
 def jobs(
     task: Task, effort: float = 1.0, methods: Literal["paper", "all"] = "paper"
 ) -> dict[str, Job]:
-    """The rows: 10,000 local steps of batch 32 a client in those of the paper."""
+    """name -> Job: 10,000 local steps of batch 32 a client in the rows of the paper."""
     p = len(task.domains)
     num_steps = max(10, round(10_000 * effort))
     shares = np.asarray(task.train.sizes) / task.train.num_examples
@@ -247,7 +255,7 @@ def _family(task: Task, num_steps: int, agnostic: Callable[..., Job]) -> dict[st
     def none(state: Any) -> Any:
         return np.full((1, p), np.nan)
 
-    def job(make: Callable[[Array], Algorithm], mixture: Any = none, **options: Any) -> Job:
+    def job(make: Callable[..., Algorithm], mixture: Any = none, **options: Any) -> Job:
         return Job(make, task.train, num_rounds, mixture, **options)
 
     def on_server(state: Any) -> Any:
@@ -284,14 +292,14 @@ def _family(task: Task, num_steps: int, agnostic: Callable[..., Job]) -> dict[st
         ),
     }
 
-    def q_ffl(q: float) -> Job:
-        return job(lambda lr: algorithms.q_fedavg(model, q=q, client_learning_rate=lr, **looks))
-
-    def term(t: float) -> Job:
-        return job(lambda lr: algorithms.term(model, t=t, client_optimizer=sgd(lr), **looks))
-
-    rows |= {f"q-FFL, q = {q}": q_ffl(q) for q in (1, 5)}
-    rows |= {f"TERM, t = {t}": term(t) for t in (1, 10)}
+    rows["q-FFL"] = job(
+        lambda lr, q: algorithms.q_fedavg(model, q=q, client_learning_rate=lr, **looks),
+        numbers={f"q-FFL, q = {q:g}": q for q in (1.0, 5.0)},
+    )
+    rows["TERM"] = job(
+        lambda lr, t: algorithms.term(model, t=t, client_optimizer=sgd(lr), **looks),
+        numbers={f"TERM, t = {t:g}": t for t in (1.0, 10.0)},
+    )
     rows["FedMGDA+"] = job(
         lambda lr: algorithms.fedmgda(
             model, client_optimizer=sgd(lr), server_learning_rate=0.1, **some
@@ -312,13 +320,22 @@ def solve_exactly(task: Task) -> minimax.Minimax:
     return minimax.solve([(each["x"], each["y"]) for each in people], 2, ridge=RIDGE)
 
 
-def _train(name: str, job: Job, task: Task, options: Options) -> Row:
-    """All seeds of one row as one vmapped program."""
-    result = sweep(name, job.make, task, job.data, job.num_rounds, options)
+def _train(name: str, job: Job, task: Task, options: Options) -> dict[str, Row]:
+    """All rows and seeds of a job as one vmapped program; rows share its seconds evenly."""
+    result = sweep(
+        name, job.make, task, job.data, job.num_rounds, options, numbers=job.numbers.values()
+    )
     _, state = result.state  # of a sweep: (hyperparameters, the algorithm's state)
-    mixture = np.broadcast_to(job.mixture(state), (options.num_seeds, len(task.domains)))
+    names = [*job.numbers] or [name]
+    num_runs = len(names) * options.num_seeds
+    mixture = np.broadcast_to(job.mixture(state), (num_runs, len(task.domains)))
     models_of_all = state.clients if job.personal else result.params
-    return row(scores(task, models_of_all, personal=job.personal), mixture, result.seconds)
+    found = scores(task, models_of_all, personal=job.personal)
+    whole = row(found, mixture, result.seconds / len(names))
+    return {
+        name: Row(*(np.split(x, len(names))[i] for x in whole[:-1]), whole.seconds)
+        for i, name in enumerate(names)
+    }
 
 
 class Seeds(Protocol):
@@ -335,22 +352,29 @@ class Seeds(Protocol):
 
 def sweep(
     name: str,
-    make: Callable[[Array], Algorithm],
+    make: Callable[..., Algorithm],
     task: Task,
     data: FederatedData,
     num_rounds: int,
     options: Seeds,
     learning_rate: float = LEARNING_RATE,
+    numbers: Collection[float] = (),
 ) -> simulate.Result:
-    """All seeds of make(learning_rate), without evaluations."""
+    """All seeds of make(learning_rate), or first all of make(learning_rate, numbers[0]) and so on.
+
+    No evaluations. The runs are dealt out to the devices where that comes out even.
+    """
     seeds = range(options.seed, options.seed + options.num_seeds)
+    axes = {"number": numbers} if numbers else {}
+    points = simulate.product(**axes, seed=seeds, learning_rate=[learning_rate])
     with simulate.progress_bar(name) as show:
         result = simulate.sweep(
-            lambda learning_rate: make(learning_rate),
-            simulate.product(seed=seeds, learning_rate=[learning_rate]),
+            lambda learning_rate, **number: make(learning_rate, *number.values()),
+            points,
             task.init_params,
             data,
             num_rounds=num_rounds,
+            mesh=None if len(points["seed"]) % jax.device_count() else devices.mesh(),
             progress=show,
         )
     stop_if_interrupted(result)
@@ -484,22 +508,22 @@ def _tables(
 ) -> list[Sheet]:
     """Mean and deviation over the seeds, rows and columns as the paper has them."""
     caption = "mean±standard deviation over seeds"
-    first = domains[0]
+    heaviest = int(exact.mixture.argmax())
     accuracy, loss = [], []
     for name, row in (rows | converged).items():
         columns = (row.overall, *row.accuracy.T, row.worst)
         accuracy.append((name, *(spread(100 * column) for column in columns)))
         digits = 3 if len(row.loss) > 1 else 4
         columns = (*row.loss.T, row.loss.max(axis=1))
-        weight = row.mixture[:, 0].mean()
+        weight = row.mixture[:, heaviest].mean()
         last = "" if np.isnan(weight) else f"{weight:.{digits}f}"
         loss.append((name, *(spread(column, digits) for column in columns), last))
-    values = (*exact.losses, exact.losses.max(), exact.mixture[0])
+    values = (*exact.losses, exact.losses.max(), exact.mixture[heaviest])
     loss.append(("exact minimax", *(f"{value:.4f}" for value in values)))
     return [
         Sheet("Test accuracy in %", ("trained on", "all", *domains, "worst"), accuracy, caption),
         Sheet(
-            f"Training loss in nats; λ: weight of {first}",
+            f"Training loss in nats; λ: weight of {domains[heaviest]}",
             ("trained on", *domains, "worst", "λ"),
             loss,
             caption,
@@ -512,19 +536,23 @@ def _expected(
     rows: dict[str, Row],
     converged: dict[str, Row],
     exact: minimax.Minimax,
+    domains: Sequence[str],
 ) -> list[Expected]:
-    """What is known of the doctorate grouping from elsewhere."""
-    if options.group_by != DOCTORATE:
-        return []
-    found = [
-        ("exact minimax: λ", 0.9072, exact.mixture[0]),
-        ("exact minimax: worst loss", 0.43897, exact.losses.max()),
-        ("agnostic: worst loss", 0.43897, rows["agnostic"].loss.max(axis=1).mean()),
-    ]
+    """The saddle point: known from elsewhere for doctorates, else that of this run's solver."""
+    k = int(exact.mixture.argmax())
+    weight, worst, source = float(exact.mixture[k]), float(exact.losses.max()), SOLVED
+    found = []
+    if options.group_by == DOCTORATE:
+        weight, worst, source = 0.9072, 0.43897, SADDLE
+        found = [
+            (f"exact minimax: λ of {domains[k]}", weight, exact.mixture[k]),
+            ("exact minimax: worst loss", worst, exact.losses.max()),
+        ]
+    found.append(("agnostic: worst loss", worst, rows["agnostic"].loss.max(axis=1).mean()))
     for name, each in converged.items():
-        found.append((f"{name}: λ", 0.9072, each.mixture[0, 0]))
-        found.append((f"{name}: worst loss", 0.43897, each.loss.max()))
-    return [Expected(what, value, SADDLE, float(ours)) for what, value, ours in found]
+        found.append((f"{name}: λ of {domains[k]}", weight, each.mixture[0, k]))
+        found.append((f"{name}: worst loss", worst, each.loss.max()))
+    return [Expected(what, value, source, float(ours)) for what, value, ours in found]
 
 
 def plain_rows(rows: dict[str, Row], domains: Sequence[str]) -> dict[str, Any]:

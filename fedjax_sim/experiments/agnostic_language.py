@@ -72,11 +72,28 @@ class Options:
 
 
 class Row(NamedTuple):
-    """perplexity: [2] on the test text of both domains. mixture: [2], trained on."""
+    """What one model reached.
 
-    perplexity: np.ndarray
-    mixture: np.ndarray
+    steps: [E], how many steps it had made at each evaluation.
+    perplexities: [E, 2] on the test text of both domains.
+    path: [R, 2], the mixture before every step.
+    seconds: wall time without compilation.
+    """
+
+    steps: np.ndarray
+    perplexities: np.ndarray
+    path: np.ndarray
     seconds: float
+
+    @property
+    def perplexity(self) -> np.ndarray:
+        """[2] of the last model."""
+        return self.perplexities[-1]
+
+    @property
+    def mixture(self) -> np.ndarray:
+        """[2], the mean over the steps."""
+        return self.path.mean(axis=0)
 
 
 def main(options: Options) -> None:
@@ -114,10 +131,8 @@ def main(options: Options) -> None:
         "agnostic": None,
     }
     rows: dict[str, Row] = {}
-    paths: dict[str, np.ndarray] = {}
     for name, mixture in mixtures.items():
-        rows[name], path = _train(name, mixture, len(text.class_names), train, test, options)
-        paths[name] = path
+        rows[name] = _train(name, mixture, len(text.class_names), train, test, options)
         folder.save_json("results.json", {"complete": False, "rows": _plain(rows)})
     gain = 1 - rows["agnostic"].perplexity.max() / rows["data-weighted"].perplexity.max()
     note = f"Agnostic learning changes the worse domain's perplexity by {-100 * gain:+.1f} %."
@@ -133,11 +148,19 @@ def main(options: Options) -> None:
             "worst_perplexity_lowered_by": gain,
         },
     )
-    folder.save_arrays("path.npz", {"mixture": paths["agnostic"]})
+    folder.save_arrays("rows.npz", {name: row._asdict() for name, row in rows.items()})
     bars = plots.grouped_bars(
         {name: row.perplexity[None] for name, row in rows.items()}, DOMAINS, label="test perplexity"
     )
     folder.save_figure("perplexity.png", bars)
+    both = {name: rows[name] for name in ("data-weighted", "agnostic")}
+    curves = {
+        f"{name}, {domain}": row.perplexities[1:, [k]]
+        for name, row in both.items()
+        for k, domain in enumerate(DOMAINS)
+    }
+    steps = rows["agnostic"].steps[1:]
+    folder.save_figure("curves.png", plots.series(steps, curves, x="step", y="test perplexity"))
     console.print(f"Results, arrays and pictures are in {folder.path}/")
 
 
@@ -148,7 +171,7 @@ def _train(
     train: FederatedData,
     test: FederatedData,
     options: Options,
-) -> tuple[Row, np.ndarray]:
+) -> Row:
     """A fixed mixture is agnostic learning whose mixture stands still."""
     model = models.char_lstm(num_words, embedding=options.hidden, hidden=options.hidden)
     some: dict[str, Any] = {"mixture_step_size": options.mixture_step_size}
@@ -172,14 +195,14 @@ def _train(
             num_rounds=options.num_rounds,
             evaluate=evaluate,
             eval_data={"test": test},
+            eval_every=-(-options.num_rounds // 10),
             progress=show,
         )
     if result.interrupted:
         raise KeyboardInterrupt
-    loss = result.evaluations.values["test"]["loss"]
-    path = result.info.server["mixture"]
-    row = Row(np.exp(np.asarray(loss.value)[-1]), path.mean(axis=0), result.seconds)
-    return row, path
+    evaluations = result.evaluations
+    perplexities = np.exp(np.asarray(evaluations.values["test"]["loss"].value))
+    return Row(evaluations.rounds, perplexities, result.info.server["mixture"], result.seconds)
 
 
 def _plain(rows: dict[str, Row]) -> dict[str, Any]:

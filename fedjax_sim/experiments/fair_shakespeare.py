@@ -12,6 +12,7 @@ References:
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +36,7 @@ from fedjax_sim import (
 from fedjax_sim.base import Algorithm, Mean, Model, Params
 from fedjax_sim.data import Batching, FederatedData, federate
 from fedjax_sim.experiments import reporting
-from fedjax_sim.experiments.reporting import Expected, Sheet
+from fedjax_sim.experiments.reporting import Expected, Sheet, spread
 from fedjax_sim.runfolder import RunFolder
 
 SEQUENCE_LENGTH = 80
@@ -43,7 +44,8 @@ PUBLISHED = (
     "reading notes of the q-FFL paper, not checked against it: its Shakespeare has fewer clients, "
     "another model and q = 0.001"
 )
-COLUMNS = ("uniform_mean", "worst_10_percent", "percentile_10", "percentile_90", "variance")
+WELL_MEASURED = 1000
+"""Characters of test text from which on a role's accuracy is known to about 1.5 points."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,24 +80,42 @@ class Options:
     """The powers of q-FFL, ascending; 0 is the one the others are compared with."""
     t: tuple[float, ...] = (2.0,)
     """The tilts of TERM."""
+    num_seeds: int = 3
+    """Runs of every row, each with its own initial model, cohorts and batches."""
     seed: int = 0
-    """Of the initial model, cohorts and batches."""
+    """First seed; the others follow it (>= 0)."""
     quick: bool = False
-    """150 roles, 12 sequences each, one layer of width 64, 150 + 50 rounds."""
+    """150 roles, 12 sequences each, one layer of width 64, 150 + 50 rounds, one seed."""
 
 
 class Row(NamedTuple):
-    """Accuracy and loss of every role's test text, as Means with leaves [N]."""
+    """What one method reached with every seed.
+
+    accuracy: of every role's test text, a Mean with leaves [G, N].
+    loss: of every role's training text, which is what the methods even out, likewise.
+    seconds: wall time without compilation.
+    """
 
     accuracy: Mean
     loss: Mean
     seconds: float
 
-    def summary(self) -> dict[str, float]:
-        """Mean, tails, variance and evenness of the accuracies, in percent where they are."""
-        percent = Mean(100 * self.accuracy.total, self.accuracy.count)
+    def summary(self, at_least: int = 0) -> dict[str, np.ndarray]:
+        """[G] mean, tails, variance and evenness of the accuracies, in percent where they are.
+
+        Args:
+            at_least: leave out roles with fewer characters of test text.
+        """
+        kept = self.accuracy.count >= at_least
+        percent = Mean(*(np.where(kept, part, 0) for part in self.accuracy))
+        percent = percent._replace(total=100 * percent.total)
         found = metrics.summarize(percent, higher_is_better=True) | metrics.evenness(percent)
-        return {name: float(value) for name, value in found.items()}
+        return {name: np.asarray(value) for name, value in found.items()}
+
+    def losses(self) -> dict[str, np.ndarray]:
+        """[G] mean, tails and variance of the training losses."""
+        found = metrics.summarize(self.loss)
+        return {name: np.asarray(value) for name, value in found.items()}
 
 
 def main(options: Options) -> None:
@@ -117,6 +137,7 @@ def main(options: Options) -> None:
             cohort_size=10,
             warmup_rounds=150,
             num_rounds=50,
+            num_seeds=1,
         )
     _check(options)
     train, test = load_clients(options)
@@ -129,54 +150,51 @@ def main(options: Options) -> None:
     model = models.char_lstm(
         len(datasets.SHAKESPEARE_SYMBOLS), hidden=options.hidden, num_layers=options.num_layers
     )
-    evaluate = rounds.evaluator(
-        model, {"accuracy": metrics.accuracy, "loss": metrics.cross_entropy}, block_size=128
+    evaluate = jax.jit(
+        rounds.evaluator(
+            model, {"accuracy": metrics.accuracy, "loss": metrics.cross_entropy}, block_size=128
+        )
     )
     made = recipes(model, options)
-    key = jax.random.key(options.seed)
-    start = model.init(key, train.examples["x"][:1])
-    stages = {"first": (options.warmup_rounds, 0), "then": (options.num_rounds, 1)}
+    seeds = range(options.seed, options.seed + options.num_seeds)
+    keys = [jax.random.key(seed) for seed in seeds]
 
-    def train_on(name: str, algorithm: Algorithm, params: Params, stage: str) -> tuple[Params, Row]:
-        num_rounds, stream = stages[stage]
-        with simulate.progress_bar(f"{name}, {stage}") as show:
-            result = simulate.run(
-                algorithm,
-                params,
-                train,
-                key=jax.random.fold_in(key, stream),
-                num_rounds=num_rounds,
-                evaluate=evaluate,
-                eval_data={"test": test},
-                progress=show,
-            )
-        if result.interrupted:
-            raise KeyboardInterrupt
-        last = jax.tree.map(lambda x: x[-1], result.evaluations.values["test"])
-        return result.params, Row(last["accuracy"], last["loss"], result.seconds)
+    def train_on(name: str, start: Sequence[Params], stream: int) -> list[simulate.Result]:
+        """One run a seed; all methods see the same cohorts and batches."""
+        results = []
+        for key, params in zip(keys, start, strict=True):
+            with simulate.progress_bar(name) as show:
+                result = simulate.run(
+                    made[name],
+                    params,
+                    train,
+                    key=jax.random.fold_in(key, stream),
+                    num_rounds=options.num_rounds if stream else options.warmup_rounds,
+                    progress=show,
+                )
+            if result.interrupted:
+                raise KeyboardInterrupt
+            results.append(result)
+        return results
 
-    start, _ = train_on("FedAvg", made["FedAvg"], start, "first")
+    start = [model.init(key, train.examples["x"][:1]) for key in keys]
+    start = [result.params for result in train_on("FedAvg", start, 0)]
     rows: dict[str, Row] = {}
-    for name, algorithm in made.items():
-        _, rows[name] = train_on(name, algorithm, start, "then")
+    for name in made:
+        results = train_on(name, start, 1)
+        accuracy, loss = (
+            jax.tree.map(lambda *x: np.stack(x), *(evaluate(r.params, data)[of] for r in results))
+            for of, data in (("accuracy", test), ("loss", train))
+        )
+        rows[name] = Row(accuracy, loss, sum(result.seconds for result in results))
         folder.save_json("results.json", {"complete": False, "rows": _plain(rows)})
-    first, last = (f"q-FFL, q = {q:g}" for q in (options.q[0], options.q[-1]))
-    before, after = rows[first].summary(), rows[last].summary()
-    expected = [
-        Expected(
-            f"variance of {last} over that of {first}",
-            54 / 82,
-            PUBLISHED,
-            after["variance"] / before["variance"],
-        ),
-        Expected(
-            f"worst 10 % of {last} less that of {first}",
-            42.1 - 39.7,
-            PUBLISHED,
-            after["worst_10_percent"] - before["worst_10_percent"],
-        ),
+    expected = _expected(rows, options)
+    sizes = rows["FedAvg"].accuracy.count[0]
+    tables = [
+        _accuracies(rows, at_least, int((sizes >= at_least).sum()))
+        for at_least in (1, WELL_MEASURED)
     ]
-    sheets = [_table(rows), reporting.compared(expected)]
+    sheets = [*tables, _losses(rows), reporting.compared(expected)]
     reporting.publish(folder, console, "Shakespeare, fairness among roles", sheets)
     folder.save_json(
         "results.json",
@@ -195,15 +213,24 @@ def main(options: Options) -> None:
             for name, row in rows.items()
         },
     )
-    curves = {name: 100 * np.asarray(row.accuracy.value) for name, row in rows.items()}
-    picture = plots.client_distribution(curves, label="test accuracy of a role in %")
+    curves = {name: 100 * np.asarray(row.accuracy.value).mean(axis=0) for name, row in rows.items()}
+    picture = plots.client_distribution(curves, label="test accuracy of a role in %, mean of seeds")
     folder.save_figure("distribution.png", picture)
-    summaries = {name: row.summary() for name, row in rows.items() if name.startswith("q-FFL")}
-    trade = plots.fairness_tradeoff(
-        {name: (found["uniform_mean"], found["variance"]) for name, found in summaries.items()},
-        label="mean test accuracy over roles in %",
-    )
-    folder.save_figure("tradeoff.png", trade)
+    powers = {name: row for name, row in rows.items() if name.startswith("q-FFL")}
+    for file, label, found in (
+        (
+            "tradeoff.png",
+            "mean test accuracy over roles in %",
+            {name: row.summary() for name, row in powers.items()},
+        ),
+        (
+            "tradeoff_loss.png",
+            "mean training loss over roles in nats",
+            {name: row.losses() for name, row in powers.items()},
+        ),
+    ):
+        points = {name: (each["uniform_mean"], each["variance"]) for name, each in found.items()}
+        folder.save_figure(file, plots.fairness_tradeoff(points, label=label))
     console.print(f"Results, arrays and pictures are in {folder.path}/")
 
 
@@ -216,6 +243,7 @@ def _check(options: Options) -> None:
         "max_sequences",
         "warmup_rounds",
         "num_rounds",
+        "num_seeds",
     ):
         checks.positive_int(name, getattr(options, name))
     checks.in_range("seed", options.seed, 0)
@@ -266,19 +294,62 @@ def recipes(model: Model, options: Options) -> dict[str, Algorithm]:
     return rows
 
 
+def _expected(rows: dict[str, Row], options: Options) -> list[Expected]:
+    first, last = (f"q-FFL, q = {q:g}" for q in (options.q[0], options.q[-1]))
+    before, after = (
+        {key: float(values.mean()) for key, values in rows[name].summary().items()}
+        for name in (first, last)
+    )
+    return [
+        Expected(
+            f"variance of {last} over that of {first}",
+            54 / 82,
+            PUBLISHED,
+            after["variance"] / before["variance"],
+        ),
+        Expected(
+            f"worst 10 % of {last} less that of {first}",
+            42.1 - 39.7,
+            PUBLISHED,
+            after["worst_10_percent"] - before["worst_10_percent"],
+        ),
+    ]
+
+
 def _plain(rows: dict[str, Row]) -> dict[str, Any]:
+    """Rows for results.json, every number one a seed."""
     return {
-        name: {"test_accuracy_percent": row.summary(), "seconds": row.seconds}
+        name: {
+            "test_accuracy_percent": row.summary(),
+            "train_loss": row.losses(),
+            f"of_roles_with_{WELL_MEASURED}_test_characters": row.summary(WELL_MEASURED),
+            "seconds": row.seconds,
+        }
         for name, row in rows.items()
     }
 
 
-def _table(rows: dict[str, Row]) -> Sheet:
+CAPTION = "every role counting the same; mean±standard deviation over seeds"
+
+
+def _accuracies(rows: dict[str, Row], at_least: int, num_roles: int) -> Sheet:
+    keys = ("uniform_mean", "worst_10_percent", "percentile_10", "percentile_90", "variance")
     lines = []
     for name, row in rows.items():
-        found = row.summary()
-        lines.append((name, *(f"{found[column]:.2f}" for column in COLUMNS)))
-    columns = ("method", "mean", "worst 10 %", "10th percentile", "90th", "variance")
-    return Sheet(
-        "Test accuracy over the roles, in %", columns, lines, "every role counting the same"
+        found = row.summary(at_least)
+        lines.append((name, *(spread(found[key], 2) for key in keys)))
+    title = (
+        f"Test accuracy in %, {num_roles} roles with test text of {at_least:,} characters or more"
     )
+    columns = ("method", "mean", "worst 10 %", "10th percentile", "90th", "variance")
+    return Sheet(title, columns, lines, CAPTION)
+
+
+def _losses(rows: dict[str, Row]) -> Sheet:
+    lines = []
+    for name, row in rows.items():
+        found = row.losses()
+        ends = (spread(found[key], 3) for key in ("uniform_mean", "worst_10_percent"))
+        lines.append((name, *ends, spread(found["variance"], 4)))
+    columns = ("method", "mean", "worst 10 %", "variance")
+    return Sheet("Training loss of the roles in nats", columns, lines, CAPTION)
