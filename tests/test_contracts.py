@@ -63,6 +63,12 @@ def shapes(tree: Any) -> Any:
     return structure, [(jnp.shape(x), jnp.result_type(x)) for x in leaves]
 
 
+def weak(tree: Any) -> list[str]:
+    """Leaves of Python's dtypes: a round makes them NumPy's, and so the next is compiled anew."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [jax.tree_util.keystr(path) for path, x in leaves if jax.typeof(x).weak_type]
+
+
 # The table itself.
 
 
@@ -230,6 +236,7 @@ def test_an_aggregators_state_is_a_stable_carry(row):
     aggregator = row.build()
     updates, weights = cohort()
     state = aggregator.init(one(updates))
+    assert weak(state) == []
 
     def carried(state: Any, flag: jax.Array) -> tuple[Any, Any]:
         new, _, info = aggregator.apply(KEY, state, updates, weights)
@@ -769,6 +776,7 @@ def test_one_compilation_serves_all_rounds_and_seeds(row):
 def test_an_algorithms_state_is_a_stable_carry(row):
     loop = looped(row)
     data, params = contracts.population(), row.params(KEY)
+    assert weak(loop.states[0]) == []
     for state in loop.states[1:]:
         assert shapes(state) == shapes(loop.states[0])
     as_carry = jax.eval_shape(lambda s: loop.algorithm.step(KEY, s, data)[0], loop.states[0])

@@ -383,7 +383,7 @@ def clipped_clustering(*, num_remembered: int = 1000) -> Aggregator:
     checks.positive_int("num_remembered", num_remembered)
 
     def init(update: PyTree) -> NormHistory:
-        return NormHistory(jnp.full(num_remembered, jnp.nan), jnp.int32(0))
+        return NormHistory(jnp.full(num_remembered, jnp.nan, jnp.float32), jnp.int32(0))
 
     def apply(
         key: Key, history: NormHistory, updates: PyTree, weights: Array

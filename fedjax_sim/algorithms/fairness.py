@@ -359,7 +359,8 @@ def drfa(
 
     def start(sizes: Array) -> Array:
         uniform.init(sizes)
-        return sizes / sizes.sum() if not published else jnp.full(sizes.shape, 1 / sizes.shape[0])
+        even = jnp.full(sizes.shape, 1 / sizes.shape[0], jnp.float32)
+        return even if published else sizes / sizes.sum()
 
     def init(key: Key, params: Params, data: FederatedData) -> DrfaState:
         return DrfaState(
