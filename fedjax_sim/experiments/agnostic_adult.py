@@ -618,7 +618,7 @@ def _save_pictures(
     loss = plots.grouped_bars(
         {name: row.loss for name, row in shown.items()},
         domains,
-        label="training loss",
+        label="training loss in nats",
         marks={"exact minimax": exact.losses},
     )
     folder.save_figure("accuracy.png", accuracy)

@@ -12,6 +12,7 @@ References:
     ICML 2019.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 import optax
 from rich.console import Console
 
-from fedjax_sim import algorithms, checks, plots
+from fedjax_sim import algorithms, checks, devices, plots
 from fedjax_sim.base import Algorithm, Array
 from fedjax_sim.data import Batching
 from fedjax_sim.experiments import agnostic_adult, reporting
@@ -69,6 +70,8 @@ def main(options: Options) -> None:
     """
     checks.in_range("num_seeds", options.num_seeds, 2)
     checks.in_range("seed", options.seed, 0)
+    with contextlib.suppress(RuntimeError):  # where JAX runs already, its devices stay as they are
+        devices.use_all_cores()
     task = agnostic_adult.load_task(options.folder)
     console = Console()
     folder = RunFolder(options.output, options, overwrite=options.overwrite)
@@ -107,7 +110,7 @@ def main(options: Options) -> None:
     picture = plots.grouped_bars(
         {name: rows[name].loss for name in shown if name in rows},
         task.domains,
-        label="training loss",
+        label="training loss in nats",
     )
     folder.save_figure("loss.png", picture)
     console.print(f"Results, arrays and pictures are in {folder.path}/")
