@@ -82,6 +82,12 @@ def test_roofline() -> None:
     assert line["floor_seconds"] == pytest.approx(line["flops"] / peaks["peak_flops"])
 
 
+def test_projections_agree() -> None:
+    found = run("simplex")
+    assert [line["draws"] for line in found] == ["wide", "near uniform"]
+    assert all(line["largest_difference"] < 1e-5 for line in found)
+
+
 def test_gpu_workloads_run_anywhere() -> None:
     _, *found = run("gpu", "--workload", "cifar10", "models")
     assert [line["workload"] for line in found] == ["cifar10", "models"]
