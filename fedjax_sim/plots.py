@@ -336,7 +336,7 @@ def tradeoff(points: Mapping[str, tuple[ArrayLike, ArrayLike]], *, x: str, y: st
 
 
 def series(at: ArrayLike, values: Mapping[str, ArrayLike], *, x: str, y: str) -> "Figure":
-    """Draw rows against a setting: means over runs, with bars of one standard deviation.
+    """Draw rows against a setting: means over runs, with bars of one standard deviation if several.
 
     Args:
         at: [S] the settings.
@@ -361,8 +361,9 @@ def series(at: ArrayLike, values: Mapping[str, ArrayLike], *, x: str, y: str) ->
                 )
             style: Any = {"color": _COLOURS[i % len(_COLOURS)], "capsize": 2, "linewidth": 1}
             marker = "osD^vP"[i // len(_COLOURS) % 6]
+            deviation = table.std(axis=1) if table.shape[1] > 1 else None
             axes.errorbar(
-                settings, table.mean(axis=1), table.std(axis=1),
+                settings, table.mean(axis=1), deviation,
                 fmt=f"{marker}-", markersize=4, label=name, **style,
             )  # fmt: skip
         axes.set(xlabel=x, ylabel=y)

@@ -71,6 +71,21 @@ def task():
     return agnostic_adult.load_task()
 
 
+def test_exact_minimax_serves_domains_without_a_say():
+    """Each domain has a feature of its own; nobody may be worse off than those with weight."""
+    rng = np.random.default_rng(9)
+    truth, domains = rng.normal(size=6), []
+    for k in range(8):
+        common = np.eye(6)[rng.integers(0, 6, 40)]
+        dice = rng.random(40)
+        odds = np.exp(common @ truth + 2 * rng.normal())
+        labels = (dice < odds / (1 + odds)).astype(int)
+        domains.append((np.column_stack([np.tile(np.eye(8)[k], (40, 1)), common]), labels))
+    found = minimax.solve(domains, 2, ridge=1e-6)
+    assert (found.mixture < 1e-3).any()
+    assert found.losses.max() < found.mixture @ found.losses + 1e-4
+
+
 def test_adult_saddle_point(task):
     """Two independent L-BFGS bisections gave lambda 0.9072 and 0.908, both losses 0.43897."""
     exact = agnostic_adult.solve_exactly(task)

@@ -149,11 +149,15 @@ def main(options: Options) -> None:
         },
     )
     folder.save_arrays("rows.npz", {name: row._asdict() for name, row in rows.items()})
+    both = {name: rows[name] for name in ("data-weighted", "agnostic")}
+    own = np.array([rows[f"{name} only"].perplexity[k] for k, name in enumerate(DOMAINS)])
     bars = plots.grouped_bars(
-        {name: row.perplexity[None] for name, row in rows.items()}, DOMAINS, label="test perplexity"
+        {name: row.perplexity[None] for name, row in both.items()},
+        DOMAINS,
+        label="test perplexity",
+        marks={"a model of its own": own},
     )
     folder.save_figure("perplexity.png", bars)
-    both = {name: rows[name] for name in ("data-weighted", "agnostic")}
     curves = {
         f"{name}, {domain}": row.perplexities[1:, [k]]
         for name, row in both.items()
