@@ -153,13 +153,13 @@ def client_distribution(values: Mapping[str, ArrayLike], *, label: str) -> "Figu
     finite = {name: each for name, each in finite.items() if each.size}
     if not finite:
         raise ValueError("values must hold at least one finite value, got none.")
-    with _figure(5, 3) as figure:
+    with _figure(7, 3) as figure:
         axes = figure.subplots()
         for colour, (name, each) in zip(_COLOURS, finite.items(), strict=False):
             axes.ecdf(each, color=colour, label=f"{name}, N = {each.size:,}")
         axes.set(xlabel=label, ylabel="share of clients at or below", ylim=(0, 1.02))
         axes.grid(visible=True)
-        axes.legend(loc="upper left")
+        figure.legend(loc="outside right upper")
     return figure
 
 
@@ -191,8 +191,11 @@ def fairness_tradeoff(points: Mapping[str, tuple[ArrayLike, ArrayLike]], *, labe
         if runs.shape[-1] > 1:
             axes.plot(runs[:, 1], runs[:, 0], color=_COLOURS[0], alpha=0.4, linewidth=0.8)
         axes.plot(variances, means, color=_COLOURS[0], marker="o")
+        rising = (variances[-1] - variances[0]) * (means[-1] - means[0]) > 0
         for name, x, y in zip(points, variances, means, strict=True):
-            axes.annotate(name, (x, y), textcoords="offset points", xytext=(6, 5))
+            beside = (6, -11 if rising else 5)  # the line
+            axes.annotate(name, (x, y), textcoords="offset points", xytext=beside)
+        axes.locator_params(axis="x", nbins=5)
         axes.set(xlabel="variance over clients", ylabel=label)
         axes.margins(x=0.3, y=0.2)
         axes.grid(visible=True)

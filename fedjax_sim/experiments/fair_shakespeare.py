@@ -190,11 +190,13 @@ def main(options: Options) -> None:
         folder.save_json("results.json", {"complete": False, "rows": _plain(rows)})
     expected = _expected(rows, options)
     sizes = rows["FedAvg"].accuracy.count[0]
-    tables = [
-        _accuracies(rows, at_least, int((sizes >= at_least).sum()))
-        for at_least in (1, WELL_MEASURED)
+    well = f"{(sizes >= WELL_MEASURED).sum()} roles with {WELL_MEASURED:,} characters or more"
+    sheets = [
+        _accuracies(f"Test accuracy of {(sizes > 0).sum()} roles in %", rows),
+        _accuracies(f"Test accuracy of the {well} of test text, in %", rows, WELL_MEASURED),
+        _losses(rows),
+        reporting.compared(expected),
     ]
-    sheets = [*tables, _losses(rows), reporting.compared(expected)]
     reporting.publish(folder, console, "Shakespeare, fairness among roles", sheets)
     folder.save_json(
         "results.json",
@@ -332,15 +334,12 @@ def _plain(rows: dict[str, Row]) -> dict[str, Any]:
 CAPTION = "every role counting the same; mean±standard deviation over seeds"
 
 
-def _accuracies(rows: dict[str, Row], at_least: int, num_roles: int) -> Sheet:
+def _accuracies(title: str, rows: dict[str, Row], at_least: int = 0) -> Sheet:
     keys = ("uniform_mean", "worst_10_percent", "percentile_10", "percentile_90", "variance")
     lines = []
     for name, row in rows.items():
         found = row.summary(at_least)
         lines.append((name, *(spread(found[key], 2) for key in keys)))
-    title = (
-        f"Test accuracy in %, {num_roles} roles with test text of {at_least:,} characters or more"
-    )
     columns = ("method", "mean", "worst 10 %", "10th percentile", "90th", "variance")
     return Sheet(title, columns, lines, CAPTION)
 
