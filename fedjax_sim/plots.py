@@ -181,7 +181,7 @@ def fairness_tradeoff(points: Mapping[str, tuple[ArrayLike, ArrayLike]], *, labe
     """
     if not points:
         raise ValueError("points must hold at least one method, got none.")
-    wrong = [name for name, point in points.items() if not np.isfinite(point).all()]
+    wrong = [name for name, point in points.items() if not np.isfinite(np.asarray(point)).all()]
     if wrong:
         raise ValueError(f"points must be finite, got {points[wrong[0]]} for {wrong[0]!r}.")
     runs = np.array([np.broadcast_arrays(*np.atleast_1d(*point)) for point in points.values()])

@@ -336,6 +336,18 @@ def test_any_column_groups_people():
     assert list(names) == ["FedAvg", "agnostic"]  # too many to train on each alone
 
 
+def test_rows_of_one_program_keep_their_numbers_and_seeds(task):
+    job = agnostic_adult.jobs(task, methods="all")["TERM"]
+    assert job.numbers == {"TERM, t = 1": 1.0, "TERM, t = 10": 10.0}
+    job = job._replace(numbers={"a": 1.0, "b": 1.0, "c": 10.0}, num_rounds=2)
+    options = agnostic_adult.Options(num_seeds=2)
+    rows = agnostic_adult.train("TERM", job, task, options)
+    assert [*rows] == ["a", "b", "c"] and rows["a"].loss.shape == (2, 2)
+    np.testing.assert_array_equal(rows["a"].loss, rows["b"].loss)
+    assert (rows["a"].loss != rows["c"].loss).all()
+    assert (rows["a"].loss[0] != rows["a"].loss[1]).all()
+
+
 def test_reproduce_fair_adult(tmp_path, monkeypatch):
     """Three of its rows: lambda ignored stays near equal weights, lambda used goes on."""
     make = fair_adult.recipes

@@ -132,7 +132,7 @@ def main(options: Options) -> None:
     console.print("Adult census, training examples: " + ", ".join(f"{d} {n:,}" for d, n in sizes))
     rows: dict[str, Row] = {}
     for name, job in jobs(task, effort, options.methods).items():
-        rows |= _train(name, job, task, options)
+        rows |= train(name, job, task, options)
         folder.save_json(
             "results.json", {"complete": False, "rows": plain_rows(rows, task.domains)}
         )
@@ -320,7 +320,7 @@ def solve_exactly(task: Task) -> minimax.Minimax:
     return minimax.solve([(each["x"], each["y"]) for each in people], 2, ridge=RIDGE)
 
 
-def _train(name: str, job: Job, task: Task, options: Options) -> dict[str, Row]:
+def train(name: str, job: Job, task: Task, options: Options) -> dict[str, Row]:
     """All rows and seeds of a job as one vmapped program; rows share its seconds evenly."""
     result = sweep(
         name, job.make, task, job.data, job.num_rounds, options, numbers=job.numbers.values()
@@ -333,7 +333,7 @@ def _train(name: str, job: Job, task: Task, options: Options) -> dict[str, Row]:
     found = scores(task, models_of_all, personal=job.personal)
     whole = row(found, mixture, result.seconds / len(names))
     return {
-        name: Row(*(np.split(x, len(names))[i] for x in whole[:-1]), whole.seconds)
+        name: jax.tree.map(lambda x: np.split(x, len(names))[i] if np.ndim(x) else x, whole)  # noqa: B023
         for i, name in enumerate(names)
     }
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from rich.console import Console
@@ -107,8 +108,8 @@ class Row(NamedTuple):
             at_least: leave out roles with fewer characters of test text.
         """
         kept = self.accuracy.count >= at_least
-        percent = Mean(*(np.where(kept, part, 0) for part in self.accuracy))
-        percent = percent._replace(total=100 * percent.total)
+        total, count = (jnp.where(kept, part, 0) for part in self.accuracy)
+        percent = Mean(100 * total, count)
         found = metrics.summarize(percent, higher_is_better=True) | metrics.evenness(percent)
         return {name: np.asarray(value) for name, value in found.items()}
 
