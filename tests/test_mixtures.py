@@ -295,6 +295,11 @@ def test_domains_of_examples_need_no_clients_of_their_own():
     assert_model(result.params, w)
 
 
+def test_an_array_of_domains_that_the_examples_lack_is_an_error():
+    with pytest.raises(ValueError, match=r"unknown domain 'domains'\. Did you mean 'domain'"):
+        first_rounds(domain="domains", num_domains=DOMAINS)
+
+
 @pytest.mark.parametrize("batch_size", [None, 2])
 def test_a_domain_without_examples_is_an_error(batch_size):
     with pytest.raises(simulate.SimulationError, match=r"round 0, domains \[3\] have no examples"):

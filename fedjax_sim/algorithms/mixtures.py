@@ -164,6 +164,7 @@ def agnostic(
         estimate = make(model, loss, penalty, batch_size)
 
     def init(key: Key, params: Params, data: FederatedData) -> AgnosticState:
+        _check_named(domain, data)
         p = num_domains or data.num_clients
         mixture = _initial_mixture(initial_mixture, p, projection)
         previous = (jax.tree.map(jnp.zeros_like, params), jnp.zeros_like(mixture))
@@ -365,6 +366,12 @@ def _check_domain(domain: str | None, num_domains: int | None) -> None:
         checks.positive_int("num_domains", num_domains)
 
 
+def _check_named(domain: str | None, data: FederatedData) -> None:
+    if domain is not None:
+        hint = "It names an integer array that the examples carry beside x and y."
+        checks.one_of("domain", domain, data.examples, hint=hint)
+
+
 def _initial_mixture(
     mixture: Array | None, num_domains: int, projection: Callable[[Array], Array] = simplex.project
 ) -> Array:
@@ -492,6 +499,7 @@ def agnostic_fedavg(
     optimizer = server or optax.sgd(1.0)
 
     def init(key: Key, params: Params, data: FederatedData) -> AgnosticAveragingState:
+        _check_named(domain, data)
         p = num_domains or data.num_clients
         window = jnp.ones((1, p)) if initial_window is None else jnp.asarray(initial_window, float)
         if window.ndim != 2 or window.shape[0] == 0 or window.shape[1] != p:
