@@ -127,7 +127,7 @@ def divided(dataset: Dataset, kind: str, options: Options, seed: int) -> Task:
 
 
 def plays(folder: Path, options: Options) -> Task:
-    """The roles of Shakespeare's with most text: up to 800 sequences each, all held back.
+    """The roles of Shakespeare's with most text: 800 sequences of each, and all that is held back.
 
     Short sequences and small batches: an LSTM learns little more than which character is the most
     frequent unless it takes some hundred steps.
