@@ -87,6 +87,7 @@ def test_the_shares_of_rounds_leave_out_those_without_the_attacker():
     )
     np.testing.assert_allclose(row.passes, [2 / 3])
     np.testing.assert_allclose(row.inside, [1 / 3])
+    np.testing.assert_allclose(row.outside, [(0 + (2 / 1.9 - 1) + (1 - 0.5 / 0.9)) / 3])
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,14 @@ class Row(NamedTuple):
         high = self.distances[..., 1] <= self.honest_distances[..., 1]
         return _share(low & high, np.isfinite(self.gap))
 
+    @property
+    def outside(self) -> np.ndarray:
+        """[G] by which share of its ends distances leave the honest range, mean over attacks."""
+        low = 1 - self.distances[..., 0] / self.honest_distances[..., 0]
+        high = self.distances[..., 1] / self.honest_distances[..., 1] - 1
+        beyond = np.where(np.isfinite(self.gap), np.maximum(np.maximum(low, high), 0), 0)
+        return beyond.sum(axis=1) / np.maximum(np.isfinite(self.gap).sum(axis=1), 1)
+
 
 def _share(held: np.ndarray, counted: np.ndarray) -> np.ndarray:
     return (held & counted).sum(axis=1) / np.maximum(counted.sum(axis=1), 1)
@@ -269,6 +277,7 @@ def numbers(rows: dict[str, Row]) -> dict[str, dict[str, np.ndarray]]:
             "most_accuracy_lost": (benign - row.accuracy).max(axis=1),
             "rounds_that_pass_the_check": row.passes,
             "rounds_with_distances_inside": row.inside,
+            "distances_outside_by": row.outside,
         }
         for name, row in rows.items()
     }
@@ -295,13 +304,15 @@ def sheet(title: str, rows: dict[str, Row]) -> Sheet:
         "at most": ("most_accuracy_lost", 1),
         "check": ("rounds_that_pass_the_check", 0),
         "inside": ("rounds_with_distances_inside", 0),
+        "outside by": ("distances_outside_by", 1),
     }
     caption = (
         f"In %, mean±deviation over seeds. label by {EARLY}: highest probability of the attacker's "
         f"label until round {EARLY}; won: rounds in which the targets have it; accuracy: at the "
         "end; lost: behind the run without attack, at the end and in the worst round; check: "
-        "rounds in which the update passes the accuracy check; inside: rounds with distances as "
-        "among the honest."
+        "rounds in which the update passes the accuracy check; inside: rounds whose distances "
+        "to honest updates are all in the range of those among the honest; outside by: how far "
+        "they leave it, of its ends, on average."
     )
     lines = [
         (name, *(spread(100 * found[key], digits) for key, digits in columns.values()))
