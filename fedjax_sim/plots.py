@@ -530,6 +530,8 @@ def ranges(
     Returns:
         The figure.
     """
+    from matplotlib.ticker import LogFormatter
+
     with _figure(1.5 + 2.2 * len(outer), 2.8) as figure:
         panels = figure.subplots(1, len(outer), sharey=True, squeeze=False)[0]
         for axes, name in zip(panels, outer, strict=True):
@@ -540,6 +542,8 @@ def ranges(
             axes.set(title=name, xlabel="round", yscale="log")
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.grid(visible=True)
+        panels[0].yaxis.set_major_formatter(LogFormatter())
+        panels[0].yaxis.set_minor_formatter(LogFormatter())  # 6 and 20, not powers of ten
         panels[0].set_ylabel(label)
         figure.legend([area, drawn[0]], [outer_label, inner_label], loc="outside upper center")
     return figure

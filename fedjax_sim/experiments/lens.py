@@ -338,16 +338,7 @@ def carry_out(
             rows[name] = run(setting, job, seeds=seeds, show=show)
         arrays = {name: row._replace(params=())._asdict() for name, row in rows.items()}
         folder.save_arrays(f"{prefix}rows.npz", arrays)
-    folder.save_figure(
-        f"{prefix}confidence.png",
-        plots.heat_map(
-            [row.confidence.mean(axis=0) for row in rows.values()],
-            list(rows),
-            [str(r) for r in range(setting.num_rounds + 1)],
-            label="targets' mean probability\nof the attacker's label, by round",
-            limits=(0, 1),
-        ),
-    )
+    folder.save_figure(f"{prefix}confidence.png", _confidences(rows))
     quiet = (BOOSTED, ALTERNATING, "alternating, careful", "alternating, near")
     shown = {name: row for name, row in rows.items() if name in quiet}
     if not shown:
@@ -378,3 +369,17 @@ def carry_out(
         ),
     )
     return rows
+
+
+def _confidences(rows: dict[str, Row]) -> Any:
+    """The probability of the attacker's label by round: a table, or lines over many rounds."""
+    means = {name: row.confidence.mean(axis=0) for name, row in rows.items()}
+    at = range(len(means[BENIGN]))
+    label = "targets' mean probability\nof the attacker's label"
+    if len(at) > 20:
+        curves = {f"{name}/{label}": {"mean": values} for name, values in means.items()}
+        return plots.learning_curves(at, curves)
+    columns = [str(r) for r in at]
+    return plots.heat_map(
+        list(means.values()), list(means), columns, label=f"{label}, by round", limits=(0, 1)
+    )
