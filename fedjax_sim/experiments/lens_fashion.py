@@ -8,8 +8,8 @@ could watch is recorded in every round: the accuracy of each update, the distanc
 By default three things are reduced for a CPU: an MLP (784-128-10) instead of the paper's CNN, the
 first 2,400 images of each client instead of 6,000, 10 rounds instead of 40. `--full` undoes them
 and wants a GPU. As in the paper, clients train for five epochs with batches of 50 and attacks begin
-in the first round, those of the rows "careful" and "near" in the fourth; images are scaled to mean 0
-and deviation 1.
+in the first round, those of the rows "careful" and "near" in the fourth. Images are scaled to mean
+0 and deviation 1.
 
 References:
     Bhagoji, Chakraborty, Mittal, Calo, "Analyzing Federated Learning through an Adversarial Lens",
