@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -189,7 +188,7 @@ def federated(
             aggregated, aggregate, aggregator_info = _aggregate(
                 aggregator, keys[Stream.AGGREGATOR], state.aggregator, done
             )
-            if over is not None:
+            if over is not None:  # the server's parameters are on every device
                 aggregate = jax.lax.with_sharding_constraint(aggregate, NamedSharding(over, P()))
         dropped = cohort.mask & ~jnp.isfinite(done.info["update_norm"])
         report = Report(cohort.ids, done.weights, dropped, done.info)
@@ -417,9 +416,11 @@ def _sharded(walk: Callable, mesh: Mesh) -> Callable:
     )
 
 
-def _spread(mesh: Mesh | None) -> AbstractContextManager:
+def _spread(mesh: Mesh | None) -> contextlib.AbstractContextManager:
     """Inside, stacked updates are worked on by all devices (`stacks`)."""
-    return nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+    if mesh is None:
+        return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def _by_columns(updates: Array, mesh: Mesh) -> Array:
