@@ -377,7 +377,7 @@ def sweep(
             mesh=None if len(points["seed"]) % jax.device_count() else devices.mesh(),
             progress=show,
         )
-    stop_if_interrupted(result)
+    reporting.stop_if_interrupted(result)
     return result
 
 
@@ -450,7 +450,7 @@ def converge(
             segment_rounds=1000,
             progress=show,
         )
-    stop_if_interrupted(result)
+    reporting.stop_if_interrupted(result)
     path = {
         "losses": result.info.cohort.clients["loss"],
         "mixture": result.info.server["mixture"],
@@ -479,12 +479,6 @@ def kinds(data: FederatedData) -> FederatedData:
         parts.append(np.arange(start, start + len(found)))
         start += len(found)
     return federate({"x": np.concatenate(xs), "y": np.concatenate(ys)}, parts)
-
-
-def stop_if_interrupted(result: simulate.Result) -> None:
-    """End the experiment where the user ended a run."""
-    if result.interrupted:
-        raise KeyboardInterrupt
 
 
 def row(found: dict[str, dict[str, Any]], mixture: np.ndarray, seconds: float) -> Row:

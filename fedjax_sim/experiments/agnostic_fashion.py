@@ -208,8 +208,7 @@ def _train(
             eval_data={"train": train, "test": test},
             progress=show,
         )
-    if result.interrupted:
-        raise KeyboardInterrupt
+    reporting.stop_if_interrupted(result)
     _, state = result.state
     last = jax.tree.map(lambda x: x[-1], result.evaluations.values)
     mixture = getattr(state, "mean_mixture", np.full((options.num_seeds, 3), np.nan))
@@ -238,8 +237,7 @@ def converge(
             eval_data={"train": train, "test": test},
             progress=show,
         )
-    if result.interrupted:
-        raise KeyboardInterrupt
+    reporting.stop_if_interrupted(result)
     last = jax.tree.map(lambda x: x[-1:], result.evaluations.values)
     path = {"losses": result.info.cohort.clients["loss"], "mixture": result.info.server["mixture"]}
     row = Row(

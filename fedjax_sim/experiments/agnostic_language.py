@@ -202,8 +202,7 @@ def _train(
             eval_every=-(-options.num_rounds // 10),
             progress=show,
         )
-    if result.interrupted:
-        raise KeyboardInterrupt
+    reporting.stop_if_interrupted(result)
     evaluations = result.evaluations
     perplexities = np.exp(np.asarray(evaluations.values["test"]["loss"].value))
     return Row(evaluations.rounds, perplexities, result.info.server["mixture"], result.seconds)

@@ -196,8 +196,7 @@ def _run(
             num_rounds=num_rounds,
             progress=show,
         )
-    if result.interrupted:
-        raise KeyboardInterrupt
+    reporting.stop_if_interrupted(result)
 
     def share(x: np.ndarray, y: np.ndarray | int) -> np.ndarray:
         outputs = jax.vmap(MODEL.apply, (0, None))(result.params, jnp.asarray(x))

@@ -173,8 +173,7 @@ def main(options: Options) -> None:
                     num_rounds=options.num_rounds if stream else options.warmup_rounds,
                     progress=show,
                 )
-            if result.interrupted:
-                raise KeyboardInterrupt
+            reporting.stop_if_interrupted(result)
             results.append(result)
         return results
 

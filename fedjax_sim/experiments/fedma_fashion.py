@@ -225,8 +225,7 @@ class Workshop:
         )
         start = jax.tree.map(lambda x: x[0], params)
         result = simulate.run(algorithm, start, task.train, key=key, num_rounds=num_rounds)
-        if result.interrupted:
-            raise KeyboardInterrupt
+        reporting.stop_if_interrupted(result)
         return result.params
 
 

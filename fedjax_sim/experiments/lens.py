@@ -30,6 +30,7 @@ from fedjax_sim import (
 )
 from fedjax_sim.base import Aggregator, Algorithm, Array, ClientRule, Examples, Model, Params
 from fedjax_sim.data import Batching, FederatedData, federate
+from fedjax_sim.experiments import reporting
 from fedjax_sim.experiments.reporting import Sheet, spread
 from fedjax_sim.runfolder import RunFolder
 
@@ -204,8 +205,7 @@ def run(setting: Setting, job: Job, *, seeds: range, show: Callable | None = Non
             eval_every=1,
             progress=show,
         )
-        if result.interrupted:
-            raise KeyboardInterrupt
+        reporting.stop_if_interrupted(result)
         found.append(_measured(result, job.start))
     params = found[0].params
     stacked = jax.tree.map(lambda *x: np.stack(x), *(row._replace(params=()) for row in found))

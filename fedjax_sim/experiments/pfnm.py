@@ -360,8 +360,7 @@ class Workshop:
                 eval_data={"test": task.test},
                 eval_every=1,
             )
-            if result.interrupted:
-                raise KeyboardInterrupt
+            reporting.stop_if_interrupted(result)
             server = result.info.server
             found[name] = Curve(
                 np.asarray(result.evaluations.values["test"]["accuracy"].value)[1:, 0],

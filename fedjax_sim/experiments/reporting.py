@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedjax_sim import simulate
 from fedjax_sim.runfolder import RunFolder
 
 
@@ -91,3 +92,9 @@ def publish(
 def plain(expected: Iterable[Expected]) -> list[dict[str, Any]]:
     """The expected numbers for results.json."""
     return [each._asdict() for each in expected]
+
+
+def stop_if_interrupted(result: simulate.Result) -> None:
+    """End the experiment where the user ended a run."""
+    if result.interrupted:
+        raise KeyboardInterrupt

@@ -254,8 +254,7 @@ def column(task: Task, defence: Defence, options: Options) -> np.ndarray:
                 state=state,
                 progress=show,
             )
-            if result.interrupted:
-                raise KeyboardInterrupt
+            reporting.stop_if_interrupted(result)
             accuracy = result.evaluations.values["test"]["accuracy"]
             cells[i, j] = (accuracy.total / accuracy.count)[1:][-5:].mean()
     return cells
