@@ -11,7 +11,7 @@ a client's own training are in `clients` (`malicious`), on its data in `poisonin
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,8 @@ from fedjax_sim.base import Aggregator, Array, Attack, History, Key, Params, PyT
 
 Knowledge = Literal["honest", "own"]
 """Whose updates the attackers take statistics of: the honest clients', or only their own."""
-Direction = Literal["unit", "sign", "std"]
-"""Where to deviate from the mean m: -m / ||m||, -sign(m), or -s, the standard deviations."""
+Direction = Literal["unit", "sign", "std", "above"]
+"""Where to deviate from the mean m: -m / ||m||, -sign(m), -s or ("above") s, the deviations."""
 
 
 def no_attack() -> Attack:
@@ -160,7 +160,12 @@ def inner_product(epsilon: float | Array, *, knows: Knowledge = "honest") -> Att
     return _together(craft, knows)
 
 
-def little_is_enough(z: float | Array | None = None, *, knows: Knowledge = "honest") -> Attack:
+def little_is_enough(
+    z: float | Array | None = None,
+    *,
+    side: Literal["below", "above"] = "below",
+    knows: Knowledge = "honest",
+) -> Attack:
     """A little is enough (ALIE): everybody malicious sends mean - z * standard deviation.
 
     The deviation (coordinate by coordinate, ddof 1) is small enough to have honest updates farther
@@ -170,6 +175,10 @@ def little_is_enough(z: float | Array | None = None, *, knows: Knowledge = "hone
         z: may be traced. None takes the largest that theory calls safe: with n updates, m of them
             malicious, s = floor(n / 2 + 1) - m, z = Phi^-1((n - m - s) / (n - m)), which is
             negative (no harm) for a small minority.
+        side: "above" is mean + z * standard deviation. Updates here are steps, minus gradients: to
+            attack them as the authors attack gradients, from below, they must be moved up. The
+            sides are not alike: a ReLU network whose parameters all grow explodes and dies, one
+            whose parameters all shrink learns on.
         knows: whose mean and deviation.
 
     Returns:
@@ -181,10 +190,12 @@ def little_is_enough(z: float | Array | None = None, *, knows: Knowledge = "hone
     """
     if z is not None:
         checks.in_range("z", z)
+    checks.one_of("side", side, ("below", "above"))
+    direction: Direction = "above" if side == "above" else "std"
 
     def craft(key: Key, updates: PyTree, seen: Array, malicious: Array) -> tuple[PyTree, dict]:
         strength = jnp.float32(_largest_safe(seen, malicious, knows) if z is None else z)
-        mean, against = _mean(updates, seen), _against(updates, seen, "std")
+        mean, against = _mean(updates, seen), _against(updates, seen, direction)
         return _deviate(mean, against, strength), {"strength": strength}
 
     return _together(craft, knows)
@@ -209,7 +220,8 @@ def deviation(
 
     Args:
         strength: may be traced.
-        direction: p = -mean / ||mean|| ("unit"), -sign(mean) ("sign") or -standard deviation.
+        direction: p = -mean / ||mean|| ("unit"), -sign(mean) ("sign"), -standard deviation ("std")
+            or +standard deviation ("above", what "std" is for gradients: see `little_is_enough`).
         knows: whose mean and deviation.
 
     References:
@@ -217,7 +229,7 @@ def deviation(
         Defenses for Federated Learning", NDSS 2021, eq. 5.
     """
     checks.in_range("strength", strength)
-    checks.one_of("direction", direction, ("unit", "sign", "std"))
+    checks.one_of("direction", direction, get_args(Direction))
 
     def craft(key: Key, updates: PyTree, seen: Array, malicious: Array) -> tuple[PyTree, dict]:
         mean, against = _mean(updates, seen), _against(updates, seen, direction)
@@ -268,7 +280,7 @@ def min_sum(*, direction: Direction = "std", knows: Knowledge = "honest") -> Att
 
 
 def _as_far_as_honest(direction: Direction, knows: Knowledge, *, worst: bool) -> Attack:
-    checks.one_of("direction", direction, ("unit", "sign", "std"))
+    checks.one_of("direction", direction, get_args(Direction))
 
     def craft(key: Key, updates: PyTree, seen: Array, malicious: Array) -> tuple[PyTree, dict]:
         mean, against = _mean(updates, seen), _against(updates, seen, direction)
@@ -826,8 +838,8 @@ def _row_norms(updates: PyTree, rows: Array) -> Array:
 
 def _against(updates: PyTree, seen: Array, direction: Direction) -> PyTree:
     """The direction that does harm, as `deviation` defines it."""
-    if direction == "std":
-        return trees.scale(_std(updates, seen), -1.0)
+    if direction in ("std", "above"):
+        return trees.scale(_std(updates, seen), 1.0 if direction == "above" else -1.0)
     mean = _mean(updates, seen)
     if direction == "sign":
         return jax.tree.map(lambda m: -jnp.sign(m), mean)

@@ -563,8 +563,8 @@ class Alternation(NamedTuple):
 
     optimizer: the state of the optimizer of the targets' loss.
     centre: the params whose distance is kept small.
-    others: the params to expect without an attack, for implicit boosting.
-    twin: the Work of an honest client on the same batches, if that is the centre, else ().
+    others: the params to expect without an attack, for implicit boosting and a kept distance.
+    twin: the Work of an honest client on the same batches, where it counts, else ().
     num_steps: int32, local steps so far.
     """
 
@@ -586,6 +586,7 @@ def alternating_poisoning(
     rho: float | Array = 1e-4,
     distance_to: Literal["own", "others"] = "others",
     boosting: Literal["explicit", "implicit"] = "explicit",
+    keep_distance: float | Array | None = None,
     kernels_only: bool = False,
     loss: Loss,
 ) -> ClientRule:
@@ -593,8 +594,8 @@ def alternating_poisoning(
 
     Honest steps minimise mean loss + rho / 2 * ||w - centre||^2. After each `every` of them, unless
     the targets' loss is 0, w <- w + boost * (step of the optimizer on the targets' loss). The
-    update is sent as it is. Prefer it to `stealthy_poisoning`: it hides better, since the two goals
-    do not share a step.
+    update is sent as it is, or at a distance that honest ones keep. Prefer it to
+    `stealthy_poisoning`: it hides better, since the two goals do not share a step.
 
     Args:
         model, targets, boost, loss: as in `targeted_poisoning`; boost may be 0.
@@ -610,13 +611,17 @@ def alternating_poisoning(
             that of the model to expect of the server, its params + the others' mean update as
             estimated + update / boost. The client's own is convinced long before the server's,
             whose loss tells how far to go: shorter updates do.
+        keep_distance: None, or a factor > 0, may be traced: the update is stretched about the
+            others' mean update as estimated, until it is so many times as far from it as what an
+            honest client makes of the same batches. At 1 it lies about as far from honest updates
+            as these lie from each other; a little farther, since it has less of this round's move.
         kernels_only: rho and boost act on leaves of two or more axes; biases make the steps on the
             targets unboosted.
 
     Returns:
         A rule for `malicious` that keeps one model a client; info as in `stealthy_poisoning`.
 
-    Cost: 1 + 1 / every gradients a step, with "own" 2 + 1 / every.
+    Cost: 1 + 1 / every gradients a step; with "own" or `keep_distance` 2 + 1 / every.
 
     References:
         Bhagoji et al., ICML 2019 (see `targeted_poisoning`), section 3.3 and appendix.
@@ -626,9 +631,12 @@ def alternating_poisoning(
     checks.in_range("rho", rho, 0.0)
     checks.one_of("distance_to", distance_to, ("own", "others"))
     checks.one_of("boosting", boosting, ("explicit", "implicit"))
-    is_implicit = boosting == "implicit"
+    is_implicit, is_own = boosting == "implicit", distance_to == "own"
     if is_implicit:
         checks.in_range("boost", boost, 0.0, open_low=True)
+    if keep_distance is not None:
+        checks.in_range("keep_distance", keep_distance, 0.0, open_low=True)
+    has_twin = is_own or keep_distance is not None
     loss_of = _target_loss(model, targets, loss)
     target_optimizer = target_optimizer or optimizer
 
@@ -646,13 +654,12 @@ def alternating_poisoning(
 
     def begin(key: Key, memory: Memory, broadcast: History, client: Client) -> Work:
         work = base.begin(key, (), broadcast.params, client)
-        is_own = distance_to == "own"
         others = broadcast.params
-        if is_implicit or not is_own:
+        if is_implicit or not is_own or keep_distance is not None:
             others = trees.add(others, _others(memory, broadcast, boost))
         state = target_optimizer.init(broadcast.params)
         centre = broadcast.params if is_own else others
-        extra = Alternation(state, centre, others, work if is_own else (), jnp.int32(0))
+        extra = Alternation(state, centre, others, work if has_twin else (), jnp.int32(0))
         return work._replace(extra=extra)
 
     def judged(work: Work, server: Params) -> Params:
@@ -676,14 +683,34 @@ def alternating_poisoning(
     def step(key: Key, work: Work, server: Params, batch: Batch) -> Work:
         work = base.step(key, work, server, batch)
         extra = work.extra
-        if distance_to == "own":
-            twin = honest.step(key, extra.twin, server, batch)
-            extra = extra._replace(twin=twin, centre=twin.params)
+        if has_twin:
+            extra = extra._replace(twin=honest.step(key, extra.twin, server, batch))
+        if is_own:
+            extra = extra._replace(centre=extra.twin.params)
         work = work._replace(extra=extra._replace(num_steps=extra.num_steps + 1))
         is_due = work.extra.num_steps % every == 0
         return jax.lax.cond(is_due, lambda w: poison(w, server), lambda w: w, work)
 
-    return _remembering(base._replace(step=step), begin, loss_of)
+    rule = _remembering(base._replace(step=step), begin, loss_of)
+    if keep_distance is None:
+        return rule
+
+    def finish(
+        key: Key, memory: Memory, broadcast: History, client: Client, work: Work
+    ) -> tuple[Memory, Params, Array, dict[str, Array]]:
+        return rule.finish(key, memory, broadcast, client, _at_distance(work, keep_distance))
+
+    return rule._replace(finish=finish)
+
+
+def _at_distance(work: Work, factor: float | Array) -> Work:
+    """Its params moved along the line from the others' to `factor` times its twin's distance."""
+    others = work.extra.others
+    own = trees.subtract(work.params, others)
+    distance = trees.norm(own)
+    wanted = factor * trees.norm(trees.subtract(work.extra.twin.params, others))
+    scale = jnp.where(distance > 0, wanted / jnp.where(distance > 0, distance, 1), 0)
+    return work._replace(params=trees.add(others, trees.scale(own, scale)))
 
 
 def _remembering(base: ClientRule, begin: Callable, loss_of: Callable) -> ClientRule:

@@ -120,7 +120,7 @@ class ModelOptions:
     """
 
     model: Literal[
-        "logistic", "mlp", "emnist_cnn", "simple_cnn", "lens_cnn", "lenet", "char_lstm"
+        "logistic", "mlp", "emnist_cnn", "simple_cnn", "lens_cnn", "mnist_cnn", "lenet", "char_lstm"
     ] = "mlp"
     precision: Literal["float32", "bfloat16"] = "float32"
     hidden: Annotated[tuple[int, ...] | None, _part("hidden", "INT [INT ...]")] = None

@@ -570,6 +570,13 @@ CLIENT_RULES = {
         without=lambda width: poisoned(alternating(0.0, 0.0), width),
         opts_out=_WIDE,
     ),
+    "alternating_poisoning, distance": RuleRow(
+        clients.alternating_poisoning,
+        lambda: alternating(5.0, 0.3, keep_distance=1.0),
+        reference=plain,
+        without=lambda width: poisoned(alternating(0.0, 0.0, keep_distance=1.0), width),
+        opts_out=_WIDE,
+    ),
     "scaffold": RuleRow(
         clients.scaffold,
         lambda: clients.scaffold(MODEL, learning_rate=0.2, loss=metrics.cross_entropy),
@@ -640,6 +647,11 @@ ATTACKS = {
     "little_is_enough": Row(
         attacks.little_is_enough, attacks.little_is_enough, reference_attacks.little_is_enough()
     ),
+    "little_is_enough, above": Row(
+        attacks.little_is_enough,
+        lambda: attacks.little_is_enough(0.5, side="above"),
+        reference_attacks.little_is_enough(-0.5),
+    ),
     "little_is_enough, own": Row(
         attacks.little_is_enough,
         lambda: attacks.little_is_enough(1.5, knows="own"),
@@ -652,6 +664,11 @@ ATTACKS = {
     ),
     "min_max": Row(
         attacks.min_max, attacks.min_max, reference_attacks.as_far_as_honest("std", worst=True)
+    ),
+    "min_max, above": Row(
+        attacks.min_max,
+        lambda: attacks.min_max(direction="above"),
+        reference_attacks.as_far_as_honest("above", worst=True),
     ),
     "min_max, unit": Row(
         attacks.min_max,
@@ -893,6 +910,7 @@ MODELS = {
         lambda: models.lens_cnn(CLASSES),
         (np.tile(_IMAGES, (1, 2, 2)), (4, CLASSES)),
     ),
+    "mnist_cnn": Row(models.mnist_cnn, lambda: models.mnist_cnn(CLASSES), (_IMAGES, (4, CLASSES))),
     "lenet": Row(
         models.lenet,
         lambda: models.lenet(CLASSES, channels=(2, 3), hidden=4),

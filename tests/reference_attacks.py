@@ -75,7 +75,8 @@ def little_is_enough(z=None, knows="honest"):
 
 def direction_of(rows, direction):
     mean, std = moments(rows)
-    return {"unit": -mean / np.linalg.norm(mean), "sign": -np.sign(mean), "std": -std}[direction]
+    unit = mean / np.linalg.norm(mean)
+    return {"unit": -unit, "sign": -np.sign(mean), "std": -std, "above": std}[direction]
 
 
 def deviation(strength, direction):

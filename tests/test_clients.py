@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import contracts
-from fedjax_sim import aggregators, clients, metrics, simulate
+from fedjax_sim import aggregators, clients, metrics, simulate, trees
 from fedjax_sim.base import Batch, History
 
 
@@ -62,20 +62,48 @@ def test_momentum_refuses_what_it_cannot_follow():
         both.finish(jax.random.key(0), state, broadcast, client, work)
 
 
+def after_four_steps(rule, history):
+    """What a client sends: memory, update, weight, info; the same batch each time."""
+    x, y = np.float32([[1, 0, 2], [0, 1, 1]]), np.int32([0, 1])
+    batch = Batch({"x": x, "y": y}, np.ones(2, bool))
+    client = contracts.clients.Client(*jnp.array([0, 2, 4]))
+    memory = rule.init(history.params)
+    work = rule.begin(jax.random.key(0), memory, history, client)
+    for i in range(4):
+        work = rule.step(jax.random.key(i), work, history, batch)
+    return rule.finish(jax.random.key(0), memory, history, client, work)
+
+
+@pytest.mark.parametrize("centre", ["own", "others"])
+def test_a_kept_distance_is_that_of_the_honest_client(centre):
+    params = contracts.initial_params(jax.random.key(0))
+    moved = jax.tree.map(lambda p: p + 0.1, params)
+    later = History(moved, params, jnp.int32(3))
+    others = trees.subtract(moved, params)  # nothing was sent before
+
+    def distance(rule):
+        memory, update, _, info = after_four_steps(rule, later)
+        return trees.norm(trees.subtract(update, others)), memory, update, info
+
+    honest, *_ = distance(contracts.alternating(0.0, 0.0))
+    free, *_, info = distance(contracts.alternating(5.0, 0.1, distance_to=centre))
+    rule = contracts.alternating(5.0, 0.1, distance_to=centre, keep_distance=0.9)
+    kept, memory, update, moved_info = distance(rule)
+    assert free > 1.5 * honest
+    np.testing.assert_allclose(kept, 0.9 * honest, rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, memory.update, update)
+    assert moved_info["target_loss"] > info["target_loss"]
+    with pytest.raises(ValueError, match="keep_distance must"):
+        contracts.alternating(5.0, 0.1, keep_distance=0.0)
+
+
 def test_implicit_boosting_asks_the_model_to_expect():
     """At a boost of 1 that is the client's own in the first round, at 3 it moves by thirds."""
     params = contracts.initial_params(jax.random.key(0))
     first = History(params, params, jnp.int32(0))
-    x, y = np.float32([[1, 0, 2], [0, 1, 1]]), np.int32([0, 1])
-    batch = Batch({"x": x, "y": y}, np.ones(2, bool))
-    client = contracts.clients.Client(*jnp.array([0, 2, 4]))
 
     def update(boost, **options):
-        rule = contracts.alternating(boost, 0.1, **options)
-        work = rule.begin(jax.random.key(0), rule.init(params), first, client)
-        for i in range(4):  # two steps on the targets
-            work = rule.step(jax.random.key(i), work, first, batch)
-        return rule.finish(jax.random.key(0), rule.init(params), first, client, work)[1:]
+        return after_four_steps(contracts.alternating(boost, 0.1, **options), first)[1:]
 
     same = [update(1.0, boosting=name)[0] for name in ("explicit", "implicit")]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), *same)

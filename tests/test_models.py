@@ -53,8 +53,11 @@ def pool(x: np.ndarray) -> np.ndarray:
     return y
 
 
-def cnn(params: Params, x: np.ndarray, *, pooled: bool = True) -> np.ndarray:
-    x = relu(conv(params["conv_1"], relu(conv(params["conv_0"], x))))
+def cnn(
+    params: Params, x: np.ndarray, *, pooled: bool = True, second_relu: bool = True
+) -> np.ndarray:
+    x = conv(params["conv_1"], relu(conv(params["conv_0"], x)))
+    x = relu(x) if second_relu else x
     x = (pool(x) if pooled else x).reshape(len(x), -1)
     return dense(params["dense_1"], relu(dense(params["dense_0"], x)))
 
@@ -98,6 +101,7 @@ def drawn(model: Model, inputs: Any, seed: int = 0) -> Params:
         ("emnist_cnn", 10, (28, 28), np.uint8, 1_199_882),
         ("simple_cnn", 10, (32, 32, 3), np.uint8, 1_626_442),
         ("lens_cnn", 10, (28, 28, 1), np.uint8, 3_382_346),
+        ("mnist_cnn", 10, (28, 28, 1), np.uint8, 1_199_882),
         ("lenet", 10, (28, 28, 1), np.uint8, 431_080),
         ("char_lstm", 90, (80,), np.int32, 820_522),
     ],
@@ -134,12 +138,19 @@ def test_mlp_equals_reference(hidden: tuple[int, ...]) -> None:
     np.testing.assert_allclose(model.apply(params, IMAGES), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("factory", [models.emnist_cnn, models.simple_cnn, models.lens_cnn])
+@pytest.mark.parametrize(
+    "factory", [models.emnist_cnn, models.simple_cnn, models.lens_cnn, models.mnist_cnn]
+)
 def test_cnn_equals_reference(factory: Callable[..., Model]) -> None:
     model = factory(3)
     images = np.tile(IMAGES, (1, 2, 1, 1))
     params = drawn(model, images)
-    expected = cnn(float64(params), images / 255, pooled=factory is not models.lens_cnn)
+    expected = cnn(
+        float64(params),
+        images / 255,
+        pooled=factory is not models.lens_cnn,
+        second_relu=factory is not models.mnist_cnn,
+    )
     np.testing.assert_allclose(model.apply(params, images), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -181,7 +192,8 @@ def test_lstm_never_takes_an_unknown_token_for_another() -> None:
 
 
 def test_initial_scales() -> None:
-    """FedJAX's truncated normal (0.8796 / sqrt(fan in)), pfl-research's Glorot, forget bias 1."""
+    """FedJAX's truncated normal (0.8796 / sqrt(fan in)), pfl-research's Glorot, forget bias 1,
+    PyTorch's uniform kernels and biases (1 / sqrt(3 fan in))."""
     emnist = jax.jit(models.emnist_cnn(62).init)(KEY, np.zeros((1, 14, 14), np.uint8))
     simple = jax.jit(models.simple_cnn(10).init)(KEY, np.zeros((1, 14, 14, 3), np.uint8))
     for layer, fan_in in [("conv_1", 9 * 32), ("dense_0", 1600), ("dense_1", 128)]:
@@ -194,6 +206,11 @@ def test_initial_scales() -> None:
     np.testing.assert_allclose(simple["conv_1"]["kernel"].std(), limit / np.sqrt(3), rtol=0.02)
     for params in (emnist, simple):
         assert not any(jnp.any(layer["bias"]) for layer in params.values())
+    torch = jax.jit(models.mnist_cnn(10).init)(KEY, np.zeros((1, 14, 14), np.uint8))
+    for layer, fan_in in [("conv_1", 9 * 32), ("dense_0", 1600)]:
+        for leaf in torch[layer].values():
+            np.testing.assert_allclose(abs(leaf).max(), 1 / np.sqrt(fan_in), rtol=0.05)
+        np.testing.assert_allclose(torch[layer]["kernel"].std(), 1 / np.sqrt(3 * fan_in), rtol=0.02)
     recurrent = jax.jit(models.char_lstm(9, hidden=16).init)(KEY, jnp.zeros((1, 2), int))["lstm_1"]
     np.testing.assert_array_equal(recurrent["bias"], np.repeat([0, 0, 1, 0], 16))
     np.testing.assert_allclose(recurrent["recurrent"].std(), 0.8796 / np.sqrt(32), rtol=0.05)
@@ -298,6 +315,20 @@ def test_dropout_keeps_the_mean_and_its_rate() -> None:
     dropped = models._dropout(KEY, 0.25, jnp.ones((200, 200)))
     np.testing.assert_allclose((dropped == 0).mean(), 0.25, atol=0.01)
     np.testing.assert_allclose(dropped.mean(), 1, atol=0.02)
+
+
+def test_mnist_cnn_drops_whole_channels() -> None:
+    """Where all pooled features are 1, each channel adds all of its four or nothing."""
+    images = np.zeros((50, 8, 8, 1), np.uint8)
+    model = models.mnist_cnn(1, dropout=(0.25, 0))
+    params = jax.tree.map(jnp.zeros_like, model.init(KEY, images))
+    params["conv_1"]["bias"] += 1
+    params["dense_0"]["kernel"] += 1
+    params["dense_1"]["kernel"] += 1 / 128
+    channels = model.apply(params, images, KEY) * 0.75 / 4
+    np.testing.assert_allclose(channels, channels.round(), atol=1e-3)
+    np.testing.assert_allclose(channels.mean(), 0.75 * 64, rtol=0.05)
+    assert channels.std() > 1
 
 
 def test_dropout_may_be_traced() -> None:

@@ -226,7 +226,7 @@ def load_task(options: Options) -> Task:
 
 def _model(options: Options) -> Model:
     if options.full:
-        return models.emnist_cnn(10)
+        return models.mnist_cnn(10)
     return models.mlp(10, hidden=(32 if options.quick else 128,))
 
 
@@ -276,7 +276,7 @@ def algorithm_for(model: Model, defence: Defence, attack: int | Array) -> Algori
                 attacks.no_attack(),
                 attacks.mimic(),
                 attacks.inner_product(0.1),
-                attacks.little_is_enough(),
+                attacks.little_is_enough(side="above"),
             ],
             attack,
         ),
