@@ -77,8 +77,9 @@ def one_of(name: str, value: Any, allowed: Iterable[Any], *, hint: str = "") -> 
     options = list(allowed)
     if value in options:
         return
-    near = difflib.get_close_matches(str(value), [str(option) for option in options], n=1)
-    guess = f" Did you mean {near[0]!r}?" if near else ""
+    names = {str(option).lower(): str(option) for option in options}
+    near = difflib.get_close_matches(str(value).lower(), names, n=1)
+    guess = f" Did you mean {names[near[0]]!r}?" if near else ""
     listed = ", ".join(repr(option) for option in options)
     raise ValueError(f"unknown {name} {value!r}.{guess} Choose one of: {listed}. {hint}".rstrip())
 

@@ -103,6 +103,8 @@ def test_the_shares_of_rounds_leave_out_those_without_the_attacker():
         (lambda: robust_mnist.main(robust_mnist.Options(rules=("krum",))), "Did you mean 'Krum'"),
         (lambda: robust_mnist.main(robust_mnist.Options(num_iterations=50)), "multiple of 30"),
         (lambda: robust_mnist.main(robust_mnist.Options(momenta=(0.5,))), "momentum"),
+        (lambda: robust_mnist.main(robust_mnist.Options(attacks=("alie",))), "Did you mean 'ALIE'"),
+        (lambda: robust_mnist.main(robust_mnist.Options(bucket_sizes=(0,))), "bucket size"),
     ],
 )
 def test_options_are_checked(call, message):
@@ -146,6 +148,9 @@ def test_a_column_runs_each_attack_alone():
     # Everybody lies about the labels in this data, so that hardly anything is right.
     assert cells[1, 0] < 0.5 < cells[2, 0]
 
+    only = dataclasses.replace(options, attacks=("IPM",))
+    np.testing.assert_allclose(robust_mnist.column(task, defence, only), cells[3:4])
+
 
 def test_robust_mnist_leaves_everything(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(robust_mnist, "column", lambda *args: np.full((5, 4), 0.5))
@@ -167,11 +172,16 @@ def test_the_grid_beside_what_is_published():
         krum._replace(bucket_size=2): np.full((5, 3), 0.3),
         clipping: np.full((5, 3), 0.96),
     }
-    sheet = robust_mnist.sheet(grid, compare=True)
+    options = robust_mnist.Options()
+    sheet = robust_mnist.sheet(grid, options)
     assert sheet.rows[0][:2] == ("Krum, s=1, m=0", "28±0 [28]")
-    said = robust_mnist.findings(grid, compare=True)
+    said = robust_mnist.findings(grid, options)
     assert "in 5 of 5 cells" in said and "at least 96.0 %" in said
     assert "all: 6 of 15" in said and "above 90 %: 5 of 5" in said
+    alone = {krum: np.full((1, 3), 0.79)}
+    options = robust_mnist.Options(attacks=("ALIE",), bucket_sizes=(1,))
+    assert robust_mnist.sheet(alone, options).rows == [("Krum, s=1, m=0", "79±0 [79]")]
+    assert robust_mnist.findings(alone, options).endswith("all: 1 of 1.")
 
 
 def test_quick_data_has_twenty_five_equal_clients():
