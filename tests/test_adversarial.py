@@ -100,6 +100,7 @@ def test_the_shares_of_rounds_leave_out_those_without_the_attacker():
         ),
         (lambda: lens_fashion.main(lens_fashion.Options(rows=("boost",))), "unknown row"),
         (lambda: lens_adult.main(lens_adult.Options(num_rounds=2)), "num_rounds"),
+        (lambda: lens_adult.main(lens_adult.Options(rows=("boost",))), "unknown row"),
         (lambda: robust_mnist.main(robust_mnist.Options(rules=("krum",))), "Did you mean 'Krum'"),
         (lambda: robust_mnist.main(robust_mnist.Options(num_iterations=50)), "multiple of 30"),
         (lambda: robust_mnist.main(robust_mnist.Options(momenta=(0.5,))), "momentum"),

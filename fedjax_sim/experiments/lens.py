@@ -4,8 +4,8 @@ One client of K wants chosen inputs misclassified. Each row of the table is one 
 one way to aggregate, with many seeds. Everybody trains with Adam and attacks from the first round
 on, down to a loss of the targets of 1e-6, as in the paper's code. "Careful" attackers wait for a
 model that knows the classes and move no further than they have to, and the one that is "near" looks
-at the model to expect of the server, in steps of a fixed length. Against Krum attackers take plain
-gradient steps.
+at the model to expect of the server, in steps of a fixed length, and keeps the distance that an
+honest client would have. Against Krum attackers take plain gradient steps.
 """
 
 from collections.abc import Callable, Sequence
@@ -54,6 +54,7 @@ ROWS = (
     "alternating, near",
     "boost 2, Krum",
     "boost 1, median",
+    "boost 10, median",
 )
 
 
@@ -162,10 +163,11 @@ def jobs(setting: Setting) -> dict[str, Job]:
     careful = boosted(boost, optimizer=optax.adam(3e-5), threshold=0.05)
     stealthy = clients.stealthy_poisoning(setting.model, optimizer, boost=boost, **common)
     near = alternating(
-        target_optimizer=optax.chain(optax.normalize_by_update_norm(), optax.sgd(0.04)),
+        target_optimizer=optax.chain(optax.normalize_by_update_norm(), optax.sgd(0.0375)),
         every=20,
-        rho=0.055,
+        rho=0.045,
         boosting="implicit",
+        keep_distance=0.95,
     )
     return {
         BENIGN: Job(None, mean, plain),
@@ -176,11 +178,12 @@ def jobs(setting: Setting) -> dict[str, Job]:
         "stealthy": Job(stealthy, mean, plain),
         ALTERNATING: Job(alternating(distance_to="own"), mean, plain),
         "alternating, careful": Job(
-            alternating(distance_to="own", every=25, rho=0.01), mean, plain, LATE
+            alternating(distance_to="own", every=20, rho=0.01), mean, plain, LATE
         ),
         "alternating, near": Job(near, mean, plain, LATE),
         "boost 2, Krum": Job(small, krum, plain),
         "boost 1, median": Job(boosted(1.0), aggregators.coordinate_median(), plain),
+        "boost 10, median": Job(boosted(10.0), aggregators.coordinate_median(), plain),
     }
 
 

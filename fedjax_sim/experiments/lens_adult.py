@@ -43,6 +43,8 @@ class Options:
     """First seed; the others follow it (>= 0)."""
     num_rounds: int = 8
     """Rounds of every row; the paper has 40 (>= 5)."""
+    rows: tuple[str, ...] = lens.ROWS
+    """Which rows to run; the one without attack always is."""
     quick: bool = False
     """One seed, five rounds: to see everything once."""
 
@@ -57,6 +59,8 @@ def main(options: Options) -> None:
     checks.in_range("num_seeds", options.num_seeds, 1)
     checks.in_range("seed", options.seed, 0)
     checks.in_range("num_rounds", options.num_rounds, lens.EARLY)
+    for row in options.rows:
+        checks.one_of("row", row, lens.ROWS)
     console = Console()
     folder = RunFolder(options.output, options, overwrite=options.overwrite)
     num_seeds = 1 if options.quick else options.num_seeds
@@ -64,7 +68,7 @@ def main(options: Options) -> None:
     nets, sheets = {}, []
     for name, hidden in NETS.items():
         setting = load_setting(models.mlp(2, hidden=hidden), options)
-        rows = lens.carry_out(setting, folder, seeds=seeds, prefix=f"{name}-")
+        rows = lens.carry_out(setting, folder, seeds=seeds, only=options.rows, prefix=f"{name}-")
         nets[name] = lens.summary(rows)
         sheets.append(lens.sheet(f"{name} network", rows))
         folder.save_json(
