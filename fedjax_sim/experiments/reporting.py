@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -22,12 +23,16 @@ class Sheet(NamedTuple):
 
     def rich(self) -> Table:
         """The table for a terminal."""
-        table = Table(title=Text(self.title), caption=Text(self.caption))
+        table = Table(
+            title=Text(self.title),
+            caption=Text(self.caption),
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+        )
         for i, column in enumerate(self.columns):
-            if i == 0:
-                table.add_column(column, min_width=12)  # names wrap, but do not vanish
-            else:
-                table.add_column(column, justify="right", no_wrap=True)
+            # What is too wide goes on in the next line: no name or number is cut.
+            table.add_column(column, justify="right" if i else "left", overflow="fold")
         for row in self.rows:
             table.add_row(*map(Text, row))
         return table
