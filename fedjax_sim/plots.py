@@ -114,6 +114,7 @@ def learning_curves(
         panel = dict(zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True))
         lines: dict[str, Artist] = {}
         band = None
+        is_plain = all(set(summary) == {"mean"} for summary in summaries.values())
         for name, summary in summaries.items():
             split, _, metric = name.rpartition("/")
             axes, colour = panel[metric], _COLOURS[splits.index(split) % len(_COLOURS)]
@@ -125,7 +126,7 @@ def learning_curves(
                 if statistic in summary:
                     # A single evaluation is a point, which no line shows.
                     style = {"color": colour, "linestyle": dashes, "marker": "." * (at.size == 1)}
-                    label = f"{split} {text}".strip()
+                    label = split if split and is_plain else f"{split} {text}".strip()
                     lines[label], *_ = axes.plot(at, summary[statistic], **style)
             axes.set(xlabel="round", ylabel=metric)
             axes.xaxis.get_major_locator().set_params(integer=True)

@@ -375,13 +375,18 @@ def carry_out(
 
 
 def _confidences(rows: dict[str, Row]) -> Any:
-    """The probability of the attacker's label by round: a table, or lines over many rounds."""
-    means = {name: row.confidence.mean(axis=0) for name, row in rows.items()}
-    at = range(len(means[BENIGN]))
+    """The probability of the attacker's label by round: a table, or lines over many rounds.
+
+    The lines are those of the first seed: others draw the attacker into other rounds.
+    """
+    at = range(rows[BENIGN].confidence.shape[1])
     label = "targets' mean probability\nof the attacker's label"
     if len(at) > 20:
-        curves = {f"{name}/{label}": {"mean": values} for name, values in means.items()}
+        curves = {
+            f"{name}/{label}, first seed": {"mean": row.confidence[0]} for name, row in rows.items()
+        }
         return plots.learning_curves(at, curves)
+    means = {name: row.confidence.mean(axis=0) for name, row in rows.items()}
     columns = [str(r) for r in at]
     return plots.heat_map(
         list(means.values()), list(means), columns, label=f"{label}, by round", limits=(0, 1)
