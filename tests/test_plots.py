@@ -154,6 +154,9 @@ def test_a_single_evaluation_is_visible() -> None:
     (line,) = figure.axes[0].lines
     assert line.get_marker() == "." and line.get_label() is not None
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["mean"]
+    means = {"krum/loss": {"mean": [0.5]}, "median/loss": {"mean": [0.4]}}
+    legend = plots.learning_curves([0], means).legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == ["krum", "median"]
 
 
 def test_client_distribution_is_the_share_of_clients_at_or_below() -> None:
