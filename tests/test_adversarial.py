@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_sim import datasets, metrics, models, rounds, simulate
+from fedjax_sim import datasets, metrics, models, rounds, simulate, trees
 from fedjax_sim.data import federate
 from fedjax_sim.experiments import backdoor_fashion, lens, lens_adult, lens_fashion, robust_mnist
 
@@ -151,6 +151,18 @@ def test_a_column_runs_each_attack_alone():
 
     only = dataclasses.replace(options, attacks=("IPM",))
     np.testing.assert_allclose(robust_mnist.column(task, defence, only), cells[3:4])
+
+
+def test_a_little_moves_the_parameters_up_as_published():
+    """Gradients of a softmax add up to 0 over the classes; Krum takes what the attackers send."""
+    task = small_task()
+    defence = robust_mnist.Defence("Krum", 1, 0.0)
+    alie = robust_mnist.algorithm_for(task.model, defence, robust_mnist.ATTACKS.index("ALIE"))
+    params = task.model.init(jax.random.key(0), task.test.examples["x"][:1])
+    result = simulate.run(alie, params, task.train["plain"], key=jax.random.key(1), num_rounds=1)
+    moved = trees.subtract(result.params, params)
+    for leaf in jax.tree.leaves(moved):
+        assert float(leaf.sum()) > 1e-4
 
 
 def test_robust_mnist_leaves_everything(tmp_path, monkeypatch, capsys):
