@@ -26,6 +26,31 @@ def apply(aggregator, updates, weights=None, state=None, key=KEY):
     return jax.jit(aggregator.apply)(key, state, updates, weights)
 
 
+def test_few_iterations_from_zero_stay_with_attackers_near_it():
+    """RFA as the bucketing paper's code has it: T iterations from z = 0, of which 8 are too few."""
+    honest = normal(20, size=50) + 0.3
+    updates = np.concatenate([honest, np.tile(-0.1 * honest.mean(axis=0), (5, 1))])
+
+    def reference(num_iterations):
+        z = np.zeros(50)
+        for _ in range(num_iterations):
+            parts = 1 / np.maximum(np.linalg.norm(updates - z, axis=1), 0.1)
+            z = parts @ updates / parts.sum()
+        return z
+
+    def ours(num_iterations, start):
+        rule = aggregators.geometric_median(
+            num_iterations=num_iterations, smoothing=0.1, start=start
+        )
+        return apply(rule, updates)[1]
+
+    for num_iterations in (1, 2, 8):
+        z = ours(num_iterations, "zero")
+        np.testing.assert_allclose(z, reference(num_iterations), atol=1e-5)
+    assert np.linalg.norm(ours(8, "zero")) < np.linalg.norm(ours(8, "middle"))
+    np.testing.assert_allclose(ours(100, "zero"), ours(100, "middle"), atol=1e-4)
+
+
 # Bad input.
 
 FACTORIES = {
@@ -64,6 +89,7 @@ def test_too_many_byzantine_clients_are_refused_before_compiling(name):
         (lambda: aggregators.multi_krum(num_byzantine=1, num_selected=0), "num_selected.*None"),
         (lambda: aggregators.geometric_median(num_iterations=0), "num_iterations must be >= 1"),
         (lambda: aggregators.geometric_median(smoothing=0.0), r"smoothing must lie in \(0, inf"),
+        (lambda: aggregators.geometric_median(start="middel"), "Did you mean 'middle'"),
         (lambda: aggregators.centered_clipping(radius=0.0), r"radius must lie in \(0, inf"),
         (lambda: aggregators.centered_clipping(radius=1.0, num_iterations=0), "num_iterations"),
         (lambda: aggregators.norm_clipping(aggregators.mean(), max_norm=-1.0), "max_norm"),

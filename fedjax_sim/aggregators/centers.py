@@ -1,5 +1,7 @@
 """Rules that look for the middle of the cohort: every update has a share, outliers a small one."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
@@ -9,7 +11,11 @@ from fedjax_sim.base import Aggregator, Array, Key, PyTree
 
 
 def geometric_median(
-    *, num_iterations: int = 100, smoothing: float | Array = 1e-6, weighted: bool = False
+    *,
+    num_iterations: int = 100,
+    smoothing: float | Array = 1e-6,
+    weighted: bool = False,
+    start: Literal["middle", "zero"] = "middle",
 ) -> Aggregator:
     """The point with the smallest sum of distances to the updates (RFA), by Weiszfeld's iteration.
 
@@ -23,6 +29,8 @@ def geometric_median(
         smoothing: > 0, in the units of the updates' norms; may be traced.
         weighted: let clients count by their weights (beta times weight). The default counts every
             client the same: a weight is what a byzantine client would lie about first.
+        start: "zero" begins at the update 0, as the bucketing paper's code does. Few iterations do
+            not forget that: attackers whose updates lie near 0 gain by it.
 
     Cost: C^2 D + C^2 num_iterations multiplications.
 
@@ -31,6 +39,7 @@ def geometric_median(
     """
     checks.positive_int("num_iterations", num_iterations)
     checks.in_range("smoothing", smoothing, 0.0, open_low=True)
+    checks.one_of("start", start, ("middle", "zero"))
 
     def shares(key: Key, updates: PyTree, weights: Array) -> Array:
         cloud = geometry.measure(updates, weights)
@@ -44,8 +53,10 @@ def geometric_median(
             distances = jnp.sqrt(jnp.maximum(to_all - 0.5 * parts @ to_all, 0))
             return normalized(votes / jnp.maximum(distances, smoothing))
 
-        start = normalized(votes / jnp.maximum(jnp.sqrt(squares) @ votes, smoothing))
-        return cloud.shares(jax.lax.fori_loop(0, num_iterations, closer, start))
+        is_zero = start == "zero"  # no share of anybody: the first iteration, from the norms
+        distances = stacks.norms(updates, live) if is_zero else jnp.sqrt(squares) @ votes
+        first = normalized(votes / jnp.maximum(distances, smoothing))
+        return cloud.shares(jax.lax.fori_loop(int(is_zero), num_iterations, closer, first))
 
     return of_shares(shares)
 

@@ -319,7 +319,7 @@ def aggregator_for(defence: Defence) -> Aggregator:
     rules: dict[str, Callable[[], Aggregator]] = {
         "Krum": lambda: aggregators.krum(num_byzantine=NUM_MALICIOUS),
         "median": aggregators.coordinate_median,
-        "RFA": lambda: aggregators.geometric_median(num_iterations=8, smoothing=0.1),
+        "RFA": lambda: aggregators.geometric_median(num_iterations=8, smoothing=0.1, start="zero"),
         "centered clipping": lambda: aggregators.centered_clipping(
             radius=10 / (1 - defence.momentum), num_iterations=3
         ),
