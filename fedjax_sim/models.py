@@ -128,6 +128,10 @@ def _layer(key: Key, shape: Sequence[int], initializer: _Initializer) -> _Layer:
     return {"kernel": initializer(key, shape), "bias": jnp.zeros(shape[-1])}
 
 
+_fan_in_layer = functools.partial(_layer, initializer=_fan_in_normal)
+_glorot_layer = functools.partial(_layer, initializer=_glorot_uniform)
+
+
 def _torch_layer(key: Key, shape: Sequence[int]) -> _Layer:
     """Kernel and bias uniform within 1 / sqrt(fan in), as PyTorch draws them."""
     limit = 1 / math.sqrt(math.prod(shape[:-1]))
@@ -256,7 +260,7 @@ def emnist_cnn(
         Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar, McMahan, Adaptive Federated
         Optimization, ICLR 2021. Ro, Suresh, Wu, FedJAX, 2021 (`create_conv_model`).
     """
-    return _cnn(num_classes, dropout, functools.partial(_layer, initializer=_fan_in_normal))
+    return _cnn(num_classes, dropout, _fan_in_layer)
 
 
 def simple_cnn(
@@ -281,7 +285,7 @@ def simple_cnn(
         Granqvist et al., pfl-research: simulation framework for accelerating research in Private
         Federated Learning, NeurIPS 2024 (`simple_cnn`).
     """
-    return _cnn(num_classes, dropout, functools.partial(_layer, initializer=_glorot_uniform))
+    return _cnn(num_classes, dropout, _glorot_layer)
 
 
 def lens_cnn(
@@ -314,7 +318,7 @@ def lens_cnn(
     return _cnn(
         num_classes,
         dropout,
-        functools.partial(_layer, initializer=_glorot_uniform),
+        _glorot_layer,
         window=5,
         channels=(64, 64),
         pool=False,

@@ -32,7 +32,7 @@ def geometric_median(
         start: "zero" begins at the update 0, as the bucketing paper's code does. Few iterations do
             not forget that: attackers whose updates lie near 0 gain by it.
 
-    Cost: C^2 D + C^2 num_iterations multiplications.
+    Cost: C^2 D + C^2 num_iterations multiplications; C D more from "zero".
 
     References:
         Pillutla et al., "Robust Aggregation for Federated Learning", IEEE TSP 2022, algorithm 2.
