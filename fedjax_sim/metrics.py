@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim import checks
 from fedjax_sim.base import Array, Mean
+from fedjax_sim.ops import checks
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Make the data files that ship in fedjax_sim/files, and print their sha256.
+"""Make the data files that ship in fedjax_sim/data/datasets/files, and print their sha256.
 
     python scripts/make_data.py --adult FOLDER --fashion FOLDER
 
 FOLDER for Adult holds UCI's adult.data and adult.test, for Fashion-MNIST the four IDX files. The
-sums belong into SHIPPED in fedjax_sim/datasets/dataset.py; another version of xz may pack the same
-arrays into other bytes.
+sums belong into SHIPPED in fedjax_sim/data/datasets/dataset.py; another version of xz may pack the
+same arrays into other bytes.
 """
 
 import argparse
@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fedjax_sim.datasets import fashion_mnist
-from fedjax_sim.datasets.tables import read_uci_adult
+from fedjax_sim.data.datasets import fashion_mnist
+from fedjax_sim.data.datasets.tables import read_uci_adult
 
-FILES = Path(__file__).parent.parent / "fedjax_sim" / "files"
+FILES = Path(__file__).parent.parent / "fedjax_sim" / "data" / "datasets" / "files"
 
 
 def fashion_arrays(folder: Path) -> dict[str, np.ndarray]:

@@ -21,7 +21,7 @@ import optax
 import reference
 import reference_aggregators as robust
 import reference_attacks
-from fedjax_sim import aggregators, algorithms, attacks, clients, metrics, models, sampling, trees
+from fedjax_sim import aggregators, algorithms, attacks, clients, metrics, models
 from fedjax_sim.base import (
     Aggregator,
     Algorithm,
@@ -34,6 +34,8 @@ from fedjax_sim.base import (
     Server,
 )
 from fedjax_sim.data import Batching, FederatedData, federate
+from fedjax_sim.ops import trees
+from fedjax_sim.servers import sampling
 
 MODULES = (aggregators, sampling, clients, attacks, algorithms, models)
 CONTRACTS = (Aggregator, Sampler, ClientRule, Attack, Server, Algorithm, Model)

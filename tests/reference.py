@@ -7,8 +7,8 @@ compiled programs can be compared with them number by number.
 import jax
 import numpy as np
 
-from fedjax_sim import shuffling
 from fedjax_sim.base import Stream
+from fedjax_sim.ops import permutation
 
 MASK = 0xFFFFFFFF
 
@@ -45,14 +45,14 @@ def uniform_cohort(round_key: jax.Array, num_clients: int, cohort_size: int) -> 
 
 def uniform_cohort_of(key: jax.Array, num_clients: int, cohort_size: int) -> list[int]:
     """The ids that `sampling.uniform` draws with this key."""
-    words = np.asarray(shuffling.words(key))
+    words = np.asarray(permutation.words(key))
     return [permute(words, num_clients, slot) for slot in range(cohort_size)]
 
 
 def client_words(round_key: jax.Array, client_id: int) -> np.ndarray:
     """A client's shuffling words in a round."""
     stream = jax.random.fold_in(round_key, Stream.CLIENTS)
-    return np.asarray(shuffling.words(jax.random.fold_in(stream, client_id)))
+    return np.asarray(permutation.words(jax.random.fold_in(stream, client_id)))
 
 
 def softmax_gradient(w: np.ndarray, b: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple:

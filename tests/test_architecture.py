@@ -1,6 +1,7 @@
 """Who may import whom, and what may be imported when; read from the source with `ast`."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,26 +13,23 @@ import fedjax_sim
 
 PACKAGE = Path(fedjax_sim.__file__).parent
 
-# A module imports modules of lower tiers only, so two modules of one tier never meet.
+# The rooms of the house, from the bottom up: each is a file or a folder of the package. A room
+# imports rooms of lower tiers only, so two rooms of one tier never meet.
 TIERS = [
     {"base"},
-    {"trees", "checks", "shuffling", "convolution", "products", "ordering", "stacks", "tuning"},
-    {"geometry"},
-    {
-        *("data", "datasets", "devices", "partition", "models", "metrics", "sampling"),
-        *("clients", "uplink", "simplex", "matching", "attacks", "aggregators"),
-        *("poisoning", "explanations"),
-    },
-    {"rounds", "streaming", "checkpoints"},
+    {"ops"},
+    {"metrics", "data"},
+    {"models", "clients", "servers", "aggregators", "attacks", "matching"},
+    {"engine"},
     {"algorithms", "simulate"},
-    {"options", "plots", "runfolder"},
-    {"experiments", "train"},
+    {"analysis"},
+    {"experiments"},
     {"cli"},
-    {"__init__"},
+    {"__init__", "__main__"},
 ]
-TIER = {module: tier for tier, modules in enumerate(TIERS) for module in modules}
+TIER = {room: tier for tier, rooms in enumerate(TIERS) for room in rooms}
 # The engine never names a concrete part: parts arrive as values.
-ONLY = {"rounds": {"base", "trees", "checks", "shuffling", "stacks", "tuning", "data"}}
+ONLY = {"engine": {"base", "ops", "data"}}
 # Slow to import or needed by few: imported inside the function that uses them.
 HEAVY = {
     *("array_record", "flax", "h5py", "matplotlib", "orbax", "PIL", "scipy"),
@@ -76,9 +74,9 @@ def top_level_imports(tree: ast.Module) -> Iterator[str]:
 
 def violations(module: str, source: str) -> list[str]:
     """Every way in which the source of `module` breaks the rules."""
-    part = module.split(".")[0]
-    if part not in TIER:
-        return [f"{module} has no tier: give it one in TIERS"]
+    room = module.split(".")[0]
+    if room not in TIER:
+        return [f"{module} has no tier: give {room} one in TIERS"]
     tree = ast.parse(source)
     found = []
     for name in imports(tree):
@@ -87,13 +85,58 @@ def violations(module: str, source: str) -> list[str]:
             found.append(f"{module} imports relatively")
         elif root == "fedjax_sim" and rest != ["__version__"]:
             target = rest[0] if rest and rest[0] in TIER else "__init__"
-            allowed = target in ONLY.get(part, TIER) and TIER[target] < TIER[part]
-            if target != part and not allowed:
+            allowed = target in ONLY.get(room, TIER) and TIER[target] < TIER[room]
+            if target != room and not allowed:
                 found.append(f"{module} imports {name}")
     for name in top_level_imports(tree):
         if name.split(".")[0] in HEAVY:
             found.append(f"{module} imports {name} at module level")
     return found
+
+
+def cycle(graph: dict[str, set[str]]) -> list[str]:
+    """The nodes that a cycle keeps from being put into an order, none if there is no cycle."""
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
+def inner_imports(folder: str) -> dict[str, set[str]]:
+    """file -> the files of the same folder that it imports, `__init__` apart."""
+    files = {
+        name
+        for name, path in sources().items()
+        if name.startswith(f"{folder}.") and path.name != "__init__.py"
+    }
+    graph = {}
+    for file in files:
+        tree = ast.parse(sources()[file].read_text(encoding="utf-8"))
+        named = {name.removeprefix("fedjax_sim.") for name in imports(tree)}
+        graph[file] = {
+            other for other in files - {file} if any(f"{n}.".startswith(f"{other}.") for n in named)
+        }
+    return graph
+
+
+def test_every_room_has_a_tier_and_every_tier_a_room() -> None:
+    assert set(TIER) == {name.split(".")[0] for name in sources()}
+
+
+def test_the_house_has_few_rooms() -> None:
+    """A stranger should see what there is at a glance."""
+    assert len([p for p in PACKAGE.iterdir() if p.name != "__pycache__"]) <= 20
+
+
+@pytest.mark.parametrize("folder", sorted(p.name for p in PACKAGE.iterdir() if p.is_dir()))
+def test_files_of_a_folder_do_not_import_each_other_in_circles(folder: str) -> None:
+    assert cycle(inner_imports(folder)) == []
+
+
+def test_a_planted_cycle_is_found() -> None:
+    assert cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) != []
+    assert cycle({"a": {"b"}, "b": {"c"}}) == []
 
 
 @pytest.mark.parametrize("module", sources())
@@ -104,26 +147,26 @@ def test_module_keeps_the_import_rules(module: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("trees", "import fedjax_sim.rounds"),
-        ("trees", "from fedjax_sim import checks"),
-        ("trees", "from fedjax_sim.checks import in_range"),
+        ("ops.trees", "import fedjax_sim.engine"),
+        ("ops.trees", "from fedjax_sim import metrics"),
+        ("ops.trees", "from fedjax_sim.data import partition"),
         ("base", "import fedjax_sim"),
         ("base", "from fedjax_sim import anything"),
         ("base", "from . import trees"),
         ("base", "from .trees import add"),
-        ("rounds", "from fedjax_sim.aggregators import weighted_mean"),
-        ("rounds", "def f():\n    from fedjax_sim import clients"),
+        ("engine.round", "from fedjax_sim.aggregators import weighted_mean"),
+        ("engine.round", "def f():\n    from fedjax_sim import clients"),
         (
             "simulate",
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import fedjax_sim.cli",
         ),
-        ("plots", "import fedjax_sim.experiments.agnostic_adult"),
-        ("experiments.agnostic_adult", "from fedjax_sim.cli import main"),
+        ("analysis.plots", "import fedjax_sim.experiments.study"),
+        ("experiments.agnostic.adult", "from fedjax_sim.cli import main"),
         ("a_new_module", ""),
-        ("plots", "import matplotlib.pyplot as plt"),
+        ("analysis.plots", "import matplotlib.pyplot as plt"),
         ("models", "try:\n    from flax import nnx\nexcept ImportError:\n    pass"),
-        ("datasets", "class A:\n    import h5py"),
-        ("datasets", "import numpy, PIL.Image"),
+        ("data.datasets.images", "class A:\n    import h5py"),
+        ("data.datasets.images", "import numpy, PIL.Image"),
     ],
 )
 def test_a_planted_violation_is_found(module: str, source: str) -> None:
@@ -133,10 +176,10 @@ def test_a_planted_violation_is_found(module: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("rounds", "from fedjax_sim import base, checks, data, trees"),
-        ("cli", "from fedjax_sim import __version__, experiments\nimport fedjax_sim.rounds"),
-        ("experiments", "from fedjax_sim.experiments import agnostic_adult"),
-        ("datasets", "def f():\n    import h5py\n    return h5py"),
+        ("engine.round", "from fedjax_sim import base, data\nfrom fedjax_sim.ops import trees"),
+        ("cli", "from fedjax_sim import __version__, experiments\nimport fedjax_sim.engine"),
+        ("experiments.robust.lens", "from fedjax_sim.experiments import study"),
+        ("data.datasets.images", "def f():\n    import h5py\n    return h5py"),
         ("models", "if TYPE_CHECKING:\n    from flax import nnx"),
         ("models", "import jax\nimport numpy as np\nimport optax"),
     ],

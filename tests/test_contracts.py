@@ -27,8 +27,8 @@ from contracts import (
     AlgorithmRow,
     Row,
 )
-from fedjax_sim import trees
 from fedjax_sim.base import Aggregator, Algorithm, Batch, Client, History, Model, Report
+from fedjax_sim.ops import trees
 
 KEY = jax.random.key(17)
 LAWS: set[str] = set()
@@ -85,7 +85,7 @@ def test_a_planted_factory_without_a_row_is_found():
     planted = types.ModuleType("planted")
     source = """
 from fedjax_sim.base import Aggregator, Sampler
-from fedjax_sim.sampling import uniform
+from fedjax_sim.servers.sampling import uniform
 def trimmed() -> Aggregator: ...
 def quoted() -> "Sampler": ...
 def helper() -> int: ...
@@ -96,7 +96,7 @@ def _private() -> Aggregator: ...
     modules = (*contracts.MODULES, planted)
     assert contracts.without_row(modules) == {"planted.trimmed", "planted.quoted"}
     fewer = [item for item in contracts.ROWS if item[0] != "uniform"]
-    assert contracts.without_row(rows=fewer) == {"fedjax_sim.sampling.uniform"}
+    assert contracts.without_row(rows=fewer) == {"fedjax_sim.servers.sampling.uniform"}
 
 
 def test_laws_are_opted_out_of_by_name_and_with_a_reason():

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import pytest
 
-from fedjax_sim import cli, options, train
+from fedjax_sim.cli import main as cli
+from fedjax_sim.cli import options, train
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedjax_sim import metrics, trees
+from fedjax_sim import metrics
 from fedjax_sim.base import Mean
+from fedjax_sim.ops import trees
 
 # Compiled whole, which is much faster than operation by operation.
 summarize = jax.jit(metrics.summarize, static_argnames="higher_is_better")

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from fedjax_sim import checks, stacks
 from fedjax_sim.base import Aggregator, Array, Key, PyTree
+from fedjax_sim.ops import checks, stacked
 
 Count = int | Array
 Info = dict[str, Array]
@@ -46,7 +46,7 @@ def of_shares(rule: Callable[[Key, PyTree, Array], Array]) -> Aggregator:
         key: Key, state: PyTree, updates: PyTree, weights: Array
     ) -> tuple[PyTree, PyTree, Info]:
         shares = rule(key, updates, weights)
-        return state, stacks.combine(shares, updates), {"shares": shares}
+        return state, stacked.combine(shares, updates), {"shares": shares}
 
     return Aggregator(lambda update: (), apply)
 

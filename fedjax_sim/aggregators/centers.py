@@ -5,9 +5,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim import checks, geometry, stacks, trees
 from fedjax_sim.aggregators._rules import Count, Info, normalized, of_shares, tolerance
 from fedjax_sim.base import Aggregator, Array, Key, PyTree
+from fedjax_sim.ops import checks, pairwise, stacked, trees
 
 
 def geometric_median(
@@ -42,7 +42,7 @@ def geometric_median(
     checks.one_of("start", start, ("middle", "zero"))
 
     def shares(key: Key, updates: PyTree, weights: Array) -> Array:
-        cloud = geometry.measure(updates, weights)
+        cloud = pairwise.measure(updates, weights)
         live = cloud.live
         votes = normalized(jnp.where(live, weights if weighted else 1.0, 0.0))
         squares = jnp.where(live[:, None] & live[None], cloud.squared_distances, 0)
@@ -54,7 +54,7 @@ def geometric_median(
             return normalized(votes / jnp.maximum(distances, smoothing))
 
         is_zero = start == "zero"  # no share of anybody: the first iteration, from the norms
-        distances = stacks.norms(updates, live) if is_zero else jnp.sqrt(squares) @ votes
+        distances = stacked.norms(updates, live) if is_zero else jnp.sqrt(squares) @ votes
         first = normalized(votes / jnp.maximum(distances, smoothing))
         return cloud.shares(jax.lax.fori_loop(int(is_zero), num_iterations, closer, first))
 
@@ -92,12 +92,12 @@ def centered_clipping(*, radius: float | Array, num_iterations: int = 3) -> Aggr
     ) -> tuple[PyTree, PyTree, Info]:
         def pull(i: Array, carry: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
             center, _ = carry
-            distances = stacks.norms(updates, weights > 0, point=center)
+            distances = stacked.norms(updates, weights > 0, point=center)
             live = (weights > 0) & jnp.isfinite(distances)
             reach = jnp.minimum(1, radius / jnp.maximum(distances, jnp.finfo(jnp.float32).tiny))
             shares = jnp.where(live, reach, 0) / jnp.maximum(live.sum(), 1)
             kept = trees.scale(center, 1 - shares.sum())
-            moved = trees.add(kept, stacks.combine(shares, updates))
+            moved = trees.add(kept, stacked.combine(shares, updates))
             return moved, live & (distances > radius)
 
         nobody = jnp.zeros(weights.shape, bool)
@@ -130,7 +130,7 @@ def caf(*, num_byzantine: Count) -> Aggregator:
     tolerated = tolerance("caf", num_byzantine)
 
     def shares(key: Key, updates: PyTree, weights: Array) -> Array:
-        cloud = geometry.measure(updates, weights)
+        cloud = pairwise.measure(updates, weights)
         enough = cloud.num_live - 2 * tolerated(cloud.live)
         start = cloud.live.astype(jnp.float32)
 

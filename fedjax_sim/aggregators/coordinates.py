@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from fedjax_sim import ordering, stacks
 from fedjax_sim.aggregators._rules import Count, Info, tolerance
 from fedjax_sim.base import Aggregator, Array, Key, PyTree
+from fedjax_sim.ops import order_statistics, stacked
 
 
 def coordinate_median() -> Aggregator:
@@ -22,7 +22,7 @@ def coordinate_median() -> Aggregator:
     """
 
     def rule(ascending: Array, num_live: Array, live: Array) -> Array:
-        return ordering.median(ascending, num_live)
+        return order_statistics.median(ascending, num_live)
 
     return _of_order(rule)
 
@@ -47,7 +47,7 @@ def trimmed_mean(*, num_byzantine: Count) -> Aggregator:
 
     def rule(ascending: Array, num_live: Array, live: Array) -> Array:
         num_trimmed = tolerated(live)
-        return ordering.mean_of_ranks(ascending, num_trimmed, num_live - num_trimmed)
+        return order_statistics.mean_of_ranks(ascending, num_trimmed, num_live - num_trimmed)
 
     return _of_order(rule)
 
@@ -77,14 +77,14 @@ def meamed(*, num_byzantine: Count) -> Aggregator:
 
 def mean_around_median(ascending: Array, num_live: Array, num_kept: Array) -> Array:
     """Mean [b] of the `num_kept` of the first `num_live` rows of [C, b] closest to their median."""
-    middle = ordering.median(ascending, num_live)
+    middle = order_statistics.median(ascending, num_live)
     ranks = jnp.arange(ascending.shape[0])
     # Values close to the median are neighbours in the order. Walk their window up from rank 0: the
     # lowest value leaves as long as the next one above is closer.
     above = ascending[jnp.minimum(ranks + num_kept, ascending.shape[0] - 1)]
     exists = (ranks + num_kept < num_live)[:, None]
     first = (exists & (middle[None] - ascending > above - middle[None])).sum(axis=0)
-    return ordering.mean_of_ranks(ascending, first, first + num_kept)
+    return order_statistics.mean_of_ranks(ascending, first, first + num_kept)
 
 
 def _of_order(rule: Callable[[Array, Array, Array], Array]) -> Aggregator:
@@ -97,8 +97,10 @@ def _of_order(rule: Callable[[Array, Array, Array], Array]) -> Aggregator:
         num_live = live.sum()
 
         def columns(rows: Array) -> Array:
-            return jnp.where(num_live > 0, rule(ordering.ordered(rows, live), num_live, live), 0)
+            return jnp.where(
+                num_live > 0, rule(order_statistics.ordered(rows, live), num_live, live), 0
+            )
 
-        return state, stacks.over_columns(columns, updates), {}
+        return state, stacked.over_columns(columns, updates), {}
 
     return Aggregator(lambda update: (), apply)

@@ -5,16 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim import checks, geometry, ordering, stacks, trees
-from fedjax_sim.aggregators._rules import (
-    Count,
-    Info,
-    check_slot,
-    normalized,
-    of_shares,
-    tolerance,
-)
+from fedjax_sim.aggregators._rules import Count, Info, check_slot, normalized, of_shares, tolerance
 from fedjax_sim.base import Aggregator, Array, Key, PyTree
+from fedjax_sim.ops import checks, order_statistics, pairwise, stacked, trees
 
 
 def fltrust(*, trusted_slot: int = -1) -> Aggregator:
@@ -43,8 +36,8 @@ def fltrust(*, trusted_slot: int = -1) -> Aggregator:
 
     def shares(key: Key, updates: PyTree, weights: Array) -> Array:
         slot = check_slot(trusted_slot, weights.shape[0])
-        live, norms = geometry.finite(updates, weights)
-        products = stacks.fold(
+        live, norms = pairwise.finite(updates, weights)
+        products = stacked.fold(
             lambda rows: jnp.matmul(rows, rows[slot], precision=jax.lax.Precision.HIGHEST),
             updates,
             live,
@@ -97,21 +90,21 @@ def foolsgold(*, num_clients: int | None = None) -> Aggregator:
         num_slots = weights.shape[0]
         if num_clients not in (None, num_slots):
             raise ValueError(f"num_clients must be the cohort's {num_slots}, got {num_clients}.")
-        live, _ = geometry.finite(updates, weights)
+        live, _ = pairwise.finite(updates, weights)
         history = updates
         if num_clients is not None:
             state = trees.where(live, trees.add(state, updates), state)
             history = state
         shares = normalized(_foolsgold_weights(_cosines(history, live), live))
-        return state, stacks.combine(shares, updates), {"shares": shares}
+        return state, stacked.combine(shares, updates), {"shares": shares}
 
     return Aggregator(init, apply)
 
 
 def _cosines(updates: PyTree, live: Array) -> Array:
     """cos(x_i, x_j), [C, C], 0 with rows that are zero or not live."""
-    inverse = _inverse(stacks.norms(updates, live))
-    return jnp.clip(stacks.gram(updates, live, factors=inverse), -1, 1)
+    inverse = _inverse(stacked.norms(updates, live))
+    return jnp.clip(stacked.gram(updates, live, factors=inverse), -1, 1)
 
 
 def _inverse(norms: Array) -> Array:
@@ -160,11 +153,11 @@ def flame(*, noise_multiplier: float | Array = 0.001) -> Aggregator:
     def apply(
         key: Key, state: PyTree, updates: PyTree, weights: Array
     ) -> tuple[PyTree, PyTree, Info]:
-        live, norms = geometry.finite(updates, weights)
+        live, norms = pairwise.finite(updates, weights)
         selected = _majority(1 - _cosines(updates, live), live)
-        bound = jnp.where(live.any(), ordering.median_of(norms, live), 0)
+        bound = jnp.where(live.any(), order_statistics.median_of(norms, live), 0)
         factors = jnp.minimum(1, bound * _inverse(norms))
-        mean = stacks.combine(normalized(selected) * factors, updates)
+        mean = stacked.combine(normalized(selected) * factors, updates)
         leaves, structure = jax.tree.flatten(mean)
         noisy = [
             leaf + (noise_multiplier * bound * jax.random.normal(k, leaf.shape)).astype(leaf.dtype)
@@ -204,7 +197,7 @@ def _majority(distances: Array, live: Array) -> Array:
     heights = jnp.where(jnp.eye(num_slots, dtype=bool), 0, jnp.full(distances.shape, jnp.inf))
     start = (heights, slots == first, distances[first], jnp.full(num_slots, first))
     heights = jax.lax.fori_loop(1, num_slots, grow, start)[0]
-    reach = ordering.sort(heights)[jnp.minimum(live.sum() // 2, num_slots - 1)]
+    reach = order_statistics.sort(heights)[jnp.minimum(live.sum() // 2, num_slots - 1)]
     center = jnp.argmin(jnp.where(live, reach, jnp.inf))
     return (heights[center] <= reach[center]) & live
 
@@ -247,7 +240,7 @@ def dnc(
 
     def shares(key: Key, updates: PyTree, weights: Array) -> Array:
         _check_kept(num_byzantine, filter_factor, weights.shape[0])
-        live, _ = geometry.finite(updates, weights)
+        live, _ = pairwise.finite(updates, weights)
         num_dropped = jnp.floor(filter_factor * tolerated(live)).astype(jnp.int32)
         num_kept = jnp.maximum(live.sum() - num_dropped, 1)
         size = trees.num_parameters(updates) // weights.shape[0]
@@ -255,12 +248,14 @@ def dnc(
         def good(key: Key) -> Array:
             part = updates
             if num_coordinates < size:
-                part = stacks.columns(updates, jax.random.randint(key, (num_coordinates,), 0, size))
-            covariance = geometry.measure(part, live.astype(jnp.float32)).covariance(
+                part = stacked.columns(
+                    updates, jax.random.randint(key, (num_coordinates,), 0, size)
+                )
+            covariance = pairwise.measure(part, live.astype(jnp.float32)).covariance(
                 normalized(live)
             )
             outlying = jnp.linalg.eigh(covariance)[1][:, -1] ** 2
-            return ordering.lowest(jnp.where(live, outlying, jnp.inf), num_kept) & live
+            return order_statistics.lowest(jnp.where(live, outlying, jnp.inf), num_kept) & live
 
         votes = jax.lax.map(good, jax.random.split(key, num_iterations)).sum(axis=0)
         return normalized((votes == votes.max()) & live)
@@ -304,11 +299,11 @@ def signguard(*, lower: float | Array = 0.1, upper: float | Array = 3.0) -> Aggr
         raise ValueError(f"lower must be < upper, got {lower} and {upper}.")
 
     def shares(key: Key, updates: PyTree, weights: Array) -> Array:
-        live, norms = geometry.finite(updates, weights)
-        middle = ordering.median_of(norms, live)
+        live, norms = pairwise.finite(updates, weights)
+        middle = order_statistics.median_of(norms, live)
         ordinary = (norms >= lower * middle) & (norms <= upper * middle)
         size = trees.num_parameters(updates) // weights.shape[0]
-        counts = stacks.fold(
+        counts = stacked.fold(
             lambda rows: jnp.stack([(rows > 0).sum(axis=1), (rows < 0).sum(axis=1)], axis=1),
             updates,
             live,
@@ -327,7 +322,7 @@ def _largest_mean_shift_cluster(points: Array, live: Array) -> Array:
         apart = jnp.linalg.norm(a[:, None] - b[None], axis=2)
         return jnp.where(live[None], apart, jnp.inf)
 
-    ascending = ordering.sort(distances(points, points).T)
+    ascending = order_statistics.sort(distances(points, points).T)
     half = jnp.clip(live.sum() // 2, 1, live.shape[0]) - 1
     bandwidth = normalized(live) @ jnp.where(live, ascending[half], 0)
     # Shares of signs are fractions of few values, so distances equal to the bandwidth are common:
@@ -394,16 +389,16 @@ def clipped_clustering(*, num_remembered: int = 1000) -> Aggregator:
                 f"num_remembered must be >= {num_slots}, the size of the cohort, "
                 f"got {num_remembered}."
             )
-        live, norms = geometry.finite(updates, weights)
+        live, norms = pairwise.finite(updates, weights)
         places = (history.next + jnp.cumsum(live) - 1) % num_remembered
         places = jnp.where(live, places, num_remembered)
         remembered = history.norms.at[places].set(norms, mode="drop")
         history = NormHistory(remembered, (history.next + live.sum()) % num_remembered)
-        bound = ordering.median_of(remembered, ~jnp.isnan(remembered))
+        bound = order_statistics.median_of(remembered, ~jnp.isnan(remembered))
         selected = _larger_of_two(1 - _cosines(updates, live), live)
         factors = jnp.minimum(1, jnp.where(live, bound, 0) * _inverse(norms))
         shares = normalized(selected) * factors
-        return history, stacks.combine(shares, updates), {"selected": selected}
+        return history, stacked.combine(shares, updates), {"selected": selected}
 
     return Aggregator(init, apply)
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim import trees
 from fedjax_sim.base import Aggregator, Array, Key, PyTree
+from fedjax_sim.ops import trees
 
 
 def mean() -> Aggregator:

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim import checks, geometry, ordering, stacks
 from fedjax_sim.aggregators._rules import Count, Info, tolerance
 from fedjax_sim.base import Aggregator, Array, Key, PyTree
+from fedjax_sim.ops import checks, order_statistics, pairwise, stacked
 
 
 def norm_clipping(aggregator: Aggregator, *, max_norm: float | Array) -> Aggregator:
@@ -30,7 +30,7 @@ def norm_clipping(aggregator: Aggregator, *, max_norm: float | Array) -> Aggrega
     checks.in_range("max_norm", max_norm, 0.0, open_low=True)
 
     def clipped(updates: PyTree, weights: Array) -> tuple[PyTree, Array]:
-        live, norms = geometry.finite(updates, weights)
+        live, norms = pairwise.finite(updates, weights)
         return _clip(updates, norms, live, max_norm), jnp.where(live, weights, 0)
 
     outer = _before(aggregator, lambda key, updates, weights: clipped(updates, weights))
@@ -66,10 +66,10 @@ def arc(aggregator: Aggregator, *, num_byzantine: Count) -> Aggregator:
     tolerated = tolerance("arc", num_byzantine)
 
     def clip(key: Key, updates: PyTree, weights: Array) -> tuple[PyTree, Array]:
-        live, norms = geometry.finite(updates, weights)
+        live, norms = pairwise.finite(updates, weights)
         f, n = tolerated(live), live.sum()
         num_clipped = 2 * f * (n - f) // jnp.maximum(n, 1)
-        largest_kept = ordering.ordered(norms, live)[jnp.maximum(n - num_clipped - 1, 0)]
+        largest_kept = order_statistics.ordered(norms, live)[jnp.maximum(n - num_clipped - 1, 0)]
         return _clip(updates, norms, live, largest_kept), jnp.where(live, weights, 0)
 
     return _before(aggregator, clip)
@@ -97,12 +97,12 @@ def nnm(aggregator: Aggregator, *, num_byzantine: Count) -> Aggregator:
     tolerated = tolerance("nnm", num_byzantine)
 
     def mix(key: Key, updates: PyTree, weights: Array) -> tuple[PyTree, Array]:
-        cloud = geometry.measure(updates, weights)
+        cloud = pairwise.measure(updates, weights)
         count = cloud.num_live - tolerated(cloud.live)
-        near = jax.vmap(ordering.lowest, (0, None))(cloud.squared_distances, count)
+        near = jax.vmap(order_statistics.lowest, (0, None))(cloud.squared_distances, count)
         near &= cloud.live[:, None] & cloud.live[None]
         shares = near / jnp.maximum(count, 1).astype(jnp.float32)
-        return stacks.combine(shares, updates), jnp.where(cloud.live, weights, 0)
+        return stacked.combine(shares, updates), jnp.where(cloud.live, weights, 0)
 
     return _before(aggregator, mix)
 
@@ -135,14 +135,14 @@ def bucketing(aggregator: Aggregator, *, bucket_size: int) -> Aggregator:
             raise ValueError(
                 f"bucket_size must be <= {num_slots}, the size of the cohort, got {bucket_size}."
             )
-        live, _ = geometry.finite(updates, weights)
+        live, _ = pairwise.finite(updates, weights)
         # Who counts comes first, in random order, so that only the last buckets are short.
         order = jnp.argsort(jnp.where(live, jax.random.uniform(key, live.shape), 2))
         places = jnp.zeros(num_slots, jnp.int32).at[order].set(jnp.arange(num_slots))
         num_buckets = -(-num_slots // bucket_size)
         members = ((places // bucket_size)[None] == jnp.arange(num_buckets)[:, None]) & live[None]
         counts = members.sum(axis=1).astype(jnp.float32)
-        return stacks.combine(members / jnp.maximum(counts, 1)[:, None], updates), counts
+        return stacked.combine(members / jnp.maximum(counts, 1)[:, None], updates), counts
 
     return _before(aggregator, mix)
 
@@ -150,7 +150,7 @@ def bucketing(aggregator: Aggregator, *, bucket_size: int) -> Aggregator:
 def _clip(updates: PyTree, norms: Array, live: Array, max_norm: Array | float) -> PyTree:
     """Rows [C, ...] with norms of at most `max_norm`; rows that are not live become 0."""
     factors = jnp.minimum(1, max_norm / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny))
-    return stacks.scale_rows(jnp.where(live, factors, 0), updates)
+    return stacked.scale_rows(jnp.where(live, factors, 0), updates)
 
 
 def _before(

@@ -8,18 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim import checks, geometry, ordering, stacks
-from fedjax_sim.aggregators._rules import (
-    Count,
-    Info,
-    check_slot,
-    normalized,
-    of_shares,
-    tolerance,
-)
+from fedjax_sim.aggregators._rules import Count, Info, check_slot, normalized, of_shares, tolerance
 from fedjax_sim.aggregators.coordinates import mean_around_median
 from fedjax_sim.base import Aggregator, Array, Key, PyTree
-from fedjax_sim.geometry import Geometry
+from fedjax_sim.ops import checks, order_statistics, pairwise, stacked
+from fedjax_sim.ops.pairwise import Geometry
 
 _MOST_SUBSETS = 200_000
 
@@ -75,13 +68,13 @@ def _krum(rule: str, num_byzantine: Count, num_selected: Callable[..., Count]) -
     tolerated = tolerance(rule, num_byzantine, slope=2, extra=3)
 
     def shares(key: Key, updates: PyTree, weights: Array) -> Array:
-        cloud = geometry.measure(updates, weights)
+        cloud = pairwise.measure(updates, weights)
         f, n = tolerated(cloud.live), cloud.num_live
         # The nearest of all, at distance 0, is the row itself.
-        ascending = ordering.sort(cloud.squared_distances)
+        ascending = order_statistics.sort(cloud.squared_distances)
         num_neighbors = jnp.clip(n - f - 2, 1, jnp.maximum(n - 1, 1))
-        scores = ordering.mean_of_ranks(ascending, jnp.int32(1), 1 + num_neighbors)
-        totals = ordering.mean_of_ranks(ascending, jnp.int32(1), n)
+        scores = order_statistics.mean_of_ranks(ascending, jnp.int32(1), 1 + num_neighbors)
+        totals = order_statistics.mean_of_ranks(ascending, jnp.int32(1), n)
         chosen = _best(scores, totals, cloud.live, num_selected(n, f))
         return normalized(chosen)
 
@@ -91,7 +84,7 @@ def _krum(rule: str, num_byzantine: Count, num_selected: Callable[..., Count]) -
 def _best(scores: Array, ties: Array, live: Array, count: Count) -> Array:
     """Mask [C] of the `count` live rows with the lowest scores, of equals with the lowest ties."""
     bounded = jnp.minimum(scores, jnp.finfo(scores.dtype).max)
-    return ordering.lowest(jnp.where(live, bounded, jnp.inf), count, ties) & live
+    return order_statistics.lowest(jnp.where(live, bounded, jnp.inf), count, ties) & live
 
 
 def bulyan(*, num_byzantine: Count) -> Aggregator:
@@ -118,17 +111,17 @@ def bulyan(*, num_byzantine: Count) -> Aggregator:
     def apply(
         key: Key, state: PyTree, updates: PyTree, weights: Array
     ) -> tuple[PyTree, PyTree, Info]:
-        cloud = geometry.measure(updates, weights)
+        cloud = pairwise.measure(updates, weights)
         f = tolerated(cloud.live)
         num_chosen = cloud.num_live - 2 * f
         chosen = _repeated_krum(cloud, f, num_chosen)
 
         def columns(rows: Array) -> Array:
-            ascending = ordering.ordered(rows, chosen)
+            ascending = order_statistics.ordered(rows, chosen)
             around = mean_around_median(ascending, num_chosen, num_chosen - 2 * f)
             return jnp.where(num_chosen > 0, around, 0)
 
-        return state, stacks.over_columns(columns, updates), {"selected": chosen}
+        return state, stacked.over_columns(columns, updates), {"selected": chosen}
 
     return Aggregator(lambda update: (), apply)
 
@@ -216,7 +209,7 @@ def _best_subset(
 
     def shares(key: Key, updates: PyTree, weights: Array) -> Array:
         num_slots = weights.shape[0]
-        cloud = geometry.measure(updates, weights)
+        cloud = pairwise.measure(updates, weights)
         f = tolerated(cloud.live)
         left_out = jnp.asarray(_subsets(rule, num_slots, num_byzantine))
 
@@ -270,9 +263,9 @@ def monna(*, num_byzantine: Count, trusted_slot: int = -1) -> Aggregator:
 
     def shares(key: Key, updates: PyTree, weights: Array) -> Array:
         slot = check_slot(trusted_slot, weights.shape[0])
-        live, _ = geometry.finite(updates, weights)
+        live, _ = pairwise.finite(updates, weights)
         trusted = jax.tree.map(lambda leaf: leaf[slot], updates)
-        distances = stacks.norms(updates, live, point=trusted)
+        distances = stacked.norms(updates, live, point=trusted)
         nearest = _best(distances, distances, live, live.sum() - tolerated(live))
         return normalized(nearest & live[slot])
 

@@ -1,14 +1,5 @@
 """Named algorithms: recipes that bind parts into the engine. Copy one to make your own."""
 
-from fedjax_sim.algorithms.averaging import (
-    RememberingState,
-    ScaffoldState,
-    ServerState,
-    fedavg,
-    remembering,
-    scaffold,
-    server_optimizer,
-)
 from fedjax_sim.algorithms.fairness import (
     DrfaState,
     WeightedState,
@@ -20,7 +11,15 @@ from fedjax_sim.algorithms.fairness import (
     q_fedavg,
     term,
 )
-from fedjax_sim.algorithms.matched import PfnmState, pfnm
+from fedjax_sim.algorithms.fedavg import (
+    RememberingState,
+    ScaffoldState,
+    ServerState,
+    fedavg,
+    remembering,
+    scaffold,
+    server_optimizer,
+)
 from fedjax_sim.algorithms.mixtures import (
     AgnosticAveragingState,
     AgnosticState,
@@ -29,6 +28,7 @@ from fedjax_sim.algorithms.mixtures import (
     agnostic_fedavg,
     fair_flearn_afl,
 )
+from fedjax_sim.algorithms.pfnm import PfnmState, pfnm
 
 __all__ = [
     "AgnosticAveragingState",

@@ -17,18 +17,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from fedjax_sim import (
-    aggregators,
-    checks,
-    clients,
-    metrics,
-    rounds,
-    sampling,
-    simplex,
-    stacks,
-    trees,
-)
-from fedjax_sim.algorithms import averaging, first_look
+from fedjax_sim import aggregators, clients, engine, metrics
+from fedjax_sim.algorithms import fedavg
 from fedjax_sim.base import (
     Aggregator,
     Algorithm,
@@ -49,6 +39,9 @@ from fedjax_sim.base import (
     Server,
 )
 from fedjax_sim.data import Batching, FederatedData
+from fedjax_sim.engine import cohort_loss
+from fedjax_sim.ops import checks, simplex, stacked, trees
+from fedjax_sim.servers import sampling
 
 # Weights from the losses at the incoming model.
 
@@ -79,7 +72,7 @@ def q_fedavg(
     server: optax.GradientTransformation | None = None,
     loss: Loss = metrics.cross_entropy,
     loss_examples: int | None = None,
-    width: rounds.Width = "auto",
+    width: engine.Width = "auto",
     mesh: Mesh | None = None,
 ) -> Algorithm:
     """q-FFL by q-FedAvg: min_w sum_k F_k(w)^(q + 1) / (q + 1), every client counting the same.
@@ -151,7 +144,7 @@ def term(
     smoothing: float | Array = 1.0,
     loss: Loss = metrics.cross_entropy,
     loss_examples: int | None = None,
-    width: rounds.Width = "auto",
+    width: engine.Width = "auto",
     mesh: Mesh | None = None,
 ) -> Algorithm:
     """Tilted empirical risk minimisation over clients: min_w log(mean_k exp(t F_k(w))) / t.
@@ -215,11 +208,11 @@ def _weighted(
     server: optax.GradientTransformation | None,
     loss: Loss,
     loss_examples: int | None,
-    width: rounds.Width,
+    width: engine.Width,
     mesh: Mesh | None,
 ) -> Algorithm:
     """FedAvg with weights exp(log_weights(losses)) and the mean update times `scale`."""
-    look = first_look.cohort_loss(model, loss, num_examples=loss_examples)
+    look = cohort_loss.cohort_loss(model, loss, num_examples=loss_examples)
     base = clients.local_sgd(model, optimizer, loss=loss)
     after = server or optax.sgd(1.0)
 
@@ -248,8 +241,8 @@ def _weighted(
         n = data.num_clients
         return _Weighted(
             state.params,
-            first_look.by_client(weights, cohort, n),
-            first_look.by_client(losses, cohort, n),
+            cohort_loss.by_client(weights, cohort, n),
+            cohort_loss.by_client(losses, cohort, n),
         )
 
     def apply(
@@ -261,7 +254,7 @@ def _weighted(
         params = optax.apply_updates(state.params, updates)
         return WeightedState(params, optimizer_state, log_scale), {"step_scale": factor}
 
-    return rounds.federated(
+    return engine.federated(
         rule=ClientRule(base.init, begin, step, finish),
         sampler=sampler or sampling.everyone(),
         aggregator=aggregators.mean(),
@@ -305,7 +298,7 @@ def drfa(
     variant: Literal["published", "fedtorch"] = "published",
     loss: Loss = metrics.cross_entropy,
     loss_examples: int | None = None,
-    width: rounds.Width = "auto",
+    width: engine.Width = "auto",
     mesh: Mesh | None = None,
 ) -> Algorithm:
     """DRFA: agnostic learning whose clients make tau local steps and are sampled by lambda.
@@ -351,7 +344,7 @@ def drfa(
             f"before the last step, got {num_steps}."
         )
     uniform = sampling.uniform(cohort_size)
-    look = first_look.cohort_loss(model, loss, num_examples=loss_examples)
+    look = cohort_loss.cohort_loss(model, loss, num_examples=loss_examples)
 
     def draw(key: Key, mixture: Array, sizes: Array) -> tuple[Array, Cohort]:
         ids = jax.random.categorical(key, jnp.log(mixture), shape=(cohort_size,))
@@ -386,7 +379,7 @@ def drfa(
         )
         return state._replace(params=moved, snapshot=halfway), {"mixture": state.mixture}
 
-    engine = rounds.federated(
+    composed = engine.federated(
         rule=_snapshot_sgd(model, client_optimizer, loss, num_steps, published),
         sampler=Sampler(start, draw) if published else uniform,
         aggregator=aggregators.uniform_mean() if published else aggregators.mean(),
@@ -397,15 +390,15 @@ def drfa(
     )
 
     def step(
-        key: Key, state: rounds.FederatedState, data: FederatedData
-    ) -> tuple[rounds.FederatedState, RoundInfo]:
+        key: Key, state: engine.FederatedState, data: FederatedData
+    ) -> tuple[engine.FederatedState, RoundInfo]:
         round_key, who_key, look_key = jax.random.split(key, 3)
-        state, info = engine.step(round_key, state, data)
+        state, info = composed.step(round_key, state, data)
         server: DrfaState = state.server
         _, others = uniform.apply(who_key, (), data.sizes)
         losses = look(look_key, server.snapshot, others, data).value
         n = data.num_clients
-        ascent = num_steps * n / cohort_size * first_look.by_client(losses, others, n)
+        ascent = num_steps * n / cohort_size * cohort_loss.by_client(losses, others, n)
         mixture = simplex.project(server.mixture + server.step_size * ascent)
         if not published:
             small = mixture <= 1e-3
@@ -420,7 +413,7 @@ def drfa(
         sampler = server.mixture if published else state.sampler
         return state._replace(server=server, sampler=sampler), info
 
-    return Algorithm(engine.init, step, engine.params)
+    return Algorithm(composed.init, step, composed.params)
 
 
 def _snapshot_sgd(
@@ -485,18 +478,18 @@ def common_descent(tolerance: float | Array = 1.0) -> Aggregator:
         key: Key, state: PyTree, updates: PyTree, weights: Array
     ) -> tuple[PyTree, PyTree, dict[str, Array]]:
         live = weights > 0
-        length = stacks.norms(updates, live)
+        length = stacked.norms(updates, live)
         inverse = jnp.where(length > 0, 1 / jnp.where(length > 0, length, 1), 0)
         share = jnp.where(live, weights, 0)
         share = share / jnp.where(live.any(), share.sum(), 1)
         found = simplex.quadratic_program(
-            stacks.gram(updates, live, factors=inverse),
+            stacked.gram(updates, live, factors=inverse),
             jnp.zeros_like(share),
             low=jnp.maximum(share - tolerance, 0),
             high=jnp.where(live, jnp.minimum(share + tolerance, 1), 0),
         )
         found = jnp.where(live, found, 0)
-        return state, stacks.combine(found * inverse, updates), {"coefficients": found}
+        return state, stacked.combine(found * inverse, updates), {"coefficients": found}
 
     return Aggregator(lambda update: (), apply)
 
@@ -510,7 +503,7 @@ def fedmgda(
     tolerance: float | Array = 1.0,
     sampler: Sampler | None = None,
     loss: Loss = metrics.cross_entropy,
-    width: rounds.Width = "auto",
+    width: engine.Width = "auto",
     mesh: Mesh | None = None,
 ) -> Algorithm:
     """FedMGDA+: moves along the common descent direction of the cohort, so that nobody loses.
@@ -529,7 +522,7 @@ def fedmgda(
         (FedMGDA+), IEEE TNSE 2022, algorithm 1.
     """
     checks.in_range("server_learning_rate", server_learning_rate, 0.0, open_low=True)
-    return averaging.fedavg(
+    return fedavg.fedavg(
         model,
         client_optimizer=client_optimizer,
         batching=batching,
@@ -555,7 +548,7 @@ def ditto(
     sampler: Sampler | None = None,
     server: optax.GradientTransformation | None = None,
     loss: Loss = metrics.cross_entropy,
-    width: rounds.Width = "auto",
+    width: engine.Width = "auto",
     mesh: Mesh | None = None,
 ) -> Algorithm:
     """Ditto: FedAvg, and a personal model for every client that is pulled to the global one.
@@ -581,7 +574,7 @@ def ditto(
         pull=pull,
         loss=loss,
     )
-    return averaging.fedavg(
+    return fedavg.fedavg(
         model,
         client_optimizer=client_optimizer,
         batching=batching,

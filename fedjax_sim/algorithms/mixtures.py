@@ -9,8 +9,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from fedjax_sim import aggregators, checks, clients, metrics, rounds, sampling, simplex, trees
-from fedjax_sim.algorithms import first_look
+from fedjax_sim import aggregators, clients, engine, metrics
 from fedjax_sim.base import (
     Algorithm,
     Array,
@@ -32,6 +31,9 @@ from fedjax_sim.base import (
     Status,
 )
 from fedjax_sim.data import Batching, FederatedData
+from fedjax_sim.engine import cohort_loss
+from fedjax_sim.ops import checks, simplex, trees
+from fedjax_sim.servers import sampling
 
 Regularizer = clients.Regularizer
 Schedule = Callable[[Array], Array]
@@ -266,7 +268,7 @@ def _per_domain_estimate(
     ) -> tuple[Array, tuple[Array, Params]]:
         outputs, moved = model.train(params, examples["x"], key)
         mean = loss(outputs, examples["y"])
-        losses = Mean(*(first_look.group_sum(x, domains, mixture.shape[0]) for x in mean)).value
+        losses = Mean(*(cohort_loss.group_sum(x, domains, mixture.shape[0]) for x in mean)).value
         return mixture @ losses + regularizer(params), (losses, moved)
 
     def estimate(
@@ -344,8 +346,8 @@ def _each_loss(
 
 def _uniform_ascent(losses: Array, drawn: Array, num_domains: int) -> tuple[Array, Array]:
     """g_lambda and the mean losses, both [p], from losses [B] of domains drawn uniformly."""
-    total = first_look.group_sum(losses, drawn, num_domains)
-    count = first_look.group_sum(jnp.ones_like(losses), drawn, num_domains)
+    total = cohort_loss.group_sum(losses, drawn, num_domains)
+    count = cohort_loss.group_sum(jnp.ones_like(losses), drawn, num_domains)
     return num_domains / losses.shape[0] * total, Mean(total, count).value
 
 
@@ -451,7 +453,7 @@ def agnostic_fedavg(
     loss: Loss = metrics.cross_entropy,
     regularizer: Regularizer | None = None,
     loss_examples: int | None = None,
-    width: rounds.Width = "auto",
+    width: engine.Width = "auto",
     mesh: Mesh | None = None,
 ) -> Algorithm:
     """AgnosticFedAvg: agnostic learning with cohorts, local steps and domains of examples.
@@ -493,7 +495,7 @@ def agnostic_fedavg(
     checks.in_range("mixture_step_size", mixture_step_size, 0.0)
     checks.one_of("ascent", ascent, ("exponentiated", "projected"))
     _check_domain(domain, num_domains)
-    look = first_look.cohort_loss(
+    look = cohort_loss.cohort_loss(
         model, loss, num_examples=loss_examples, domain=domain, num_domains=num_domains or 1
     )
     optimizer = server or optax.sgd(1.0)
@@ -518,7 +520,7 @@ def agnostic_fedavg(
         else:
             beta = seen.count @ scale
         beta, total, count = (
-            first_look.by_client(x, cohort, data.num_clients) for x in (beta, *seen)
+            cohort_loss.by_client(x, cohort, data.num_clients) for x in (beta, *seen)
         )
         return _AgnosticMessage(state.params, scale, beta, Mean(total, count))
 
@@ -543,7 +545,7 @@ def agnostic_fedavg(
         )
         return new, {"mixture": state.mixture, "domain_loss": seen.value}
 
-    return rounds.federated(
+    return engine.federated(
         rule=_domain_weighted_sgd(model, client_optimizer, loss, regularizer, domain),
         sampler=sampler or sampling.everyone(),
         aggregator=aggregators.mean(),
@@ -690,7 +692,7 @@ def fair_flearn_afl(
         mean = _running_mean(state.mean_params, params, num_steps)
         return FairFlearnState(params, mixture, mean, num_steps), {"mixture": state.mixture}
 
-    return rounds.federated(
+    return engine.federated(
         rule=ClientRule(base.init, begin, step, finish),
         sampler=sampling.everyone(),
         aggregator=aggregators.mean(),

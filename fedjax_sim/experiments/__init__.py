@@ -6,17 +6,17 @@ which makes its `RunFolder`, prints its tables and writes results.json and pictu
 """
 
 EXPERIMENTS: dict[str, str] = {
-    "agnostic-adult": "fedjax_sim.experiments.agnostic_adult",
-    "agnostic-fashion": "fedjax_sim.experiments.agnostic_fashion",
-    "agnostic-language": "fedjax_sim.experiments.agnostic_language",
-    "fair-adult": "fedjax_sim.experiments.fair_adult",
-    "fair-shakespeare": "fedjax_sim.experiments.fair_shakespeare",
-    "pfnm-mnist": "fedjax_sim.experiments.pfnm_mnist",
-    "pfnm-cifar10": "fedjax_sim.experiments.pfnm_cifar10",
-    "fedma-fashion": "fedjax_sim.experiments.fedma_fashion",
-    "lens-fashion": "fedjax_sim.experiments.lens_fashion",
-    "lens-adult": "fedjax_sim.experiments.lens_adult",
-    "backdoor-fashion": "fedjax_sim.experiments.backdoor_fashion",
-    "robust-mnist": "fedjax_sim.experiments.robust_mnist",
+    "agnostic-adult": "fedjax_sim.experiments.agnostic.adult",
+    "agnostic-fashion": "fedjax_sim.experiments.agnostic.fashion",
+    "agnostic-language": "fedjax_sim.experiments.agnostic.language",
+    "fair-adult": "fedjax_sim.experiments.fair.adult",
+    "fair-shakespeare": "fedjax_sim.experiments.fair.shakespeare",
+    "pfnm-mnist": "fedjax_sim.experiments.matching.pfnm_mnist",
+    "pfnm-cifar10": "fedjax_sim.experiments.matching.pfnm_cifar10",
+    "fedma-fashion": "fedjax_sim.experiments.matching.fedma_fashion",
+    "lens-fashion": "fedjax_sim.experiments.robust.lens_fashion",
+    "lens-adult": "fedjax_sim.experiments.robust.lens_adult",
+    "backdoor-fashion": "fedjax_sim.experiments.robust.backdoor_fashion",
+    "robust-mnist": "fedjax_sim.experiments.robust.mnist",
 }
 """name -> module, imported only when it is run."""

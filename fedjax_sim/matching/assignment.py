@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim import checks
 from fedjax_sim.base import Array
+from fedjax_sim.ops import checks
 
 
 def assignment(costs: Array, *, rows: Array | None = None) -> Array:

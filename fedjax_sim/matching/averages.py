@@ -9,10 +9,10 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim import checks, trees
 from fedjax_sim.base import Array, Params
 from fedjax_sim.matching.assignment import assignment
 from fedjax_sim.matching.axes import Axes, chosen, described, split
+from fedjax_sim.ops import checks, trees
 
 
 def matched_average(params: Params, *, axes: Axes | None = None, num_passes: int = 3) -> Params:

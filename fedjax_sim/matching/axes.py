@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from fedjax_sim import trees
 from fedjax_sim.base import Array, Params
+from fedjax_sim.ops import trees
 
 Axes = Mapping[str, Sequence[str | None]]
 """Name of an array, as `trees.flat_dict` gives it -> the layer of each of its axes, or None."""

@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim import checks, trees
 from fedjax_sim.base import Array, Key, Params
 from fedjax_sim.matching.axes import Axes, Description, chosen, described, split, spread
 from fedjax_sim.matching.networks import neuron_budget
 from fedjax_sim.matching.neurons import MatchedLayer, Prior, Rows, match_layer
+from fedjax_sim.ops import checks, trees
 
 Retrain = Callable[[Key, Params, Params], Params]
 """retrain(key, params [J, ...], frozen) -> params: train all clients, some arrays held fixed.

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fedjax_sim import checks
 from fedjax_sim.base import Array, Key
 from fedjax_sim.matching.neurons import Prior, Rows, match_layer
+from fedjax_sim.ops import checks
 
 Network = Sequence[tuple[Any, Any]]
 """Layers `(kernel [in, out], bias [out])`; stacked clients have a leading axis [J]."""

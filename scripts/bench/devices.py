@@ -22,7 +22,7 @@ import numpy as np
 from harness import Training
 from jax.sharding import Mesh
 
-from fedjax_sim import devices
+from fedjax_sim.ops import devices
 
 
 def main() -> None:

@@ -26,7 +26,8 @@ import numpy as np
 from harness import Seconds, Training
 from roofline import floor, measure_peaks
 
-from fedjax_sim import devices, sampling
+from fedjax_sim.ops import devices
+from fedjax_sim.servers import sampling
 
 
 def main() -> None:

@@ -18,10 +18,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fedjax_sim import algorithms, devices, models
+from fedjax_sim import algorithms, models
+from fedjax_sim.analysis.runfolder import versions
 from fedjax_sim.base import Model, Params
 from fedjax_sim.data import Batching, FederatedData, size_facts
-from fedjax_sim.runfolder import versions
+from fedjax_sim.ops import devices
 
 WIDTH = 140
 """Columns of a printed table, also where the output is no terminal."""

@@ -25,8 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fedjax_sim import matching
-from fedjax_sim.experiments.pfnm import GRID
-from fedjax_sim.runfolder import versions
+from fedjax_sim.analysis.runfolder import versions
+from fedjax_sim.experiments.matching.pfnm import GRID
 
 INPUTS, HIDDEN, CLASSES, ATOMS = 784, 100, 10, 250
 

@@ -23,7 +23,8 @@ import harness
 import jax
 from harness import Training
 
-from fedjax_sim import aggregators, sampling
+from fedjax_sim import aggregators
+from fedjax_sim.servers import sampling
 
 SIZE = 20  # one batch, so that the data leave room for the rest to be seen
 

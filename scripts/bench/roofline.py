@@ -27,7 +27,7 @@ from harness import Training, Workload
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from fedjax_sim import devices
+from fedjax_sim.ops import devices
 
 SIZE, BATCH_SIZE = 60, 20
 CLIENTS = {"logistic": 1000, "mlp": 200, "cnn": 10, "emnist": 10, "cifar10": 10, "lstm": 4}

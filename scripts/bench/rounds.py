@@ -33,7 +33,7 @@ from typing import Any
 import harness
 import numpy as np
 
-from fedjax_sim import datasets
+from fedjax_sim.data import datasets
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

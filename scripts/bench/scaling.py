@@ -24,7 +24,7 @@ from typing import Any
 import harness
 from harness import Seconds, Training
 
-from fedjax_sim import sampling
+from fedjax_sim.servers import sampling
 
 SIZE, BATCH_SIZE = 60, 20
 STEPS = SIZE // BATCH_SIZE

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_sim import simplex
+from fedjax_sim.ops import simplex
 
 SHAPES = ((4096, 100), (4096, 10), (50, 2), (1, 1000))
 

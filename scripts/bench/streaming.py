@@ -27,9 +27,10 @@ import optax
 from rich.console import Console
 from rich.table import Table
 
-from fedjax_sim import algorithms, models, sampling, simulate, streaming
-from fedjax_sim.data import Batching
-from fedjax_sim.runfolder import versions
+from fedjax_sim import algorithms, models, simulate
+from fedjax_sim.analysis.runfolder import versions
+from fedjax_sim.data import Batching, disk
+from fedjax_sim.servers import sampling
 
 EXAMPLES, FEATURES, CLASSES, SEGMENT = 60, 784, 10, 5
 
@@ -50,7 +51,7 @@ def main() -> None:
         table.add_column(column, justify="left" if column == "way" else "right")
     for num_clients in options.clients:
         with tempfile.TemporaryDirectory() as folder:
-            population = streaming.write(folder, clients(num_clients))
+            population = disk.write(folder, clients(num_clients))
             size = sum(file.stat().st_size for file in Path(folder).iterdir())
             for way in ("resident", "streamed"):
                 command = [sys.executable, __file__, "--measure", way, folder]
@@ -80,7 +81,7 @@ def clients(num_clients: int) -> Iterator[dict[str, np.ndarray]]:
 
 def measure(way: str, folder: str, cohort_size: int, num_rounds: int) -> dict[str, float]:
     """One way of running, in this process."""
-    population = streaming.Population(folder)
+    population = disk.Population(folder)
     everybody = np.arange(population.num_clients)
     data = population if way == "streamed" else population.load(everybody)
     model = models.logistic(CLASSES)

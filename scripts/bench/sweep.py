@@ -22,7 +22,7 @@ import optax
 from fedjax_sim import algorithms, simulate
 from fedjax_sim.base import Algorithm
 from fedjax_sim.data import Batching
-from fedjax_sim.experiments import agnostic_adult
+from fedjax_sim.experiments.agnostic import adult as agnostic_adult
 
 LEARNING_RATES = (0.03, 0.1, 0.3, 1.0)
 

@@ -4,7 +4,7 @@ import json
 import sys
 import time
 
-from fedjax_sim import devices
+from fedjax_sim.ops import devices
 
 devices.use_all_cores()
 

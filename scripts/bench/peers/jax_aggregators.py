@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fedjax_sim import aggregators, devices, stacks
+from fedjax_sim import aggregators
+from fedjax_sim.ops import devices, stacked
 
 rule, way, num_clients, size, num_calls = *sys.argv[1:3], *map(int, sys.argv[3:])
 f = num_clients // 5
@@ -39,7 +40,7 @@ def ours(updates):
 def spread(updates):
     """As after the clients' work: every device has some rows, and they are exchanged first."""
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        columns = NamedSharding(mesh, stacks.column_spec(updates, mesh.abstract_mesh))
+        columns = NamedSharding(mesh, stacked.column_spec(updates, mesh.abstract_mesh))
         return ours(jax.lax.with_sharding_constraint(updates, columns))
 
 

@@ -1,0 +1,245 @@
+"""The command line: `fedjax-sim train | reproduce NAME | datasets`.
+
+Whatever needs jax is imported by the command that needs it, so that help and typing errors come at
+once.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from fedjax_sim import __version__
+from fedjax_sim.cli.options import TrainOptions, load_toml, resumed
+
+_HELP = """\
+usage: fedjax-sim COMMAND [OPTIONS]
+
+Simulate federated learning on JAX: a round is one pure function, a training run one compiled scan.
+
+commands:
+  train             Train a model over clients: any data set, partition, model and algorithm.
+  reproduce NAME    Repeat an experiment of a paper.
+  datasets          List the data sets, and how to get them.
+
+`fedjax-sim COMMAND --help` shows the options of a command, `fedjax-sim --version` the version.
+
+examples:
+  fedjax-sim train                               # 100 clients on data that comes with the package
+  fedjax-sim train --alpha 0.1 --algorithm fedadam --rounds 200 --output runs/skewed
+  fedjax-sim train --config runs/skewed/config.toml --seed 1     # the same with another seed
+  fedjax-sim reproduce agnostic-adult            # the average and its smallest client
+
+A run writes a folder: config.json and config.toml (what was run), results.json (the summary),
+metrics.jsonl (every evaluation, while it runs), per_client.npz, params.npz and pictures. It never
+overwrites a folder unless told to, and Ctrl-C keeps what is done.
+"""
+
+_TRAIN_HELP = """\
+Train a model over simulated clients.
+
+Deals a data set out to clients, trains by federated rounds, evaluates every client, and writes the
+results with pictures to a folder.
+
+Examples:
+- fedjax-sim train
+- fedjax-sim train --dataset fashion_mnist --num-clients 1000 --cohort-size 100 --alpha 0.3
+- fedjax-sim train --dataset adult --model logistic --partition by_group --group doctorate \
+--algorithm agnostic --rounds 1000
+- fedjax-sim train --config experiment.toml --seed 1 --output runs/seed-1
+- fedjax-sim train --dataset patients.csv --label outcome --partition by_group --group hospital
+- fedjax-sim train --rounds 10000 --checkpoint-every 500 --output runs/long
+- fedjax-sim train --resume runs/long
+
+Exit status: 0 done; 1 the training failed; 2 wrong options or data; 130 interrupted. After 1 and \
+130, what was done is written."""
+
+_CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its status."""
+    args = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in args
+    try:
+        status = _dispatch(args)
+    except KeyboardInterrupt:
+        _complain("interrupted at once; only what had been written before is kept.")
+        status = 130
+    except BrokenPipeError:  # `fedjax-sim train --help | head`
+        # What is still buffered would raise again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 141  # what shells report for a closed pipe
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        if debug:
+            raise
+        _complain(str(error))
+        status = 2
+    except (RuntimeError, MemoryError) as error:
+        # The failures of a run, such as a diverged client, come with a message for its user.
+        if debug:
+            raise
+        _complain(str(error))
+        status = 1
+    sys.exit(status)
+
+
+def _complain(message: str) -> None:
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print("error:", style="bold red", end=" ")
+    console.print(message, style="red", markup=False)
+
+
+def _dispatch(args: list[str]) -> int:
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "train": _train,
+        "reproduce": _reproduce,
+        "datasets": _datasets,
+    }
+    command, rest = (args[0], args[1:]) if args else ("--help", [])
+    if command in ("-h", "--help", "help"):
+        print(_HELP, end="")
+        return 0
+    if command == "--version":
+        print(f"fedjax-sim {__version__}")
+        return 0
+    if command not in commands:
+        raise ValueError(_unknown("command", command, [*commands]))
+    return commands[command](rest)
+
+
+def _unknown(what: str, name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    guess = f" Did you mean {near[0]!r}?" if near else ""
+    return f"unknown {what} {name!r}.{guess} Choose one of: {', '.join(known)}."
+
+
+def _train(args: list[str]) -> int:
+    config, folder = (_option_value(args, option) for option in ("--config", "--resume"))
+    if config is not None and folder is not None:
+        raise ValueError("give --config or --resume, not both: a run is continued by its options.")
+    default = TrainOptions()
+    if config is not None:
+        default = load_toml(config)
+    elif folder is not None:
+        default = resumed(folder)
+    options = tyro.cli(
+        TrainOptions,
+        prog="fedjax-sim train",
+        description=_TRAIN_HELP,
+        args=args,
+        default=default,
+        config=_CONFIG,
+    )
+    from fedjax_sim.cli import train
+
+    return train.main(options)
+
+
+def _option_value(args: list[str], option: str) -> str | None:
+    """The value of an option, read before the rest can be parsed; the last one counts."""
+    value = None
+    for i, arg in enumerate(args):
+        if arg == option and i + 1 < len(args):
+            value = args[i + 1]
+        elif arg.startswith(f"{option}="):
+            value = arg.removeprefix(f"{option}=")
+    return value
+
+
+def _reproduce(args: list[str]) -> int:
+    from fedjax_sim.experiments import EXPERIMENTS
+
+    if not args or args[0] in ("-h", "--help"):
+        print("usage: fedjax-sim reproduce NAME [OPTIONS]\n\nRepeat an experiment of a paper.\n")
+        print("experiments:")
+        for name, where in EXPERIMENTS.items():
+            print(f"  {name}\n      {_first_line(where)}")
+        print("\n`fedjax-sim reproduce NAME --help` shows the options of an experiment.")
+        return 0 if args else 2
+    name, rest = args[0], args[1:]
+    if name not in EXPERIMENTS:
+        raise ValueError(_unknown("experiment", name, [*EXPERIMENTS]))
+    module = importlib.import_module(EXPERIMENTS[name])
+    if "debug" not in {field.name for field in dataclasses.fields(module.Options)}:
+        # `main` has seen it.
+        rest = [arg for arg in rest if arg != "--debug"]
+    options = tyro.cli(
+        module.Options,
+        prog=f"fedjax-sim reproduce {name}",
+        description=inspect.getdoc(module),
+        args=rest,
+        config=_CONFIG,
+    )
+    module.main(options)
+    return 0
+
+
+def _first_line(module: str) -> str:
+    """The first line of a module's docstring, without importing it."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ImportError(f"there is no module {module}.")
+    docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8")))
+    return (docstring or "").partition("\n")[0]
+
+
+_FROM_TFDS = "tensorflow-datasets downloads it, or --folder with its files"
+_ORIGINS = {
+    "adult": ("UCI Machine Learning Repository, CC BY 4.0", "comes with the package"),
+    "fashion_small": ("Zalando Research, MIT", "comes with the package"),
+    "fashion_mnist": (
+        "Zalando Research, MIT",
+        f"Debian's package dataset-fashion-mnist; or {_FROM_TFDS}",
+    ),
+    "mnist": ("LeCun et al. from NIST's, CC BY-SA 3.0", _FROM_TFDS),
+    "cifar10": ("Krizhevsky, University of Toronto, no licence stated", _FROM_TFDS),
+    "emnist": ("Cohen et al. from NIST's, no licence stated", _FROM_TFDS),
+    "federated_emnist": (
+        "LEAF and TensorFlow Federated from NIST's, no licence stated",
+        "--folder with fed_emnist_train.h5 and fed_emnist_test.h5 of TensorFlow Federated",
+    ),
+    "shakespeare": (
+        "LEAF and TensorFlow Federated from Project Gutenberg's, public domain",
+        "--folder with shakespeare_train.h5 and shakespeare_test.h5 of TensorFlow Federated",
+    ),
+}
+"""data set -> (where it comes from and its licence, how to get it)."""
+
+
+def _datasets(args: list[str]) -> int:
+    if args:
+        print("usage: fedjax-sim datasets\n\nList the data sets, and how to get them.")
+        return 0 if args[0] in ("-h", "--help") else 2
+    from fedjax_sim.data.datasets import DATASETS
+
+    table = Table("name", "what", "how to get it", box=box.SIMPLE_HEAD)
+    table.columns[0].no_wrap = True
+    for name, function in DATASETS.items():
+        what = (inspect.getdoc(function) or "").partition("\n")[0]
+        origin, source = _ORIGINS[name]
+        table.add_row(name, f"{what}\n[dim]{origin}[/]", source, end_section=True)
+    table.add_row(
+        "tfds:NAME",
+        "Any classification data set of tensorflow-datasets, such as tfds:svhn_cropped.",
+        "tensorflow-datasets downloads it to --folder",
+        end_section=True,
+    )
+    table.add_row("FILE.csv", "A table of your own.", "--label names its column with the classes")
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        "More data of your own: datasets.from_images, from_arrays and tff_hdf5 of the library."
+    )
+    return 0

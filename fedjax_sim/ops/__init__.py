@@ -1,0 +1,1 @@
+"""Numerics and checks that know nothing of federated learning."""

@@ -1,0 +1,1 @@
+"""What the server keeps and sends, and whom it asks."""

@@ -1,0 +1,135 @@
+"""Which clients take part in a round."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_sim.base import Array, Cohort, Key, PyTree, Sampler
+from fedjax_sim.ops import checks, permutation
+
+
+def everyone() -> Sampler:
+    """All clients in every round, in the order of their ids (C = N)."""
+
+    def apply(key: Key, state: PyTree, sizes: Array) -> tuple[PyTree, Cohort]:
+        ids = jnp.arange(sizes.shape[0], dtype=jnp.int32)
+        return state, Cohort(ids, ids >= 0)
+
+    return Sampler(lambda sizes: (), apply)
+
+
+def uniform(cohort_size: int) -> Sampler:
+    """Sample a cohort uniformly without replacement.
+
+    Every client is as likely as any other, whatever it owns. Combine it with `aggregators.mean`
+    (weights by examples) for the FedAvg of McMahan et al. 2017, or with `aggregators.uniform_mean`.
+
+    Args:
+        cohort_size: C, in [1, N].
+
+    Raises:
+        ValueError: at `init`, if the population has fewer than `cohort_size` clients.
+
+    Cost: O(C) a round, whatever N is.
+    """
+    checks.positive_int("cohort_size", cohort_size)
+
+    def init(sizes: Array) -> PyTree:
+        _check_cohort(cohort_size, sizes.shape[0])
+        return ()
+
+    def apply(key: Key, state: PyTree, sizes: Array) -> tuple[PyTree, Cohort]:
+        slots = jnp.arange(cohort_size, dtype=jnp.int32)
+        ids = permutation.permute(permutation.words(key), sizes.shape[0], slots, unroll=False)
+        return state, Cohort(ids, slots >= 0)
+
+    return Sampler(init, apply)
+
+
+def by_weight(
+    cohort_size: int, weights: Array | np.ndarray | None = None, *, replace: bool = True
+) -> Sampler:
+    """Sample clients with probability proportional to a weight.
+
+    With replacement and the number of examples as the weight, the *uniform* mean of the cohort is
+    an unbiased estimate of the data-weighted mean of the population (Li et al., "Federated
+    Optimization in Heterogeneous Networks", MLSys 2020): combine it with
+    `aggregators.uniform_mean`. A client that is drawn twice does the same work and counts twice.
+
+    Args:
+        cohort_size: C >= 1; without replacement at most N.
+        weights: [N], >= 0, not all 0; None takes every client's number of examples.
+        replace: False draws distinct clients, one after another (Gumbel top-k).
+
+    Raises:
+        ValueError: at `init`, if `weights` has the wrong length or the cohort is too large.
+
+    Cost: O(N) a round with replacement, O(N log N) without.
+    """
+    checks.positive_int("cohort_size", cohort_size)
+    if weights is not None:
+        host = np.asarray(weights)
+        if host.ndim != 1 or not np.isfinite(host).all() or (host < 0).any() or not host.any():
+            values = f" with range [{host.min()}, {host.max()}]" if host.size else ""
+            raise ValueError(
+                "weights must be one number >= 0 a client, finite and not all 0, got an array of "
+                f"shape {host.shape}{values}."
+            )
+        if not replace and (host > 0).sum() < cohort_size:
+            raise ValueError(
+                f"cohort_size must be <= {(host > 0).sum()}, the number of clients with a positive "
+                f"weight, got {cohort_size}. Use replace=True or a smaller cohort."
+            )
+
+    def init(sizes: Array) -> PyTree:
+        if weights is not None and len(weights) != sizes.shape[0]:
+            raise ValueError(
+                f"weights must have one entry a client ({sizes.shape[0]}), got {len(weights)}."
+            )
+        if not replace:
+            _check_cohort(cohort_size, sizes.shape[0])
+        return ()
+
+    def apply(key: Key, state: PyTree, sizes: Array) -> tuple[PyTree, Cohort]:
+        logits = jnp.log(jnp.asarray(sizes if weights is None else weights, jnp.float32))
+        if replace:
+            ids = jax.random.categorical(key, logits, shape=(cohort_size,))
+        else:
+            _, ids = jax.lax.top_k(logits + jax.random.gumbel(key, logits.shape), cohort_size)
+        return state, Cohort(ids.astype(jnp.int32), jnp.ones(cohort_size, bool))
+
+    return Sampler(init, apply)
+
+
+def with_root(sampler: Sampler) -> Sampler:
+    """Let the last client of the population take part in every round, in the last slot.
+
+    For a server that has data of its own (a root data set), as client N - 1: its update, made like
+    everybody's, is what `aggregators.fltrust` and `aggregators.monna` trust. The other slots are
+    filled by `sampler`, which sees a population of N - 1.
+
+    Raises:
+        ValueError: at `init`, if there are no other clients.
+    """
+
+    def init(sizes: Array) -> PyTree:
+        if sizes.shape[0] < 2:
+            raise ValueError("with_root needs clients beside the root, got a population of 1.")
+        return sampler.init(sizes[:-1])
+
+    def apply(key: Key, state: PyTree, sizes: Array) -> tuple[PyTree, Cohort]:
+        num_clients = sizes.shape[0]
+        state, cohort = sampler.apply(key, state, sizes[:-1])
+        # An empty slot holds the id that nobody has, which is one more here.
+        ids = jnp.append(jnp.where(cohort.mask, cohort.ids, num_clients), num_clients - 1)
+        return state, Cohort(ids.astype(jnp.int32), jnp.append(cohort.mask, True))
+
+    return Sampler(init, apply)
+
+
+def _check_cohort(cohort_size: int, num_clients: int) -> None:
+    if cohort_size > num_clients:
+        raise ValueError(
+            f"cohort_size must be <= {num_clients}, the number of clients, got {cohort_size}. "
+            "Use sampling.everyone() for all of them."
+        )

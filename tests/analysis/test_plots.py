@@ -1,0 +1,334 @@
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fedjax_sim.analysis import plots
+
+
+def drawn_bars(axes: Axes) -> np.ndarray:
+    """[clients, classes] widths of the stacked bars, each bar starting where the last one ended."""
+    stacks: list[Any] = list(axes.containers)
+    left = np.array([[bar.get_x() for bar in stack] for stack in stacks]).T
+    width = np.array([[bar.get_width() for bar in stack] for stack in stacks]).T
+    np.testing.assert_allclose(left[:, 1:], np.cumsum(width, axis=1)[:, :-1])
+    return width
+
+
+def drawn_map(figure: Figure) -> np.ndarray:
+    """[clients, classes] values of the heat map."""
+    return np.asarray(figure.axes[1].images[0].get_array()).T
+
+
+def tick_names(figure: Figure, axes: Axes, axis: str) -> list[str]:
+    """The names along an axis as rendered; fails where two of them overlap."""
+    figure.draw_without_rendering()
+    labels = [label for label in getattr(axes, f"get_{axis}ticklabels")() if label.get_text()]
+    boxes = sorted((label.get_window_extent() for label in labels), key=lambda b: (b.x0, b.y0))
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
+    return [label.get_text() for label in labels]
+
+
+def test_few_clients_are_stacked_bars_of_counts() -> None:
+    counts = np.array([[306, 107], [24_412, 0]])
+    figure = plots.label_counts(
+        counts, class_names=["<=50K", ">50K"], client_names=["doctorate", "others"]
+    )
+    (axes,) = figure.axes
+    np.testing.assert_array_equal(drawn_bars(axes), counts)
+    assert tick_names(figure, axes, "y") == ["doctorate", "others"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["<=50K", ">50K"]
+    assert axes.get_ylim() == (1.5, -0.5)  # the first client on top
+    assert figure.dpi == 150
+
+
+def test_many_classes_are_a_heat_map_of_mixtures_below_the_sizes(rng: np.random.Generator) -> None:
+    counts = rng.integers(0, 50, (12, 10))
+    counts[3] = 0  # an empty client
+    figure = plots.label_counts(counts, class_names=[f"class {k}" for k in range(10)])
+    sizes, mixture = figure.axes[:2]
+    np.testing.assert_allclose(
+        drawn_map(figure), counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    )
+    stairs: Any = sizes.patches[0]
+    np.testing.assert_array_equal(stairs.get_data().values, counts.sum(axis=1))
+    assert tick_names(figure, mixture, "y") == [f"class {k}" for k in range(10)]
+    assert tick_names(figure, mixture, "x") == [str(i) for i in range(12)]
+    assert sizes.get_xlim() == mixture.get_xlim() == (-0.5, 11.5)
+
+
+@pytest.mark.parametrize(
+    ("num_clients", "num_classes"), [(1, 1), (2, 8), (40, 8), (40, 62), (41, 2), (1_000, 10)]
+)
+@pytest.mark.parametrize("sort", [False, True])
+def test_names_never_overlap(
+    num_clients: int, num_classes: int, sort: bool, rng: np.random.Generator
+) -> None:
+    figure = plots.label_counts(
+        rng.integers(0, 99, (num_clients, num_classes)),
+        client_names=[f"writer {i}" for i in range(num_clients)],
+        sort=sort,
+    )
+    axes = figure.axes[-2:][0]
+    assert tick_names(figure, axes, "x")
+    assert tick_names(figure, axes, "y")
+
+
+def test_more_clients_than_columns_are_averaged(rng: np.random.Generator) -> None:
+    counts = rng.integers(1, 9, (12_000, 3))
+    mixture = counts / counts.sum(axis=1, keepdims=True)
+    figure = plots.label_counts(counts)
+    found = drawn_map(figure)
+    assert len(found) < 1_000
+    np.testing.assert_allclose(found, mixture.reshape(len(found), -1, 3).mean(axis=1))
+    assert figure.axes[1].get_xlim() == (-0.5, 11_999.5)
+
+
+def test_sort_puts_clients_with_the_same_main_class_side_by_side() -> None:
+    counts = np.array([[1, 5], [9, 1], [0, 0], [2, 90], [3, 1]])
+    figure = plots.label_counts(counts, client_names=list("abcde"), sort=True)
+    (axes,) = figure.axes
+    assert tick_names(figure, axes, "y") == ["b", "e", "c", "d", "a"]
+    np.testing.assert_array_equal(drawn_bars(axes), counts[[1, 4, 2, 3, 0]])
+    assert "sorted" in axes.get_ylabel()
+
+
+@pytest.mark.parametrize(("largest", "scale"), [(100, "linear"), (100_000, "log")])
+def test_sizes_are_logarithmic_only_when_one_client_dwarfs_the_rest(
+    largest: int, scale: str
+) -> None:
+    counts = np.full((50, 2), 10)
+    counts[7] = largest
+    assert plots.label_counts(counts).axes[0].get_yscale() == scale
+
+
+def spread(values: np.ndarray) -> dict[str, np.ndarray]:
+    return {
+        "mean": values.mean(1),
+        "worst": values.min(1),
+        "percentile_10": np.percentile(values, 10, axis=1),
+        "percentile_90": np.percentile(values, 90, axis=1),
+    }
+
+
+def test_learning_curves_draw_mean_worst_and_band(rng: np.random.Generator) -> None:
+    at = np.array([0, 10, 20])
+    train, test = rng.random((3, 7)), rng.random((3, 7))
+    figure = plots.learning_curves(
+        at,
+        {
+            "train/accuracy": spread(train),
+            "test/accuracy": spread(test),
+            "train/loss": {"mean": np.array([3.0, 2.0, 1.0])},
+        },
+    )
+    accuracy, loss = figure.axes
+    assert [axes.get_ylabel() for axes in figure.axes] == ["accuracy", "loss"]
+    drawn = [np.asarray(line.get_ydata()) for line in accuracy.lines]
+    expected = [train.mean(1), train.min(1), test.mean(1), test.min(1)]
+    np.testing.assert_allclose(drawn, expected)
+    assert [line.get_linestyle() for line in accuracy.lines] == ["-", "--", "-", "--"]
+    first, _, second, _ = (line.get_color() for line in accuracy.lines)
+    assert first != second == accuracy.lines[3].get_color()
+    bands = [band.get_paths()[0].vertices for band in accuracy.collections]
+    for band, values in zip(bands, (train, test), strict=True):
+        low, high = np.percentile(values, [10, 90], axis=1)
+        assert band[:, 1].min() == low.min() and band[:, 1].max() == high.max()
+    assert [line.get_ydata().tolist() for line in loss.lines] == [[3.0, 2.0, 1.0]]
+    assert loss.lines[0].get_color() == first and not loss.collections
+    (legend,) = figure.legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert texts == ["train mean", "train worst client", "test mean", "test worst client"]
+    assert "10th to 90th" in legend.get_title().get_text()
+
+
+def test_a_single_evaluation_is_visible() -> None:
+    figure = plots.learning_curves([0], {"accuracy": {"mean": [0.5]}})
+    (line,) = figure.axes[0].lines
+    assert line.get_marker() == "." and line.get_label() is not None
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["mean"]
+    means = {"krum/loss": {"mean": [0.5]}, "median/loss": {"mean": [0.4]}}
+    legend = plots.learning_curves([0], means).legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == ["krum", "median"]
+
+
+def test_client_distribution_is_the_share_of_clients_at_or_below() -> None:
+    values = {"train": [0.2, 0.8, 0.4, 0.6], "test": [0.5, np.nan], "none": [np.nan]}
+    figure = plots.client_distribution(values, label="accuracy")
+    (axes,) = figure.axes
+    train, test = axes.lines
+    x, y = np.asarray(train.get_xdata()), np.asarray(train.get_ydata())
+    assert [y[x <= at].max() for at in (0.2, 0.4, 0.6, 0.8)] == [0.25, 0.5, 0.75, 1.0]
+    assert test.get_label() == "test, N = 1" and axes.get_xlabel() == "accuracy"
+
+
+def test_fairness_tradeoff_joins_the_points_in_their_order() -> None:
+    figure = plots.fairness_tradeoff({"q = 0": (50.0, 9.0), "q = 1": (49.5, 4.0)}, label="mean")
+    (axes,) = figure.axes
+    np.testing.assert_array_equal(axes.lines[0].get_xydata(), [[9, 50], [4, 49.5]])
+    assert [text.get_text() for text in axes.texts] == ["q = 0", "q = 1"]
+    assert axes.get_xlabel() == "variance over clients"
+    runs = {"q = 0": ([50, 52], [9, 9]), "q = 1": ([49, 50], [4, 6])}
+    (axes,) = plots.fairness_tradeoff(runs, label="mean").axes
+    lines = [line.get_xydata().tolist() for line in axes.lines]
+    assert lines == [[[9, 50], [4, 49]], [[9, 52], [6, 50]], [[9, 51], [5, 49.5]]]
+
+
+@pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG"), (".pdf", b"%PDF")])
+def test_save_makes_folders_and_a_file_of_the_named_format(
+    tmp_path: Path, suffix: str, magic: bytes
+) -> None:
+    path = tmp_path / "new" / "folder" / f"counts{suffix}"
+    plots.save(plots.label_counts([[1, 2], [3, 4]]), path)
+    assert path.read_bytes().startswith(magic)
+
+
+def test_the_picture_holds_every_colour_it_should(tmp_path: Path) -> None:
+    plots.save(plots.label_counts(np.ones((3, 8))), tmp_path / "bars.png")
+    from matplotlib.image import imread
+
+    pixels = np.round(imread(tmp_path / "bars.png")[..., :3] * 255).astype(int)
+    seen = {tuple(colour) for colour in np.unique(pixels.reshape(-1, 3), axis=0)}
+    expected = {
+        tuple(int(c[i : i + 2], 16) for i in (1, 3, 5))
+        for c in ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
+    }
+    assert expected <= seen
+
+
+def test_leaves_global_settings_alone() -> None:
+    before = dict(matplotlib.rcParams)
+    plots.label_counts([[1, 2], [3, 4]])
+    with pytest.raises(ValueError):
+        plots.label_counts([[1, 2]], class_names=["one"])
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_needs_neither_pyplot_nor_matplotlib_at_import(tmp_path: Path) -> None:
+    script = """if True:
+        import sys
+        from fedjax_sim import plots
+        assert "matplotlib" not in sys.modules
+        plots.save(plots.label_counts([[1, 2], [3, 4]]), sys.argv[1])
+        assert "matplotlib.pyplot" not in sys.modules
+    """
+    path = tmp_path / "counts.png"
+    subprocess.run([sys.executable, "-c", script, str(path)], check=True)
+    assert path.exists()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: plots.label_counts([1, 2]), r"counts must have shape .* got \(2,\)"),
+        (lambda: plots.label_counts(np.zeros((0, 3))), r"got \(0, 3\)"),
+        (lambda: plots.label_counts([[1, -1]]), "finite and >= 0"),
+        (lambda: plots.label_counts([[1, np.nan]]), "finite and >= 0"),
+        (lambda: plots.label_counts([[1, 2]], class_names=["a"]), "class_names must hold 2 names"),
+        (lambda: plots.label_counts([[1, 2]], client_names=[]), "client_names must hold 1 names"),
+        (lambda: plots.learning_curves([0], {}), "at least one metric"),
+        (
+            lambda: plots.learning_curves([0, 1], {"loss": {"mean": [1.0]}}),
+            r"mean of loss must have a value for each of the 2 rounds, got shape \(1,\)",
+        ),
+        (lambda: plots.client_distribution({}, label=""), "at least one finite value"),
+        (lambda: plots.client_distribution({"a": [np.nan]}, label=""), "at least one finite"),
+        (lambda: plots.fairness_tradeoff({}, label="x"), "at least one method"),
+        (
+            lambda: plots.fairness_tradeoff({"a": (1.0, float("nan"))}, label="x"),
+            "points must be finite, got .* for 'a'",
+        ),
+    ],
+)
+def test_bad_input(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_tradeoff_marks_means_and_spread():
+    figure = plots.tradeoff({"a": ([1, 3], [5, 7]), "b": ([2], [4])}, x="size", y="gain")
+    axes = figure.axes[0]
+    lines = [line for line in axes.lines if line.get_marker() in "osD^vP"]
+    marks = [(*line.get_xdata(), *line.get_ydata()) for line in lines]
+    assert marks == [(2.0, 6.0), (2.0, 4.0)]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("size", "gain")
+    (axes,) = plots.tradeoff({"a": ([[1, 3], [4, 6]], [[5, 7], [8, 8]])}, x="", y="").axes
+    path = next(line for line in axes.lines if line.get_linestyle() == "-")
+    assert path.get_xydata().tolist() == [[2, 6], [5, 8]]
+    with pytest.raises(ValueError, match="at least one row"):
+        plots.tradeoff({}, x="", y="")
+    with pytest.raises(ValueError, match="'a' must be two arrays"):
+        plots.tradeoff({"a": ([1, 2], [1])}, x="", y="")
+
+
+def test_series_draws_means_at_the_settings():
+    figure = plots.series([10, 30], {"a": [[1, 3], [5, 5]]}, x="clients", y="accuracy")
+    line = next(line for line in figure.axes[0].lines if line.get_linestyle() == "-")
+    assert line.get_xdata().tolist() == [10, 30] and line.get_ydata().tolist() == [2.0, 5.0]
+    with pytest.raises(ValueError, match=r"'a' must have shape \[1, runs\]"):
+        plots.series([10], {"a": [[1], [2]]}, x="", y="")
+
+
+def test_image_rows_leave_missing_images_blank():
+    images = np.ones((2, 3, 4, 4))
+    images[1, 2] = np.nan
+    figure = plots.image_rows(images, row_names="ab", column_names="xyz")
+    assert [len(axes.images) for axes in figure.axes] == [1, 1, 1, 1, 1, 0]
+    coloured = plots.image_rows(np.ones((1, 1, 4, 4, 3)), row_names="a", column_names="x")
+    assert coloured.axes[0].images[0].get_array().shape == (4, 4, 3)
+    with pytest.raises(ValueError, match="images must have shape"):
+        plots.image_rows(np.ones((2, 3, 4)), row_names="ab", column_names="xyz")
+
+
+def test_sharing_sorts_the_most_shared_neurons_first():
+    figure = plots.sharing([[0, 2, 3], [2, 1, 9], [2, 3, 9]], 4)
+    top, bottom = figure.axes
+    assert [patch.get_height() for patch in top.patches] == [2, 1, 1]
+    table = np.asarray(bottom.images[0].get_array())
+    assert table.sum(axis=0).tolist() == [3, 2, 1, 1]
+    with pytest.raises(ValueError, match="slots must have shape"):
+        plots.sharing([1, 2], 3)
+
+
+def test_heat_map_writes_its_numbers_and_leaves_nan_blank():
+    figure = plots.heat_map(
+        [[0.25, np.nan], [0.5, 1.0]], ["one", "two"], ["a", "b"], label="share", limits=(0, 1)
+    )
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts == ["0.25", "0.50", "1.00"]
+    assert figure.axes[0].images[0].get_clim() == (0, 1)
+    with pytest.raises(ValueError, match="shape"):
+        plots.heat_map([[1.0]], ["one", "two"], ["a"], label="share")
+
+
+def test_ranges_draw_a_band_and_two_lines_in_every_panel():
+    outer = {"a": [[1, 2], [1, 3]], "b": [[1, 2], [2, 4]]}
+    figure = plots.ranges(outer, outer, label="distance", inner_label="in", outer_label="out")
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
+    for axes in figure.axes:
+        assert len(axes.lines) == 2 and len(axes.collections) == 1
+
+
+def test_histograms_step_through_the_bins_in_every_panel():
+    counts = {"a": {"x": [3, 1], "y": [0, 2]}, "b": {"x": [4, 0], "y": [1, 1]}}
+    figure = plots.histograms(counts, [-1, 0, 1], x="change", y="parameters")
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
+    for axes, series in zip(figure.axes, counts.values(), strict=True):
+        drawn = [patch.get_data() for patch in axes.patches]
+        assert [values.tolist() for values, *_ in drawn] == list(series.values())
+        assert drawn[0].edges.tolist() == [-1, 0, 1]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["x", "y"]
+
+
+def test_image_grid_centres_the_colours_of_signed_images():
+    gray, signed = np.ones((3, 3, 1)), np.linspace(-1, 2, 9).reshape(3, 3)
+    figure = plots.image_grid([[gray, signed]], ["row"], ["a", "b"])
+    assert figure.axes[1].images[0].get_clim() == (-2, 2)
+    assert figure.axes[0].get_ylabel() == "row"

@@ -1,0 +1,647 @@
+import dataclasses
+import importlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_sim import experiments, models, simulate
+from fedjax_sim.analysis.runfolder import RunFolder, load_params
+from fedjax_sim.cli import main as cli
+from fedjax_sim.cli import options as options_lib
+from fedjax_sim.cli import train
+from fedjax_sim.data import datasets, federate
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+SMALL = ["--num-clients", "8", "--cohort-size", "3", "--model", "logistic"]
+PICTURES = {"label_counts.png", "learning_curves.png", "client_accuracy.png"}
+FILES = PICTURES | {
+    *("config.json", "config.toml", "metrics.jsonl", "results.json"),
+    *("params.npz", "per_client.npz"),
+}
+
+
+def run(*args: object) -> int:
+    """The exit status of a command."""
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main([str(arg) for arg in args])
+    assert isinstance(exit_info.value.code, int)
+    return exit_info.value.code
+
+
+def names(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir()}
+
+
+def read(path: Path) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def arrays(folder: Path) -> dict[str, np.ndarray]:
+    with np.load(folder / "per_client.npz", allow_pickle=False) as file:
+        return dict(file)
+
+
+def in_a_new_process(*args: object) -> list[str]:
+    return [sys.executable, "-c", "from fedjax_sim.cli import main; main()", *map(str, args)]
+
+
+# train
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of 7 rounds, evaluated after 0, 3, 6 and 7."""
+    output = tmp_path_factory.mktemp("runs") / "first"
+    assert run("train", *SMALL, "--rounds", 7, "--eval-every", 3, "--output", output) == 0
+    return output
+
+
+def test_a_run_leaves_everything(trained: Path) -> None:
+    assert names(trained) == FILES == set(read(trained / "config.json")["files"])
+    for picture in PICTURES:
+        assert (trained / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_config_holds_what_was_resolved(trained: Path) -> None:
+    options = read(trained / "config.json")["options"]
+    assert options["alpha"] == 0.3 and options["client_learning_rate"] == 0.1
+    assert options["seed"] == 0 and options["sigma"] is None
+
+
+def test_metrics_are_a_line_a_segment(trained: Path) -> None:
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == [3, 6, 7]
+    assert all(line["status"] == [] for line in lines)
+    final = read(trained / "results.json")["final"]
+    assert lines[-1]["test/accuracy"] == pytest.approx(final["test"]["accuracy"]["mean"])
+    assert lines[-1]["client_steps"] == read(trained / "results.json")["client_steps"]
+
+
+def test_results_follow_from_the_per_client_arrays(trained: Path) -> None:
+    results, saved = read(trained / "results.json"), arrays(trained)
+    assert results["evaluations"]["rounds"] == [0, 3, 6, 7] == saved["evaluations/rounds"].tolist()
+    for split in ("train", "test"):
+        total = saved[f"evaluations/{split}/accuracy/total"]
+        count = saved[f"evaluations/{split}/accuracy/count"]
+        assert total.shape == count.shape == (4, 8)
+        values = total / count
+        summary = results["evaluations"][split]["accuracy"]
+        np.testing.assert_allclose(summary["mean"], total.sum(1) / count.sum(1), rtol=1e-5)
+        np.testing.assert_allclose(summary["worst"], values.min(1), rtol=1e-5)
+        np.testing.assert_allclose(
+            summary["percentile_10"], np.percentile(values, 10, axis=1), rtol=1e-4
+        )
+        np.testing.assert_allclose(summary["variance"], values.var(1), rtol=1e-4, atol=1e-7)
+        loss = saved[f"evaluations/{split}/loss/total"] / count
+        worst = results["evaluations"][split]["loss"]["worst"]
+        np.testing.assert_allclose(worst, loss.max(1), rtol=1e-5)
+        last = {name: values[-1] for name, values in summary.items()}
+        assert last == results["final"][split]["accuracy"]
+    assert saved["evaluations/train/accuracy/count"][0].tolist() == saved["client_sizes"].tolist()
+    assert saved["client_sizes"].sum() == 2500
+    assert saved["evaluations/test/accuracy/count"][0].sum() == 500
+    assert results["final"]["test"]["accuracy"]["mean"] > 0.4  # 0.1 is chance
+
+
+def test_per_client_arrays_have_a_row_a_round(trained: Path) -> None:
+    saved, results = arrays(trained), read(trained / "results.json")
+    for name in ("ids", "weights", "clients/loss", "clients/num_steps", "clients/update_norm"):
+        assert saved[f"rounds/cohort/{name}"].shape == (7, 3)
+    ids = saved["rounds/cohort/ids"]
+    assert all(len(set(row)) == 3 for row in ids.tolist())
+    np.testing.assert_array_equal(saved["rounds/cohort/weights"], saved["client_sizes"][ids])
+    steps = saved["rounds/cohort/clients/num_steps"]
+    np.testing.assert_array_equal(steps, -(-saved["client_sizes"][ids] // 32))
+    assert results["client_steps"] == steps.sum()
+    num_parameters = 785 * 10
+    assert results["num_parameters"] == num_parameters
+    assert results["bytes_up"] == results["bytes_down"] == 7 * 3 * 4 * num_parameters
+    assert results["rounds"] == 7 and results["interrupted"] is False and results["error"] is None
+    assert results["rounds_per_second"] == pytest.approx(7 / results["seconds"])
+    assert results["peak_memory_bytes"] > 50e6
+
+
+def test_saved_parameters_have_the_reported_accuracy(trained: Path) -> None:
+    data = datasets.load("fashion_small")
+    model = models.logistic(10)
+    like = jax.eval_shape(model.init, jax.random.key(0), jnp.asarray(data.test["x"][:1]))
+    params = load_params(trained / "params.npz", like)
+    predicted = model.apply(params, jnp.asarray(data.test["x"])).argmax(-1)
+    accuracy = read(trained / "results.json")["final"]["test"]["accuracy"]["mean"]
+    assert np.mean(predicted == data.test["y"]) == pytest.approx(accuracy)
+
+
+def test_config_toml_repeats_a_run_and_the_command_line_overrides_it(
+    trained: Path, tmp_path: Path
+) -> None:
+    again, other = tmp_path / "again", tmp_path / "other"
+    assert run("train", "--config", trained / "config.toml", "--output", again) == 0
+    for name, values in arrays(trained).items():
+        np.testing.assert_array_equal(arrays(again)[name], values)
+    assert (again / "config.toml").read_text() == (trained / "config.toml").read_text()
+    config = f"--config={trained / 'config.toml'}"
+    assert run("train", "--seed", 1, config, "--rounds", 2, "--output", other) == 0
+    options = read(other / "config.json")["options"]
+    assert (options["seed"], options["rounds"], options["eval_every"]) == (1, 2, 3)
+    first, second = (arrays(folder)["rounds/cohort/clients/loss"][:2] for folder in (again, other))
+    assert (first != second).all()
+
+
+def test_overwrite_is_needed_to_replace_a_run(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path.name: path.read_bytes() for path in trained.iterdir()}
+    args = ("train", *SMALL, "--rounds", 1, "--output", trained)
+    assert run(*args) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    # Nothing is lost to a typing error either, not even with --overwrite.
+    assert run(*args, "--overwrite", "--batch-size", 0) == 2
+    assert before == {path.name: path.read_bytes() for path in trained.iterdir()}
+
+
+def training_options(**values: Any) -> options_lib.AlgorithmOptions:
+    return options_lib.resolve(options_lib.replaced(options_lib.TrainOptions(), values)).training
+
+
+def test_every_kind_of_algorithm_trains_in_its_own_way() -> None:
+    x = np.random.default_rng(0).normal(size=(20, 2))
+    examples = {"x": x, "y": (x[:, 0] > 0.2).astype(int)}
+    data = federate(examples, np.split(np.arange(20), [2, 8, 16]))
+    model = models.logistic(2)
+    kernels = []
+    for choice in (
+        {"algorithm": "fedavg", "cohort_size": "all"},
+        {"algorithm": "fedprox", "cohort_size": "all", "prox_mu": 5.0},
+        {"algorithm": "scaffold", "cohort_size": "all", "local_steps": 2},
+        {"algorithm": "agnostic", "mixture_learning_rate": 0.5},
+    ):
+        options = training_options(batch_size=4, **choice)
+        algorithm = train.build_algorithm(options, model)
+        params = {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}
+        result = simulate.run(algorithm, params, data, key=jax.random.key(1), num_rounds=40)
+        loss = result.info.cohort.clients["loss"].mean(axis=1)
+        assert loss[-1] < 0.9 * loss[0]
+        kernels.append(np.asarray(result.params["kernel"]))
+    for i, kernel in enumerate(kernels):
+        assert all(np.abs(kernel - other).max() > 1e-3 for other in kernels[:i])
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "expected"),
+    [
+        ("fedavg", [-1.0, -1.0]),
+        ("fedprox", [-1.0, -1.0]),
+        ("fedavgm", [-1.0, -1.9]),
+        # Bias correction makes both moments of a constant gradient 1 and 1.
+        ("fedadam", [-0.01 / 1.001, -0.01 / 1.001]),
+        ("fedadagrad", [-0.1 / np.sqrt(1 + 1e-6 + 1e-3), -0.1 / np.sqrt(2 + 1e-6 + 1e-3)]),
+    ],
+)
+def test_server_optimizers_by_hand(algorithm: str, expected: list[float]) -> None:
+    optimizer = train._server_optimizer(training_options(algorithm=algorithm))
+    state = optimizer.init(jnp.zeros(()))
+    for step in expected:
+        update, state = optimizer.update(jnp.ones(()), state)
+        assert float(update) == pytest.approx(step, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "option"),
+    [
+        (algorithm, option)
+        for option in ("server_learning_rate", "server_momentum", "server_epsilon")
+        for algorithm in options_lib.DEFAULTS[option][1]
+        if algorithm != "scaffold"
+    ],
+)
+def test_every_option_of_a_server_optimizer_matters(algorithm: str, option: str) -> None:
+    def second_update(**values: float) -> float:
+        optimizer = train._server_optimizer(training_options(algorithm=algorithm, **values))
+        state = optimizer.init(jnp.zeros(()))
+        _, state = optimizer.update(jnp.float32(1.0), state)
+        return float(optimizer.update(jnp.float32(0.3), state)[0])
+
+    assert second_update() != pytest.approx(second_update(**{option: 0.37}), rel=1e-3)
+
+
+def test_natural_clients_keep_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    args = ["--dataset", "adult", "--partition", "by_group", "--group", "doctorate"]
+    assert run("train", *args, "--model", "logistic", "--rounds", 1) == 0
+    (output,) = (tmp_path / "runs").iterdir()
+    assert output.name.startswith("adult-fedavg-20")
+    saved = arrays(output)
+    assert saved["client_names"].tolist() == ["doctorate", "non-doctorate"]
+    assert saved["client_sizes"].tolist() == [413, 32_148]
+    assert saved["evaluations/test/accuracy/count"][0].tolist() == [181, 16_100]
+    # Two clients cannot fill the default cohort of ten.
+    assert read(output / "config.json")["options"]["cohort_size"] == 2
+
+
+def deal(**options: Any) -> train.Population:
+    values = {"num_clients": 5, **options}
+    return train.deal(
+        options_lib.resolve(options_lib.replaced(options_lib.TrainOptions(), values)).data, seed=3
+    )
+
+
+@pytest.mark.parametrize("partition", ["iid", "dirichlet", "shards", "quantity_skew"])
+def test_the_test_set_has_the_mixtures_of_the_training_set(partition: str) -> None:
+    population = deal(partition=partition)
+    counts = np.array([np.bincount(population.test.client(i)["y"], minlength=10) for i in range(5)])
+    assert population.label_counts is not None and counts.sum() == 500
+    expected = population.label_counts / population.label_counts.sum(axis=0) * 50
+    # Rounding moves less than one example; topping up a client moves one more.
+    assert np.abs(counts - expected).max() < 2
+
+
+def test_too_few_test_examples_are_pooled() -> None:
+    population = deal(num_clients=501)
+    assert population.train.num_clients == 501 and population.test.num_clients == 1
+    assert population.test.num_examples == 500
+
+
+def test_sequences_are_dealt_out_with_their_clients(
+    shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = {"dataset": "shakespeare", "folder": shared_data}
+    population = deal(**folder, partition="by_group", num_clients=None)
+    assert population.train.num_clients == population.test.num_clients == 715
+    assert len(population.client_names) == 715 and population.label_counts is None
+    population = deal(**folder, partition="quantity_skew")
+    ratio = np.asarray(population.test.sizes) / np.asarray(population.train.sizes)
+    np.testing.assert_allclose(ratio, 4657 / 30_249, rtol=0.01)
+    args = ["--dataset", "shakespeare", "--folder", shared_data, "--output", tmp_path / "run"]
+    assert run("train", *args) == 2
+    assert "dirichlet needs one label per example" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+# Ends before the end
+
+
+def interrupting(number: int, at_line: int) -> Callable[..., None]:
+    """A `RunFolder.log` that sends the process a signal at one line."""
+    log, lines = RunFolder.log, []
+
+    def log_and_interrupt(self: RunFolder, record: Any) -> None:
+        log(self, record)
+        lines.append(record)
+        if len(lines) == at_line:
+            signal.raise_signal(number)
+
+    return log_and_interrupt
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_keeps_what_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(RunFolder, "log", interrupting(number, at_line=2))
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    args = ["train", *SMALL, "--rounds", 100, "--eval-every", 2, "--output", tmp_path / "run"]
+    assert run(*args) == 130
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert names(tmp_path / "run") == FILES
+    results, saved = read(tmp_path / "run" / "results.json"), arrays(tmp_path / "run")
+    done = results["rounds"]
+    # The signal came after round 4; one more segment was under way.
+    assert results["interrupted"] is True and done == 6
+    assert saved["rounds/cohort/ids"].shape == (done, 3)
+    assert results["evaluations"]["rounds"] == [0, 2, 4, 6]
+    log = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["round"] for line in log] == [2, 4, 6]
+
+
+def test_a_run_is_continued_as_if_it_had_never_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*SMALL, "--rounds", 12, "--eval-every", 2]
+    assert run("train", *options, "--output", tmp_path / "whole") == 0
+    output, log = tmp_path / "stopped", tmp_path / "stopped" / "metrics.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "log", interrupting(signal.SIGINT, at_line=2))
+        assert run("train", *options, "--checkpoint-every", 5, "--output", output) == 130
+    assert f"fedjax-sim train --resume {output}" in capsys.readouterr().out
+    assert 0 < read(output / "results.json")["rounds"] < 12
+    # As a process leaves it that is killed while it writes, some rounds after a checkpoint.
+    log.write_text(log.read_text() + '{"round": 11, "seconds": 1}\n{"round": 12, "sec')
+    assert run("train", "--resume", output) == 0
+    assert names(output) == FILES | {"checkpoints"}
+    results, whole = (read(folder / "results.json") for folder in (output, tmp_path / "whole"))
+    for name in ("rounds", "interrupted", "final", "evaluations", "client_steps", "bytes_up"):
+        assert results[name] == whole[name]
+    found, expected = arrays(output), arrays(tmp_path / "whole")
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values)
+    rounds = [json.loads(line)["round"] for line in log.read_text().splitlines()]
+    assert rounds[:2] == [2, 4] and rounds[-1] == 12 and rounds == sorted(set(rounds))
+    # More rounds than it was meant to have; replacing it leaves nothing of it.
+    assert run("train", "--resume", output, "--rounds", 13) == 0
+    assert arrays(output)["rounds/cohort/ids"].shape == (13, 3)
+    assert run("train", *SMALL, "--rounds", 1, "--output", output, "--overwrite") == 0
+    assert names(output) == FILES and read(output / "results.json")["rounds"] == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--alpha", "1"], "leave out --alpha. For a run of its own: --config"),
+        (["--seed", "1", "--output", "elsewhere"], "leave out --seed, --output"),
+        (["--config", "some.toml"], "--config or --resume, not both"),
+        (["--checkpoint-every", "None"], "a run that is continued keeps its checkpoints"),
+        (["--checkpoint-every", "0"], "checkpoint_every must be >= 1, got 0"),
+    ],
+)
+def test_what_a_run_cannot_be_continued_with(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], args: list[str], message: str
+) -> None:
+    # All that is looked at before the run starts: its folder and its options.
+    text = (trained / "config.toml").read_text() + "checkpoint_every = 2\n"
+    (tmp_path / "config.toml").write_text(text)
+    assert run("train", "--resume", tmp_path, *args) == 2
+    assert message in capsys.readouterr().err
+    assert names(tmp_path) == {"config.toml"}
+
+
+def test_what_is_no_run_to_continue(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", "--resume", trained) == 2
+    assert "no --checkpoint-every" in capsys.readouterr().err
+    assert run("train", "--resume", tmp_path) == 2
+    assert "no run in it" in capsys.readouterr().err
+
+
+def test_a_table_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    table = tmp_path / "patients.csv"
+    lines = ["age,drug,hospital,outcome"]
+    for i in range(90):
+        age, drug, outcome = rng.integers(20, 80), "ab"[rng.integers(2)], rng.integers(2)
+        lines.append(f"{age},{drug},{'xyz'[i % 3]},{('no', 'yes')[outcome]}")
+    table.write_text("\n".join(lines))
+    args = ["train", "--dataset", table, "--partition", "by_group", "--group", "hospital"]
+    args += ["--model", "logistic", "--cohort-size", "all", "--rounds", 2]
+    assert run(*args, "--label", "outcome", "--output", tmp_path / "run") == 0
+    found = arrays(tmp_path / "run")
+    assert found["client_names"].tolist() == ["x", "y", "z"]
+    assert found["client_sizes"].sum() == 72  # a fifth is for tests
+    with np.load(tmp_path / "run" / "params.npz") as params:
+        assert params["kernel"].shape == (3, 2)  # age, drug=a, drug=b
+    assert run(*args, "--output", tmp_path / "other") == 2
+    assert "--label names the column" in capsys.readouterr().err
+    assert run(*args, "--label", "outcom", "--output", tmp_path / "other") == 2
+    assert "Did you mean 'outcome'" in capsys.readouterr().err
+    assert run("train", "--label", "outcome", "--output", tmp_path / "other") == 2
+    assert "belongs to it alone" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_ctrl_c_from_outside(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    args = ["train", *SMALL, "--rounds", 10**7, "--eval-every", 10, "--output", output]
+    process = subprocess.Popen(
+        in_a_new_process(*args), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (output / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, text
+    assert "Traceback" not in text and "interrupted after" in text
+    results = read(output / "results.json")
+    assert results["interrupted"] is True and results["rounds"] >= 10
+    assert len(arrays(output)["rounds/status"]) == results["rounds"]
+
+
+def test_impatience_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def impatient(self: RunFolder, *args: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    save_params = RunFolder.save_params
+
+    def save_impatiently(self: RunFolder, *args: Any) -> None:
+        impatient(self)
+        save_params(self, *args)
+
+    monkeypatch.setattr(RunFolder, "log", impatient)
+    monkeypatch.setattr(RunFolder, "save_params", save_impatiently)
+    assert run("train", *SMALL, "--rounds", 100, "--output", tmp_path / "run") == 130
+    assert names(tmp_path / "run") == FILES - {"metrics.jsonl"}
+    assert 10 <= read(tmp_path / "run" / "results.json")["rounds"] <= 20
+
+
+def test_an_interrupt_before_the_first_round_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(datasets, "load", lambda *args: signal.raise_signal(signal.SIGINT))
+    # A shell starts what runs in the background with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert run("train") == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    told = "interrupted at once; only what had been written before is kept."
+    assert capsys.readouterr().err == f"error: {told}\n"
+
+
+def test_a_diverged_run_keeps_what_is_done_and_says_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "run"
+    args = ["train", *SMALL, "--client-learning-rate", 1e38, "--rounds", 20, "--eval-every", 2]
+    assert run(*args, "--output", output) == 1
+    error = capsys.readouterr().err
+    assert "round 0, clients [" in error and "not finite" in error and "Traceback" not in error
+    assert "--on-error continue" in error and str(output) in error
+    assert names(output) >= FILES - {"client_accuracy.png"}
+    results = read(output / "results.json")
+    # The segment after the failed one was under way.
+    assert results["error"] is not None and results["rounds"] == 4
+    assert results["status"] == ["non_finite_update", "empty_cohort"]
+    first = json.loads((output / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["status"] == ["non_finite_update", "empty_cohort"]
+    continued = [*args, "--on-error", "continue", "--output", output, "--overwrite"]
+    assert run(*continued) == 0
+    assert read(output / "results.json")["rounds"] == 20
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--dataset", "fashion_smal"], "Did you mean 'fashion_small'"),
+        (["--dataset", "mnist", "--folder", "nowhere"], "nowhere does not exist"),
+        (["--num-clients", "3000"], "num_examples=2500 are too few for num_clients=3000"),
+        (["--num-clients", "0"], "num_clients must be >= 1, got 0"),
+        (["--alpha", "-1"], "alpha must lie in (0, "),
+        (["--partition", "iid", "--alpha", "1"], "--alpha belongs to --partition dirichlet"),
+        (["--partition", "by_group"], "--num-clients belongs to --partition iid or dirichlet"),
+        (["--partition", "by_group", "--num-clients", "None"], "fashion_small has no groups"),
+        (["--model", "char_lstm"], "inputs must be tokens"),
+        (["--batch-size", "0"], "batch_size must be >= 1, got 0"),
+        (["--client-learning-rate", "-0.1"], "client_learning_rate must lie in (0, inf), got -0.1"),
+        (["--server-learning-rate", "nan"], "server_learning_rate must lie in (0, inf), got nan"),
+        (["--algorithm", "fedavgm", "--server-momentum", "1"], "server_momentum must lie in [0, "),
+        (["--cohort-size", "9"], "cohort_size must lie in [1, 8], got 9"),
+        (["--cohort-size", "0"], "cohort_size must be >= 1, got 0"),
+        (["--width", "0"], "width must be >= 1, got 0"),
+        (["--rounds", "0"], "rounds must be >= 1, got 0"),
+        (["--eval-every", "0"], "eval_every must be >= 1, got 0"),
+        (["--seed", "-1"], "seed must lie in [0, "),
+        (["--epochs", "0"], "num_epochs must lie in (0, inf), got 0"),
+        (["--epochs", "1", "--local-steps", "1"], "not both"),
+        (["--config", "nowhere.toml"], "no configuration file nowhere.toml"),
+    ],
+)
+def test_wrong_input_is_one_line_and_no_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], args: list[str], message: str
+) -> None:
+    assert run("train", *SMALL, "--output", tmp_path / "run", *args) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and message in captured.err
+    assert "Traceback" not in captured.err and "JAX_TRACEBACK" not in captured.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_debug_goes_to_the_engine_and_raises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*args: Any, debug: bool, **options: Any) -> None:
+        raise RuntimeError(f"debug is {debug}")
+
+    monkeypatch.setattr(simulate, "run", stop)
+    assert run("train", *SMALL, "--output", tmp_path / "a") == 1
+    assert capsys.readouterr().err == "error: debug is False\n"
+    with pytest.raises(RuntimeError, match="debug is True"):
+        cli.main(["train", *SMALL, "--debug", "--output", str(tmp_path / "b")])
+    with pytest.raises(ValueError, match="batch_size"):
+        cli.main(["train", "--batch-size", "0", "--debug", "--output", str(tmp_path / "c")])
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--alhpa", "0.3"], "--alpha"),
+        (["--partition", "dirichlett"], "dirichlet"),
+        (["--rounds", "ten"], "--rounds"),
+        (["--width", "wide"], "--width"),
+    ],
+)
+def test_wrong_options_are_explained(
+    capsys: pytest.CaptureFixture[str], args: list[str], message: str
+) -> None:
+    assert run("train", *args) == 2
+    assert message in capsys.readouterr().err
+
+
+# Commands
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "words"),
+    [
+        ([], 0, ["train", "reproduce", "datasets", "examples", "Ctrl-C"]),
+        (["--help"], 0, ["usage: fedjax-sim COMMAND"]),
+        (["--version"], 0, ["fedjax-sim 0."]),
+        (["train", "--help"], 0, ["--alpha", "Dirichlet concentration", "Exit status", "scaffold"]),
+        (["train", "--alhpa", "1"], 2, ["--alpha"]),
+        (["trian"], 2, ["Did you mean 'train'? Choose one of: train, reproduce, datasets."]),
+        (["reproduce", "agnostic-adlt"], 2, ["Did you mean 'agnostic-adult'?"]),
+        (["datasets", "--help"], 0, ["usage: fedjax-sim datasets"]),
+    ],
+)
+def test_help_and_typing_errors_do_not_wait_for_jax(
+    args: list[str], status: int, words: list[str]
+) -> None:
+    program = (
+        "import sys\nfrom fedjax_sim.cli import main\n"
+        "try:\n    main()\nfinally:\n    print('slow:', sorted({'jax', 'numpy'} & {*sys.modules}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *args], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == status, done.stderr
+    text = done.stdout + done.stderr
+    assert "slow: []" in text and all(word in text for word in words), text
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    process = subprocess.Popen(
+        in_a_new_process("train", "--help"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 141
+
+
+def test_datasets_lists_every_data_set(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("datasets") == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in datasets.DATASETS)
+    assert all(word in text for word in ("CC BY 4.0", "MIT", "comes with", "tfds:NAME"))
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "an_experiment.py").write_text(
+        '"""Shows something.\n\nMore about it.\n"""\n'
+        "import dataclasses\n"
+        "from pathlib import Path\n"
+        "@dataclasses.dataclass(frozen=True)\n"
+        "class Options:\n"
+        '    """Options.\n\n    Attributes:\n        quick: Fewer rounds.\n    """\n'
+        "    output: Path = Path('runs/it')\n"
+        "    overwrite: bool = False\n"
+        "    quick: bool = False\n"
+        "def main(options):\n"
+        "    if options.quick:\n"
+        "        raise ValueError('quick is [not] possible')\n"
+        "    print('ran', options)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(experiments, "EXPERIMENTS", {"something": "an_experiment"})
+    return "something"
+
+
+def test_reproduce_runs_an_experiment(experiment: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("reproduce", "--help") == 0
+    assert "something\n      Shows something.\n" in capsys.readouterr().out
+    assert run("reproduce") == 2
+    assert run("reproduce", experiment, "--help") == 0
+    text = capsys.readouterr().out
+    assert "More about it." in text and "Fewer rounds." in text
+    assert run("reproduce", experiment, "--output", "there") == 0
+    assert "ran Options(output=PosixPath('there'), overwrite=False" in capsys.readouterr().out
+    assert run("reproduce", experiment, "--quick") == 2
+    assert capsys.readouterr().err == "error: quick is [not] possible\n"
+    with pytest.raises(ValueError, match="possible"):
+        cli.main(["reproduce", experiment, "--quick", "--debug"])
+
+
+@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
+def test_every_experiment_keeps_the_contract(name: str) -> None:
+    module = importlib.import_module(experiments.EXPERIMENTS[name])
+    assert {"output", "overwrite"} <= {f.name for f in dataclasses.fields(module.Options)}
+    assert callable(module.main) and module.__doc__
+    assert run("reproduce", name, "--help") == 0

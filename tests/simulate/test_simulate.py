@@ -1,0 +1,527 @@
+"""Runs: one result however they are cut, continued, interrupted, debugged or swept."""
+
+import functools
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import compilation
+from fedjax_sim import algorithms, engine, metrics, models, simulate
+from fedjax_sim.base import Algorithm, Mean, Model, Report, RoundInfo, Status
+from fedjax_sim.data import Batching, FederatedData, federate
+from fedjax_sim.ops import devices
+from fedjax_sim.servers import sampling
+
+KEY = jax.random.key(11)
+SIZES = (3, 9, 6, 1)
+FEATURES, CLASSES = 3, 2
+PLAIN = models.logistic(CLASSES)
+
+
+@functools.cache
+def population() -> FederatedData:
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(sum(SIZES), FEATURES))
+    parts = np.split(np.arange(sum(SIZES)), np.cumsum(SIZES)[:-1])
+    return federate({"x": x, "y": (x[:, 0] > 0).astype(int)}, parts)
+
+
+def zeros(key=None):
+    return {"kernel": jnp.zeros((FEATURES, CLASSES)), "bias": jnp.zeros(CLASSES)}
+
+
+class Counted:
+    """A model that counts how often its `apply` is traced."""
+
+    def __init__(self):
+        self.traces = 0
+
+    def model(self) -> Model:
+        def apply(params, inputs, key=None):
+            self.traces += 1
+            return PLAIN.apply(params, inputs)
+
+        return Model(PLAIN.init, apply)
+
+
+def fedavg(learning_rate: Any = 0.2, model: Model = PLAIN, **options: Any) -> Algorithm:
+    return algorithms.fedavg(
+        model,
+        client_optimizer=optax.sgd(learning_rate),
+        batching=Batching(4),
+        sampler=sampling.uniform(2),
+        server=optax.adam(0.1, eps=0.1),  # the default eps would blow rounding errors up
+        width=1,
+        **options,
+    )
+
+
+FEDAVG = fedavg()
+EVALUATE = engine.evaluator(PLAIN, {"loss": metrics.cross_entropy, "accuracy": metrics.accuracy})
+
+
+def walk(bad_round: Any = -1) -> Algorithm:
+    """A random walk of three numbers with the info of a round: quick to compile."""
+
+    def init(key, params, data):
+        return params, jnp.int32(0)
+
+    def step(key, state, data):
+        position, done = state
+        position = position + jax.random.normal(key, (3,))
+        bad = done == bad_round
+        report = Report(
+            ids=jnp.array([2, 0]),
+            weights=jnp.array([1.0, 1.0]),
+            dropped=jnp.array([True, False]) & bad,
+            clients={"num_steps": jnp.array([3, 4])},
+        )
+        status = jnp.where(bad, int(Status.NON_FINITE_UPDATE), 0).astype(jnp.int32)
+        here = {"here": position}
+        info = RoundInfo(status, report, {}, here, jnp.float32(0), jnp.float32(0))
+        return (position, done + 1), info
+
+    return Algorithm(init, step, lambda state: state[0])
+
+
+WALK, START = walk(), jnp.arange(3.0)
+
+
+def distance(params, data) -> dict[str, Mean]:
+    """One number a client, so that `Evaluations` has an axis [N]."""
+    ones = jnp.ones(data.num_clients)
+    return {"distance": Mean(jnp.abs(params).sum() * ones, ones)}
+
+
+@functools.cache
+def path(num_rounds: int, bad_round: int = -1) -> tuple[np.ndarray, ...]:
+    """Where the walk is after 0, 1, ... rounds, by a plain loop."""
+    algorithm, data = walk(bad_round), population()
+    state, step = algorithm.init(KEY, START, data), jax.jit(algorithm.step)
+    positions = [np.asarray(state[0])]
+    for r in range(num_rounds):
+        state, _ = step(jax.random.fold_in(KEY, r), state, data)
+        positions.append(np.asarray(state[0]))
+    return tuple(positions)
+
+
+def run(algorithm=WALK, params=START, **options) -> simulate.Result:
+    return simulate.run(algorithm, params, population(), **{"key": KEY, **options})
+
+
+def assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def assert_close(a, b):
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6), a, b)
+
+
+def assert_consistent(result: simulate.Result, first_round: int = 0, same=assert_equal) -> None:
+    """State, params, rounds, info and evaluations of a walk tell the same story."""
+    done = result.num_rounds
+    positions = path(20)
+    assert int(result.state[1]) == done
+    same(result.state[0], positions[done])
+    same(result.params, positions[done])
+    seen = () if result.info is None else tuple(result.info.server["here"])
+    same(seen, positions[first_round + 1 : done + 1])
+    for split in result.evaluations.values.values():
+        assert len(split["distance"].total) == len(result.evaluations.rounds)
+        for r, total in zip(result.evaluations.rounds, split["distance"].total, strict=True):
+            np.testing.assert_allclose(total, np.abs(positions[r]).sum(), rtol=1e-6)
+
+
+def test_a_run_is_a_scan_and_a_plain_loop_bit_for_bit():
+    data = population()
+    state = FEDAVG.init(KEY, zeros(), data)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(KEY, jnp.arange(7))
+    scan = jax.jit(lambda s, d: jax.lax.scan(lambda s, k: FEDAVG.step(k, s, d), s, keys))
+    scanned, scan_info = scan(state, data)
+    step, infos = jax.jit(FEDAVG.step), []
+    for r in range(7):
+        state, info = step(keys[r], state, data)
+        infos.append(info)
+    loop_info = jax.tree.map(lambda *x: np.stack(x), *infos)
+    result = run(FEDAVG, zeros(), num_rounds=7, segment_rounds=3)
+    assert_equal(result.state, state)
+    assert_equal(result.state, scanned)
+    assert_equal(result.info, loop_info)
+    assert_equal(result.info, scan_info)
+    assert_equal(result.params, FEDAVG.params(state))
+    assert np.abs(result.params["kernel"]).max() > 0.1
+
+
+@pytest.mark.parametrize("segment_rounds", [1, 2, 7, 20, None])
+@pytest.mark.parametrize("eval_every", [1, 3, 7, 100, None])
+def test_segments_and_evaluations_do_not_change_a_run(segment_rounds, eval_every):
+    data = {"train": population(), "test": population().select([1])}
+    result = run(
+        num_rounds=7,
+        segment_rounds=segment_rounds,
+        eval_every=eval_every,
+        evaluate=distance,
+        eval_data=data,
+    )
+    assert_consistent(result)
+    assert result.num_rounds == 7 and not result.interrupted
+    expected = sorted({*range(0, 7, eval_every or 7), 7})
+    assert result.evaluations.rounds.tolist() == expected
+    shapes = {s: m["distance"].total.shape for s, m in result.evaluations.values.items()}
+    assert shapes == {"train": (len(expected), 4), "test": (len(expected), 1)}
+
+
+@pytest.mark.parametrize("first_round", [1, 3, 6, 7])
+@pytest.mark.parametrize("eval_every", [3, None])
+def test_a_continued_run_is_the_run_that_was_never_stopped(first_round, eval_every):
+    before = run(num_rounds=first_round)
+    options: Any = {"evaluate": distance, "eval_data": {"all": population()}}
+    after = run(
+        num_rounds=7,
+        state=before.state,
+        first_round=first_round,
+        eval_every=eval_every,
+        **options,
+    )
+    assert_consistent(after, first_round)
+    assert after.num_rounds == 7
+    later = [3, 6, 7] if eval_every else [7]
+    assert after.evaluations.rounds.tolist() == sorted(
+        {first_round, *later} - {*range(first_round)}
+    )
+
+
+def test_continuing_keeps_the_optimizer_bit_for_bit():
+    whole = run(FEDAVG, zeros(), num_rounds=7, segment_rounds=3)
+    half = run(FEDAVG, zeros(), num_rounds=4, segment_rounds=3)
+    again = run(FEDAVG, None, num_rounds=7, segment_rounds=3, state=half.state, first_round=4)
+    assert_equal(again.state, whole.state)
+    both = jax.tree.map(lambda a, b: np.concatenate([a, b]), half.info, again.info)
+    assert_equal(both, whole.info)
+
+
+def test_evaluations_are_those_of_the_model_at_that_round():
+    data = population()
+    held_out = data.select([2, 1])
+    result = run(
+        FEDAVG,
+        zeros(),
+        num_rounds=7,
+        eval_every=3,
+        evaluate=EVALUATE,
+        eval_data={"train": data, "held out": held_out},
+    )
+    assert result.evaluations.rounds.tolist() == [0, 3, 6, 7]
+    for i, r in enumerate(result.evaluations.rounds.tolist()):
+        params = run(FEDAVG, zeros(), num_rounds=r, segment_rounds=3).params
+        for split, population_ in (("train", data), ("held out", held_out)):
+            found = jax.tree.map(lambda x: x[i], result.evaluations.values[split])  # noqa: B023
+            assert_close(found, jax.jit(EVALUATE)(params, population_))
+
+
+def test_no_rounds_at_all():
+    result = run(num_rounds=0, evaluate=distance, eval_data={"all": population()})
+    assert_consistent(result)
+    assert (result.num_rounds, result.info) == (0, None)
+    assert result.evaluations.rounds.tolist() == [0]
+
+
+def test_progress_tells_what_is_done():
+    told: list[simulate.Progress] = []
+    run(
+        num_rounds=7,
+        segment_rounds=2,
+        eval_every=3,
+        evaluate=distance,
+        eval_data={"all": population()},
+        progress=told.append,
+    )
+    stops = [p.num_rounds for p in told]
+    assert stops == [2, 3, 4, 6, 7]
+    assert {p.total_rounds for p in told} == {7}
+    assert [p.client_steps for p in told] == [7 * stop for stop in stops]
+    assert all(p.status == Status.OK for p in told)
+    assert all(a.seconds <= b.seconds for a, b in itertools.pairwise(told)) and told[0].seconds > 0
+    for p, newest in zip(told, [0, 3, 3, 6, 7], strict=True):
+        assert p.latest == {"all/distance": pytest.approx(np.abs(path(20)[newest]).sum())}
+
+
+def test_the_newest_metrics_are_weighted_by_examples():
+    told: list[simulate.Progress] = []
+    data = population()
+    run(
+        FEDAVG,
+        zeros(),
+        num_rounds=3,
+        segment_rounds=3,
+        evaluate=EVALUATE,
+        eval_data={"all": data},
+        progress=told.append,
+    )
+    params = run(FEDAVG, zeros(), num_rounds=3).params
+    correct = (PLAIN.apply(params, data.examples["x"]).argmax(1) == data.examples["y"]).mean()
+    assert told[-1].latest["all/accuracy"] == pytest.approx(float(correct))
+
+
+class Interrupting:
+    """Calls `function`, and raises KeyboardInterrupt instead in its `number`-th call."""
+
+    def __init__(self, function, number, always=False):
+        self.function, self.number, self.always, self.calls = function, number, always, 0
+
+    def __call__(self, *args, **options):
+        self.calls += 1
+        if self.calls == self.number or (self.always and self.calls > self.number):
+            raise KeyboardInterrupt
+        return self.function(*args, **options)
+
+
+class Proxy:
+    """A module with one function replaced, for one importer alone."""
+
+    def __init__(self, module, **replaced):
+        self.module = module
+        self.__dict__.update(replaced)
+
+    def __getattr__(self, name):
+        return getattr(self.module, name)
+
+
+INTERRUPTIBLE: dict[str, Any] = {
+    "num_rounds": 7,
+    "segment_rounds": 2,
+    "eval_every": 3,
+    "evaluate": distance,
+}
+
+
+def interrupted(**options) -> simulate.Result:
+    result = run(**INTERRUPTIBLE, eval_data={"all": population()}, **options)
+    assert_consistent(result)
+    assert result.evaluations.rounds[0] == 0
+    return result
+
+
+@pytest.mark.parametrize("always", [False, True])
+@pytest.mark.parametrize("number", [1, 3, 5])
+def test_an_interrupt_while_progress_is_shown(number, always):
+    """Also from a callback that keeps raising, which is how one stops a run early."""
+    result = interrupted(progress=Interrupting(lambda told: None, number, always))
+    assert result.interrupted
+    stops = [2, 3, 4, 6, 7, 7]
+    assert result.num_rounds == stops[number]  # the next segment was on its way
+
+
+def test_an_interrupt_while_waiting_for_the_device(monkeypatch):
+    """At every single wait, as Ctrl-C is raised when the device is done."""
+    seen = set()
+    for number in itertools.count(1):
+        asarray = Interrupting(np.asarray, number)
+        monkeypatch.setattr(simulate, "np", Proxy(np, asarray=asarray))
+        try:
+            result = interrupted()
+        except KeyboardInterrupt:
+            assert seen == set()  # before the first round there is nothing to keep
+            continue
+        if not result.interrupted:
+            break
+        seen.add(result.num_rounds)
+    assert asarray.calls < number
+    assert seen == {3, 4, 6, 7}
+
+
+@pytest.mark.parametrize(
+    ("number", "num_rounds", "eval_rounds"), [(2, 3, [0]), (3, 6, [0, 3]), (4, 7, [0, 3, 6])]
+)
+def test_an_interrupt_while_evaluating(monkeypatch, number, num_rounds, eval_rounds):
+    def jit(function, **options):
+        compiled = jax.jit(function, **options)
+        return Interrupting(compiled, number) if function is distance else compiled
+
+    monkeypatch.setattr(simulate, "jax", Proxy(jax, jit=jit))
+    result = interrupted()
+    assert result.interrupted
+    assert result.num_rounds == num_rounds
+    assert result.evaluations.rounds.tolist() == eval_rounds
+
+
+def test_an_interrupted_run_can_be_continued():
+    part = interrupted(progress=Interrupting(lambda told: None, 1))
+    rest = run(num_rounds=7, state=part.state, first_round=part.num_rounds)
+    assert_equal(rest.state, run(num_rounds=7).state)
+
+
+@pytest.mark.parametrize("bad_round", [0, 3, 6])
+def test_a_failing_round_ends_the_run_and_keeps_what_was_computed(bad_round):
+    with pytest.raises(
+        simulate.SimulationError, match=rf"in round {bad_round}, clients \[2\]"
+    ) as e:
+        run(walk(bad_round), num_rounds=20, segment_rounds=2)
+    assert_consistent(e.value.result)
+    assert bad_round < e.value.result.num_rounds <= bad_round + 4
+    told: list[simulate.Progress] = []
+    result = run(
+        walk(bad_round), num_rounds=8, segment_rounds=2, on_error="continue", progress=told.append
+    )
+    assert_consistent(result)
+    assert result.num_rounds == 8
+    assert np.flatnonzero(result.info.status).tolist() == [bad_round]
+    named = [p.num_rounds for p in told if p.status == Status.NON_FINITE_UPDATE]
+    assert named == [bad_round // 2 * 2 + 2]
+
+
+def test_a_failing_sweep_names_the_run_too():
+    hyper = {"seed": np.arange(3), "bad_round": np.array([-1, 5, 3])}
+    options: Any = {"num_rounds": 7, "segment_rounds": 2}
+    start = functools.partial(jax.random.normal, shape=(3,))
+    with pytest.raises(simulate.SimulationError, match=r"in round 3, run 2, clients \[2\]") as e:
+        simulate.sweep(walk, hyper, start, population(), **options)
+    result = e.value.result
+    assert result.info.status.shape == (result.num_rounds, 3)
+    assert result.state[1][1].tolist() == [result.num_rounds] * 3
+    result = simulate.sweep(walk, hyper, start, population(), on_error="continue", **options)
+    assert np.argwhere(result.info.status).tolist() == [[3, 2], [5, 1]]
+
+
+@compilation.quick()
+def test_debug_is_the_same_run():
+    result = run(
+        debug=True,
+        num_rounds=5,
+        eval_every=2,
+        segment_rounds=3,
+        evaluate=distance,
+        eval_data={"all": population()},
+    )
+    assert_consistent(result, same=assert_close)
+    assert result.num_rounds == 5
+    assert result.evaluations.rounds.tolist() == [0, 2, 4, 5]
+    a = run(FEDAVG, zeros(), num_rounds=1, segment_rounds=3)
+    b = run(fedavg(mesh=devices.mesh()), zeros(), num_rounds=1, debug=True)
+    assert_close(a[:4], b[:4])
+
+
+@compilation.quick()
+def test_debug_names_round_stage_and_client():
+    def apply(params, inputs, key=None):
+        if not isinstance(inputs, jax.core.Tracer) and inputs.shape[0] == 4:
+            known = {float(x) for x in np.asarray(population().client(2)["x"])[:, 0]}
+            if float(inputs[0, 0]) in known:
+                raise ZeroDivisionError("planted")
+        return PLAIN.apply(params, inputs)
+
+    cohorts = run(FEDAVG, zeros(), num_rounds=7, segment_rounds=3).info.cohort.ids.tolist()
+    first = next(r for r, ids in enumerate(cohorts) if 2 in ids)
+    assert first > 0  # or naming the round would prove little
+    with pytest.raises(ZeroDivisionError, match="planted") as caught:
+        run(fedavg(model=Model(PLAIN.init, apply)), zeros(), num_rounds=first + 1, debug=True)
+    notes = " ".join(caught.value.__notes__)
+    assert f"in round {first}." in notes
+    assert "stage: local work of client [2]." in notes
+
+
+def test_a_sweep_is_its_separate_runs():
+    points = {"seed": [5, 6], "learning_rate": np.array([0.1, 0.4], np.float32)}
+    data = population()
+    init = functools.partial(models.logistic(CLASSES, init="glorot").init, inputs=jnp.zeros((1, 3)))
+    options: Any = {
+        "num_rounds": 4,
+        "eval_every": 2,
+        "evaluate": EVALUATE,
+        "eval_data": {"all": data},
+    }
+    swept = simulate.sweep(fedavg, points, init, data, **options)
+    assert swept.params["kernel"].shape == (2, FEATURES, CLASSES)
+    assert swept.info.status.shape == (4, 2)
+    assert swept.info.cohort.ids.shape == (4, 2, 2)
+    assert swept.evaluations.values["all"]["loss"].total.shape == (3, 2, 4)
+    assert swept.evaluations.rounds.tolist() == [0, 2, 4]
+    for g, (seed, rate) in enumerate(zip([5, 6], [0.1, 0.4], strict=True)):
+        init_key, key = jax.random.split(jax.random.key(seed))
+        alone = run(fedavg(rate), init(init_key), key=key, **options)
+        assert_close(jax.tree.map(lambda x: x[g], swept.params), alone.params)  # noqa: B023
+        assert_close(jax.tree.map(lambda x: x[:, g], swept.info), alone.info)  # noqa: B023
+        values = jax.tree.map(lambda x: x[:, g], swept.evaluations.values)  # noqa: B023
+        assert_close(values, alone.evaluations.values)
+    assert np.abs(swept.params["kernel"][0] - swept.params["kernel"][1]).max() > 0.1
+
+
+def test_product_varies_the_last_axis_fastest():
+    points = simulate.product(seed=range(2), rate=[0.1, 0.3], name=["a"])
+    assert points["seed"].tolist() == [0, 0, 1, 1]
+    assert points["rate"].tolist() == [0.1, 0.3, 0.1, 0.3]
+    assert points["name"].tolist() == ["a"] * 4
+
+
+def test_inputs_stay_usable():
+    """The segments donate their state; nothing of the caller's may be lost."""
+    params = zeros()
+    first = run(FEDAVG, params, num_rounds=3)
+    second = run(FEDAVG, params, num_rounds=3)
+    assert_equal(first.state, second.state)
+    assert_equal(params, zeros())
+    for _ in range(2):
+        rest = run(FEDAVG, params, num_rounds=5, state=first.state, first_round=3)
+    assert_equal(first.state, second.state)  # a deleted array would raise
+    assert int(jax.tree.leaves(rest.state.server.optimizer)[0]) == 5
+    assert jax.tree.map(float, population().examples["x"][0, 0])
+
+
+def test_one_trace_serves_every_segment_and_evaluation():
+    def traces(**options) -> int:
+        counted = Counted()
+        model = counted.model()
+        evaluate = engine.evaluator(model, {"loss": metrics.cross_entropy})
+        algorithm = fedavg(model=model)
+        options = {"evaluate": evaluate, "eval_data": {"all": population()}, **options}
+        run(algorithm, zeros(), **options)
+        once = counted.traces
+        run(algorithm, zeros(), **options)
+        assert counted.traces == once  # the second run of the same program is compiled already
+        return once
+
+    assert traces(num_rounds=1) == traces(num_rounds=11, segment_rounds=3, eval_every=4)
+
+
+def test_times_are_measured_apart():
+    result = run(walk(), num_rounds=3)
+    assert 0 < result.seconds < result.compile_seconds
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"num_rounds": -1}, ValueError, "num_rounds must be >= 0, got -1"),
+        ({"num_rounds": 2.5}, TypeError, "num_rounds must be an integer >= 0, got 2.5"),
+        ({"num_rounds": 3, "first_round": 4, "state": ()}, ValueError, r"first_round.*\[0, 3\]"),
+        ({"num_rounds": 3, "first_round": 1.0}, TypeError, "first_round must be an integer"),
+        ({"num_rounds": 3, "first_round": 1}, ValueError, "first_round=1 needs the state"),
+        ({"num_rounds": 3, "eval_every": 0}, ValueError, "eval_every must be >= 1, got 0"),
+        ({"num_rounds": 3, "segment_rounds": 0}, ValueError, "segment_rounds must be >= 1, got 0"),
+        ({"num_rounds": 3, "segment_rounds": 1.5}, TypeError, "segment_rounds must be an integer"),
+        ({"num_rounds": 3, "evaluate": distance}, ValueError, "give both evaluate and eval_data"),
+        ({"num_rounds": 3, "on_error": "rais"}, ValueError, "unknown on_error 'rais'.*'raise'"),
+    ],
+)
+def test_bad_options_are_named(options, error, message):
+    with pytest.raises(error, match=message):
+        run(**options)
+
+
+@pytest.mark.parametrize(
+    ("hyper", "message"),
+    [
+        ({"bad_round": np.arange(3)}, r"seeds under 'seed', got \['bad_round'\]"),
+        ({"seed": np.arange(3), "bad_round": np.arange(2)}, "share their leading axis"),
+        ({"seed": np.arange(3), "bad_round": np.int32(3)}, "share their leading axis"),
+    ],
+)
+def test_bad_sweeps_are_named(hyper, message):
+    start = functools.partial(jax.random.normal, shape=(3,))
+    with pytest.raises(ValueError, match=message):
+        simulate.sweep(walk, hyper, start, population(), num_rounds=1)
