@@ -79,6 +79,55 @@ class Mean(NamedTuple):
         return Mean(*kept)
 
 
+class Kind(enum.Enum):
+    """What happens to a leaf of a model's params."""
+
+    TRAINED = "trained"
+    """Optimizers step on it; attacks, corrections, clipping and noise act on its updates."""
+    STATISTIC = "statistic"
+    """Moved by the model's forward pass, such as the running mean of batch normalisation. The
+    server averages it, and nothing else touches it."""
+    FROZEN = "frozen"
+    """Never changes and is never sent: clients are taken to have it."""
+
+
+Kinds = Callable[[Params], PyTree]
+"""kinds(params) -> a Kind for every leaf, in a tree shaped like params."""
+
+
+class Leaves(NamedTuple):
+    """Params taken apart by what happens to their leaves.
+
+    trained, statistics, frozen: shaped like params, each with None in the places of the others.
+    """
+
+    trained: Params
+    statistics: PyTree
+    frozen: PyTree
+
+    @property
+    def params(self) -> Params:
+        """The leaves put together again."""
+
+        def first(*leaves: Any) -> Any:
+            return next((leaf for leaf in leaves if leaf is not None), None)
+
+        return jax.tree.map(first, *self, is_leaf=lambda x: x is None)
+
+
+def split(params: Params, kinds: Kinds | None) -> Leaves:
+    """Take params apart; without `kinds` every leaf is trained."""
+    if kinds is None:
+        none = jax.tree.map(lambda _: None, params)
+        return Leaves(params, none, none)
+    of = kinds(params)
+
+    def only(kind: Kind) -> PyTree:
+        return jax.tree.map(lambda k, leaf: leaf if k is kind else None, of, params)
+
+    return Leaves(only(Kind.TRAINED), only(Kind.STATISTIC), only(Kind.FROZEN))
+
+
 Loss = Callable[[Array, Array], Mean]
 """loss(outputs [B, ...], labels [B, ...]) -> Mean of [B] totals and [B] counts.
 
@@ -92,20 +141,33 @@ class Model(NamedTuple):
     init(key, inputs) -> params. Of `inputs` [B, ...] only the shape and the dtype matter.
     apply(params, inputs, key=None) -> outputs [B, ...]. `key` is for dropout and the like; without
         a key the model is in evaluation mode and deterministic.
-    apply_train(params, inputs, key) -> (outputs, params), for models that move a part of their
-        parameters by themselves (running statistics of batch normalisation); None for all others.
+    apply_train(params, inputs, key, mask) -> (outputs, params), for models that move statistics by
+        themselves (batch normalisation); None for all others. Rows where `mask` [B] is False fill a
+        batch up and must not enter the statistics. Only leaves that are statistics are taken.
+    kinds: which leaves are trained, statistics or frozen; None if all are trained.
     """
 
     init: Callable[[Key, Array], Params]
     apply: Callable[..., Array]
-    apply_train: Callable[[Params, Array, Key], tuple[Array, Params]] | None = None
+    apply_train: Callable[[Params, Array, Key, Array], tuple[Array, Params]] | None = None
+    kinds: Kinds | None = None
 
-    def train(self, params: Params, inputs: Array, key: Key) -> tuple[Array, Params]:
-        """Outputs in training mode, and params with moved statistics: `apply_train` or `apply`."""
+    def train(
+        self, params: Params, inputs: Array, key: Key, mask: Array | None = None
+    ) -> tuple[Array, PyTree]:
+        """Outputs in training mode, and the moved statistics, None in the places of other leaves.
+
+        Args:
+            params: whole, see `Leaves.params`.
+            inputs: [B, ...].
+            key: for dropout and the like.
+            mask: [B] bool, rows that count; None for all.
+        """
         if self.apply_train is None:
-            return self.apply(params, inputs, key), params
-        outputs, moved = self.apply_train(params, inputs, key)
-        return outputs, jax.lax.stop_gradient(moved)
+            return self.apply(params, inputs, key), split(params, self.kinds).statistics
+        mask = jnp.ones(inputs.shape[0], bool) if mask is None else mask
+        outputs, moved = self.apply_train(params, inputs, key, mask)
+        return outputs, jax.lax.stop_gradient(split(moved, self.kinds).statistics)
 
 
 class Batch(NamedTuple):
@@ -128,36 +190,109 @@ class Client(NamedTuple):
     num_steps: Array
 
 
+class Message(NamedTuple):
+    """What the server sends in a round; a client rule sees it with its own row of `per_slot`.
+
+    shared: what every client gets, such as the params that are trained.
+    per_slot: leaves [C, ...], a row for every slot of the cohort, sent to its client alone; ()
+        where there is nothing.
+    num_bytes: [C] float32, what each slot's row costs to send, in bytes; None is the size of its
+        arrays.
+    round: int32, the number of rounds done.
+    statistics: the model's statistics, sent to every client.
+    frozen: the model's frozen leaves, which clients have: they are not sent.
+    """
+
+    shared: PyTree = ()
+    per_slot: PyTree = ()
+    num_bytes: Array | None = None
+    round: Array | int = 0
+    statistics: PyTree = None
+    frozen: PyTree = None
+
+    @property
+    def trained(self) -> Params:
+        """The trained leaves, from a server that shares them alone or as a History."""
+        return self.shared.params if isinstance(self.shared, History) else self.shared
+
+    def params(self, trained: Params) -> Params:
+        """The whole params of the server's model that has these trained leaves."""
+        return self.leaves(trained).params
+
+    def leaves(self, trained: Params) -> Leaves:
+        """The Leaves of the server's model that has these trained leaves."""
+        if self.statistics is None:
+            return split(trained, None)
+        return Leaves(trained, self.statistics, self.frozen)
+
+
+class Upload(NamedTuple):
+    """What a client's work comes to.
+
+    update: any pytree that goes to the aggregator, usually the change of the trained leaves.
+    weight: scalar >= 0, the update's aggregation weight.
+    loss: scalar, the mean training loss of the round, NaN if the rule knows none.
+    statistics: the client's statistics of the model, which the server averages; None for those
+        that it received.
+    """
+
+    update: PyTree
+    weight: Array
+    loss: Array | float = float("nan")
+    statistics: PyTree = None
+
+
 class ClientRule(NamedTuple):
     """What ONE client does in a round. Written for one client; the engine batches it.
 
-    init(params) -> client_state: what one client keeps between rounds, `()` for nothing.
-    begin(key, client_state, broadcast, client: Client) -> work: the carry of the local steps.
-    step(key, work, broadcast, batch: Batch) -> work: one local step.
-    finish(key, client_state, broadcast, client: Client, work)
-        -> (client_state, update, weight, info): the update that is sent (any pytree), its
-        aggregation weight (a scalar >= 0) and a dict of scalars to look at.
+    init(params) -> client_state: what one client keeps between rounds, `()` for nothing. The params
+        are whole, frozen leaves and statistics among them.
+    begin(key, client_state, message: Message, client: Client) -> work: the carry of the local
+        steps.
+    step(key, work, message, batch: Batch) -> work: one local step.
+    finish(key, client_state, message, client, work) -> (client_state, Upload, info): info is a dict
+        of scalars to look at.
+    kinds: the `Model.kinds` of the model that is trained.
     """
 
     init: Callable[[Params], PyTree]
-    begin: Callable[[Key, PyTree, PyTree, Client], PyTree]
-    step: Callable[[Key, PyTree, PyTree, Batch], PyTree]
+    begin: Callable[[Key, PyTree, Message, Client], PyTree]
+    step: Callable[[Key, PyTree, Message, Batch], PyTree]
     finish: Callable[
-        [Key, PyTree, PyTree, Client, PyTree], tuple[PyTree, PyTree, Array, dict[str, Array]]
+        [Key, PyTree, Message, Client, PyTree], tuple[PyTree, Upload, dict[str, Array]]
     ]
+    kinds: Kinds | None = None
+
+
+class Uplink(NamedTuple):
+    """What happens to ONE client's update on its way to the server: clipping, compression, noise.
+
+    It stands between the client rule and the aggregator; the engine batches it.
+
+    init(update) -> client_state, from a pytree shaped like one update: what one client keeps
+        between rounds (the error of a compression), `()` for nothing.
+    apply(key, client_state, message: Message, update, weight)
+        -> (client_state, sent, num_bytes, info): what is sent, what that costs in bytes, and a dict
+        of scalars to look at.
+    receive(key, message, sent) -> update: what the server makes of it, shaped like the update; with
+        the key of `apply`, since both ends may share randomness. None where `sent` is the update.
+    """
+
+    init: Callable[[PyTree], PyTree]
+    apply: Callable[
+        [Key, PyTree, Message, PyTree, Array], tuple[PyTree, PyTree, Array, dict[str, Array]]
+    ]
+    receive: Callable[[Key, Message, PyTree], PyTree] | None = None
 
 
 class History(NamedTuple):
-    """A server's message to clients who look at how the model moves; see `algorithms.remembering`.
+    """What clients share who look at how the model moves; see `servers.with_history`.
 
-    params: the model.
-    previous: the model of the round before, that of this round in the first.
-    round: int32, the number of rounds done.
+    params: the model. previous: the model of the round before, that of this round in the first.
     """
 
     params: Params
     previous: Params
-    round: Array
 
 
 class Cohort(NamedTuple):
@@ -175,11 +310,12 @@ class Sampler(NamedTuple):
     """Which clients take part in a round.
 
     init(sizes [N]) -> state.
-    apply(key, state, sizes [N]) -> (state, Cohort). The number of slots is static.
+    apply(key, state, sizes [N], round) -> (state, Cohort). The number of slots is static; `round`
+        is int32, the number of rounds done.
     """
 
     init: Callable[[Array], PyTree]
-    apply: Callable[[Key, PyTree, Array], tuple[PyTree, Cohort]]
+    apply: Callable[[Key, PyTree, Array, Array], tuple[PyTree, Cohort]]
 
 
 class Aggregator(NamedTuple):
@@ -205,12 +341,20 @@ class Report(NamedTuple):
     ids: [C] int32 client ids (N for an empty slot).
     weights: [C] aggregation weights, 0 for empty slots and dropped updates.
     dropped: [C] bool, clients whose update was not finite.
-    clients: dict of [C] arrays, the info each client returned.
+    num_steps: [C] int32, local steps.
+    update_norm: [C] float32, the Euclidean length of the update that the server received.
+    loss: [C] float32, the mean training loss, NaN where the rule knows none.
+    num_bytes: [C] float32, what the client sent, in bytes.
+    clients: dict of [C] arrays, the info of each client's rule and uplink.
     """
 
     ids: Array
     weights: Array
     dropped: Array
+    num_steps: Array
+    update_norm: Array
+    loss: Array
+    num_bytes: Array
     clients: dict[str, Array]
 
 
@@ -224,28 +368,30 @@ class Attack(NamedTuple):
     apply(key, state, updates [C, ...], report: Report, malicious [C], message)
         -> (state, updates, info). Rows where `malicious` is False come back bit for bit, those of
         weight 0 among them, which may hold anything. `report` is from before the attack, `message`
-        what the server broadcast in this round. With nobody malicious, nothing changes.
+        the Message of the round, rows of all slots. With nobody malicious, nothing changes.
     """
 
     init: Callable[[PyTree], PyTree]
     apply: Callable[
-        [Key, PyTree, PyTree, Report, Array, PyTree], tuple[PyTree, PyTree, dict[str, Array]]
+        [Key, PyTree, PyTree, Report, Array, Message], tuple[PyTree, PyTree, dict[str, Array]]
     ]
 
 
 class Server(NamedTuple):
     """What the server keeps, sends and does with the aggregate.
 
-    init(key, params, data) -> state. Of `data` only static facts are used.
-    broadcast(key, state, cohort: Cohort, data) -> message: what every client of the cohort gets; a
-        client picks its own part by its id. May look at the data of the cohort (a first pass over
-        it), and of nobody else: of a population on disk, nobody else is loaded.
+    init(key, params, data) -> state, from the leaves that are trained. Of `data` only static facts
+        are used.
+    broadcast(key, state, draft: Message, cohort: Cohort, data) -> Message: the draft, which has the
+        round and the leaves that are not trained, with what all clients of the cohort get and what
+        each of them gets. May look at the data of the cohort (a pass over it), and of nobody else:
+        of a population on disk, nobody else is loaded.
     apply(key, state, aggregate, report: Report) -> (state, info).
-    params(state) -> the model to evaluate and to ship.
+    params(state) -> the trained leaves of the model to evaluate and to ship.
     """
 
     init: Callable[[Key, Params, Any], PyTree]
-    broadcast: Callable[[Key, PyTree, Cohort, Any], PyTree]
+    broadcast: Callable[[Key, PyTree, Message, Cohort, Any], Message]
     apply: Callable[[Key, PyTree, PyTree, Report], tuple[PyTree, dict[str, Array]]]
     params: Callable[[PyTree], Params]
 
@@ -276,7 +422,7 @@ class RoundInfo(NamedTuple):
     status: int32 bits of `Status`.
     cohort: the Report of the round.
     aggregator, server: dicts of arrays of the two parts.
-    bytes_down, bytes_up: float32, what the server sent and received, in bytes, uncompressed.
+    bytes_down, bytes_up: float32, what the server sent and received, in bytes.
     attack: dict of arrays of the attack, empty where there is none.
     """
 

@@ -13,6 +13,7 @@ there) a rule takes as many for byzantine as it can bear. Updates that are not f
 
 from fedjax_sim.aggregators.centers import caf, centered_clipping, geometric_median
 from fedjax_sim.aggregators.coordinates import coordinate_median, meamed, trimmed_mean
+from fedjax_sim.aggregators.descent import common_descent
 from fedjax_sim.aggregators.filters import (
     NormHistory,
     clipped_clustering,
@@ -34,6 +35,7 @@ __all__ = [
     "caf",
     "centered_clipping",
     "clipped_clustering",
+    "common_descent",
     "coordinate_median",
     "dnc",
     "flame",

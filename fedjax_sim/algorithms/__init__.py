@@ -1,58 +1,46 @@
-"""Named algorithms: recipes that bind parts into the engine. Copy one to make your own."""
+"""Named algorithms, one a file, each as its paper states it. Copy one to make your own.
 
-from fedjax_sim.algorithms.fairness import (
-    DrfaState,
-    WeightedState,
-    common_descent,
-    ditto,
-    drfa,
-    fedmgda,
-    personal_evaluator,
-    q_fedavg,
-    term,
-)
-from fedjax_sim.algorithms.fedavg import (
-    RememberingState,
-    ScaffoldState,
-    ServerState,
-    fedavg,
-    remembering,
-    scaffold,
-    server_optimizer,
-)
-from fedjax_sim.algorithms.mixtures import (
-    AgnosticAveragingState,
-    AgnosticState,
-    FairFlearnState,
-    agnostic,
-    agnostic_fedavg,
-    fair_flearn_afl,
-)
+A recipe binds a client rule, a server and an aggregator into the engine. `averaging` is the general
+one: any client rule, any server optimizer.
+"""
+
+from fedjax_sim.algorithms._ascent import Ascent, Domains
+from fedjax_sim.algorithms._loss_weighted import WeightedState
+from fedjax_sim.algorithms.agnostic import AgnosticState, agnostic
+from fedjax_sim.algorithms.agnostic_fedavg import AgnosticAveragingState, agnostic_fedavg
+from fedjax_sim.algorithms.averaging import averaging
+from fedjax_sim.algorithms.ditto import ditto
+from fedjax_sim.algorithms.drfa import DrfaState, drfa
+from fedjax_sim.algorithms.fair_flearn import FairFlearnState, fair_flearn_afl
+from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.algorithms.fedmgda import fedmgda
+from fedjax_sim.algorithms.fedprox import fedprox
 from fedjax_sim.algorithms.pfnm import PfnmState, pfnm
+from fedjax_sim.algorithms.q_fedavg import q_fedavg
+from fedjax_sim.algorithms.scaffold import ScaffoldState, scaffold
+from fedjax_sim.algorithms.term import term
 
 __all__ = [
     "AgnosticAveragingState",
     "AgnosticState",
+    "Ascent",
+    "Domains",
     "DrfaState",
     "FairFlearnState",
     "PfnmState",
-    "RememberingState",
     "ScaffoldState",
-    "ServerState",
     "WeightedState",
     "agnostic",
     "agnostic_fedavg",
-    "common_descent",
+    "averaging",
     "ditto",
     "drfa",
     "fair_flearn_afl",
     "fedavg",
     "fedmgda",
-    "personal_evaluator",
+    "fedprox",
     "pfnm",
     "q_fedavg",
-    "remembering",
     "scaffold",
-    "server_optimizer",
     "term",
 ]

@@ -1,12 +1,9 @@
-"""Algorithms that match clients' neurons before they merge them: PFNM over communication rounds."""
+"""PFNM over rounds: clients' neurons are matched before they are merged."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
-import optax
-from jax.sharding import Mesh
 
 from fedjax_sim import clients, engine, matching, metrics
 from fedjax_sim.base import (
@@ -18,17 +15,15 @@ from fedjax_sim.base import (
     Cohort,
     Key,
     Loss,
+    Message,
     Model,
     Params,
     PyTree,
     Report,
-    RoundInfo,
     Sampler,
     Server,
 )
-from fedjax_sim.clients import Regularizer, Work
 from fedjax_sim.data import Batching, FederatedData
-from fedjax_sim.engine import cohort_loss
 from fedjax_sim.ops import checks, trees
 from fedjax_sim.servers import sampling
 
@@ -51,14 +46,14 @@ class PfnmState(NamedTuple):
     sent: Array
 
 
-class _Message(NamedTuple):
-    """What the server sends: to everybody all, of which a client takes its own part.
+class _Own(NamedTuple):
+    """What one client is sent: its sub-network, or nothing while it has none.
 
-    starts: leaves [N, ...], the clients' sub-networks, of clients outside the cohort anything.
-    pull: [N], 0 for clients that start from their own weights. class_counts: [N, K].
+    start: the weights it starts from, its own initial ones at first. pull: mu, 0 at first.
+    class_counts: [K], which it could count itself.
     """
 
-    starts: Params
+    start: Params
     pull: Array
     class_counts: Array
 
@@ -73,23 +68,17 @@ class _Sent(NamedTuple):
 def pfnm(
     model: Model,
     *,
-    client_optimizer: optax.GradientTransformation,
+    client_optimizer: clients.Optimizer,
     batching: Batching,
-    sigma: float | Array | Sequence[float] = 1.0,
-    sigma0: float | Array | Sequence[float] = 1.0,
-    gamma: float | Array | Sequence[float] = 1.0,
+    prior: matching.Prior = matching.Prior(1.0, 1.0, 1.0),
     num_passes: int = 3,
-    prior_scale: float | Array = 1.0,
-    popularity_cap: float | Array = 10.0,
-    prior_bias: float | Array = 0.1,
     empirical_bayes: bool = False,
     absent: matching.Absent = "zero",
     pull: float | Array = 0.0,
-    regularizer: Regularizer | None = None,
+    regularizer: clients.Regularizer | None = None,
     sampler: Sampler | None = None,
     loss: Loss = metrics.cross_entropy,
-    width: engine.Width = "auto",
-    mesh: Mesh | None = None,
+    **options: Unpack[engine.Options],
 ) -> Algorithm:
     """PFNM over rounds: clients train their parts of a global network, whose neurons are matched.
 
@@ -106,11 +95,11 @@ def pfnm(
 
     Args:
         model: a client's network, of the form of `models.mlp`, with at least one hidden layer.
-        client_optimizer, batching, loss, width, mesh: as in `fedavg`. `loss` is on integer labels
+        client_optimizer, batching, loss, **options: as in `fedavg`. `loss` is on integer labels
             "y" in [0, K).
-        sigma, sigma0, gamma, num_passes, prior_scale, popularity_cap, prior_bias, empirical_bayes,
-            absent: as in `matching.pfnm_stacked`; the passes follow one in which everybody is
-            visited in the order of ids.
+        prior: as in `matching.pfnm_stacked`.
+        num_passes, empirical_bayes, absent: as in `matching.pfnm_stacked`; the passes follow one in
+            which everybody is visited in the order of ids.
         pull: mu >= 0, may be traced, of mu / 2 * ||w - w_received||^2 in the loss of a client that
             has received a sub-network. 0 was best on MNIST; 0.001 gave a tenth fewer neurons.
         regularizer: scalar of a client's params, added to every batch's loss.
@@ -136,131 +125,127 @@ def pfnm(
     """
     checks.in_range("pull", pull, 0.0)
 
-    def init(key: Key, params: Params, data: FederatedData) -> PfnmState:
-        layers = matching.layers_of(params)
-        inputs = jnp.zeros((1, layers[0][0].shape[0]))
-        num_clients, num_classes = data.num_clients, layers[-1][0].shape[1]
-        networks = jax.vmap(lambda k: model.init(k, inputs))(jax.random.split(key, num_clients))
-        _check_budgets(layers, matching.layers_of(networks))
-        widths = [bias.shape[1] for _, bias in matching.layers_of(networks)[:-1]]
-        return PfnmState(
-            params=params,
-            networks=networks,
-            class_counts=jnp.zeros((num_clients, num_classes)),
-            assignments=[
-                jnp.full((num_clients, width), bias.shape[0], jnp.int32)
-                for width, (_, bias) in zip(widths, layers[:-1], strict=True)
-            ],
-            sent=jnp.zeros(num_clients, bool),
-        )
-
-    def starts(state: PfnmState) -> Params:
-        """Every client's sub-network, or its initial weights: leaves [N, ...]."""
-        layers = matching.layers_of(state.params)
-        parts = jax.vmap(lambda slots: matching.sub_network(layers, slots))(state.assignments)
-        return jax.vmap(trees.where)(state.sent, matching.params_of(parts), state.networks)
-
-    def broadcast(key: Key, state: PfnmState, cohort: Cohort, data: FederatedData) -> _Message:
-        num_classes = state.class_counts.shape[1]
-        labels = data.owners * num_classes + data.examples["y"].astype(jnp.int32)
-        counts = cohort_loss.group_sum(
-            jnp.ones_like(labels, jnp.float32), labels, data.num_clients * num_classes
-        )
-        return _Message(
-            starts(state), pull * state.sent, counts.reshape(data.num_clients, num_classes)
-        )
-
-    def apply(
-        key: Key, state: PfnmState, aggregate: _Sent, report: Report
-    ) -> tuple[PfnmState, dict[str, Array]]:
-        num_clients = state.sent.shape[0]
-        ids = jnp.where(report.weights > 0, report.ids, num_clients)
-        begun = jax.tree.map(lambda x: x.at[ids].get(mode="clip"), starts(state))
-
-        def keep(old: PyTree, new: PyTree) -> PyTree:
-            return jax.tree.map(lambda x, y: x.at[ids].set(y, mode="drop"), old, new)
-
-        networks = keep(state.networks, trees.add(begun, aggregate.delta))
-        counts = keep(state.class_counts, aggregate.class_counts)
-        sent = keep(state.sent, jnp.ones_like(ids, bool))
+    def match(key: Key, state: PfnmState) -> matching.Matching:
+        """Match the networks of all that have sent, from the last assignment on."""
         orders_key, match_key = jax.random.split(key)
-        everybody = jnp.arange(num_clients)
+        everybody = jnp.arange(state.sent.shape[0])
         shuffled = jax.vmap(jax.random.permutation, (0, None))
         orders = [
             jnp.concatenate([everybody[None], shuffled(keys, everybody)])
             for keys in jax.random.split(orders_key, (len(state.assignments), num_passes))
         ]
-        found = matching.pfnm_stacked(
-            matching.layers_of(networks),
-            counts,
-            sigma=sigma,
-            sigma0=sigma0,
-            gamma=gamma,
+        return matching.pfnm_stacked(
+            matching.layers_of(state.networks),
+            state.class_counts,
+            prior=prior,
             num_passes=num_passes + 1,
             key=match_key,
-            prior_scale=prior_scale,
-            popularity_cap=popularity_cap,
-            prior_bias=prior_bias,
             max_neurons=[bias.shape[0] for _, bias in matching.layers_of(state.params)[:-1]],
             empirical_bayes=empirical_bayes,
             absent=absent,
-            live=[jnp.broadcast_to(sent[:, None], s.shape) for s in state.assignments],
+            live=[jnp.broadcast_to(state.sent[:, None], s.shape) for s in state.assignments],
             assignments=state.assignments,
             orders=orders,
         )
-        new = PfnmState(matching.params_of(found.params), networks, counts, found.assignments, sent)
+
+    def broadcast(
+        key: Key, state: PfnmState, draft: Message, cohort: Cohort, data: FederatedData
+    ) -> Message:
+        served = trees.rows(state.sent, cohort.ids)
+        own = _Own(
+            trees.rows(_starts(state), cohort.ids),
+            pull * served,
+            trees.rows(_class_counts(data, state.class_counts.shape[1]), cohort.ids),
+        )
+        one = trees.num_bytes(state.networks) // data.num_clients
+        return draft._replace(per_slot=own, num_bytes=jnp.where(served, float(one), 0.0))
+
+    def apply(
+        key: Key, state: PfnmState, aggregate: _Sent, report: Report
+    ) -> tuple[PfnmState, dict[str, Array]]:
+        ids = jnp.where(report.weights > 0, report.ids, state.sent.shape[0])
+        trained = trees.add(trees.rows(_starts(state), ids), aggregate.delta)
+        state = state._replace(
+            networks=trees.with_rows(state.networks, ids, trained),
+            class_counts=trees.with_rows(state.class_counts, ids, aggregate.class_counts),
+            sent=trees.with_rows(state.sent, ids, jnp.ones_like(ids, bool)),
+        )
+        found = match(key, state)
+        params = matching.params_of(found.params)
+        new = state._replace(params=params, assignments=found.assignments)
         return new, {"num_neurons": found.num_neurons, "full": found.full}
 
-    def begin(key: Key, client_state: PyTree, broadcast: _Message, client: Client) -> Work:
-        start, mu = _own((broadcast.starts, broadcast.pull), client)
-        return base.begin(key, client_state, start, client)._replace(extra=(start, mu))
+    def init(key: Key, params: Params, data: FederatedData) -> PfnmState:
+        return _initial_state(key, model, params, data.num_clients)
 
-    def pulled(gradient: Params, work: Work, broadcast: _Message) -> Params:
-        start, mu = work.extra
-        return jax.tree.map(lambda g, w, s: g + mu * (w - s), gradient, work.params, start)
-
-    def finish(
-        key: Key, client_state: PyTree, broadcast: _Message, client: Client, work: Work
-    ) -> tuple[PyTree, _Sent, Array, dict[str, Array]]:
-        start, _ = work.extra
-        _, delta, weight, info = base.finish(key, client_state, start, client, work)
-        return client_state, _Sent(delta, _own(broadcast.class_counts, client)), weight, info
-
-    base = clients.local_sgd(
-        model, client_optimizer, loss=loss, regularizer=regularizer, correct=pulled
-    )
-    composed = engine.federated(
-        rule=ClientRule(base.init, begin, base.step, finish),
+    return engine.federated(
+        rule=_sub_network_sgd(model, client_optimizer, loss, regularizer),
         sampler=sampler or sampling.everyone(),
         aggregator=Aggregator(
             lambda update: (), lambda key, state, sent, weights: (state, sent, {})
         ),
         server=Server(init, broadcast, apply, lambda state: state.params),
         batching=batching,
-        width=width,
-        mesh=mesh,
+        **options,
     )
 
-    def step(
-        key: Key, state: engine.FederatedState, data: FederatedData
-    ) -> tuple[engine.FederatedState, RoundInfo]:
-        new, info = composed.step(key, state, data)
-        # The engine takes the message and the aggregate for what each client gets and sends.
-        one = trees.num_bytes(state.server.networks) // data.num_clients
-        counts = trees.num_bytes(state.server.class_counts) // data.num_clients
-        present = info.cohort.ids < data.num_clients
-        served = state.server.sent.at[info.cohort.ids].get(mode="fill", fill_value=False)
-        return new, info._replace(
-            bytes_down=served.sum().astype(jnp.float32) * one,
-            bytes_up=present.sum().astype(jnp.float32) * (one + counts),
-        )
 
-    return composed._replace(step=step)
+def _initial_state(key: Key, model: Model, params: Params, num_clients: int) -> PfnmState:
+    layers = matching.layers_of(params)
+    inputs = jnp.zeros((1, layers[0][0].shape[0]))
+    networks = jax.vmap(lambda k: model.init(k, inputs))(jax.random.split(key, num_clients))
+    _check_budgets(layers, matching.layers_of(networks))
+    widths = [bias.shape[1] for _, bias in matching.layers_of(networks)[:-1]]
+    return PfnmState(
+        params=params,
+        networks=networks,
+        class_counts=jnp.zeros((num_clients, layers[-1][0].shape[1])),
+        assignments=[
+            jnp.full((num_clients, width), bias.shape[0], jnp.int32)
+            for width, (_, bias) in zip(widths, layers[:-1], strict=True)
+        ],
+        sent=jnp.zeros(num_clients, bool),
+    )
 
 
-def _own(rows: PyTree, client: Client) -> PyTree:
-    """A client's own of leaves [N, ...]."""
-    return jax.tree.map(lambda x: x.at[client.id].get(mode="clip"), rows)
+def _starts(state: PfnmState) -> Params:
+    """Every client's sub-network, or its initial weights: leaves [N, ...]."""
+    layers = matching.layers_of(state.params)
+    parts = jax.vmap(lambda slots: matching.sub_network(layers, slots))(state.assignments)
+    return jax.vmap(trees.where)(state.sent, matching.params_of(parts), state.networks)
+
+
+def _class_counts(data: FederatedData, num_classes: int) -> Array:
+    """How many examples of each class every client has: [N, K] float32."""
+    labels = data.owners * num_classes + data.examples["y"].astype(jnp.int32)
+    ones = jnp.ones_like(labels, jnp.float32)
+    counts = trees.group_sum(ones, labels, data.num_clients * num_classes)
+    return counts.reshape(data.num_clients, num_classes)
+
+
+def _sub_network_sgd(
+    model: Model,
+    optimizer: clients.Optimizer,
+    loss: Loss,
+    regularizer: clients.Regularizer | None,
+) -> ClientRule:
+    """`local_sgd` from a client's own start, with a pull to it; sends class counts as well."""
+
+    def pulled(gradient: Params, work: clients.Work, message: Message) -> Params:
+        mu = work.extra
+        return jax.tree.map(lambda g, w, s: g + mu * (w - s), gradient, work.params, message.shared)
+
+    sgd = clients.local_sgd(model, optimizer, loss=loss, regularizer=regularizer, correct=pulled)
+    base = clients.adapt(
+        sgd,
+        message=lambda message: message._replace(shared=message.per_slot.start),
+        update=lambda message, work, delta: _Sent(delta, message.per_slot.class_counts),
+    )
+
+    def begin(key: Key, state: PyTree, message: Message, client: Client) -> clients.Work:
+        return base.begin(key, state, message, client)._replace(extra=message.per_slot.pull)
+
+    return base._replace(begin=begin)
 
 
 def _check_budgets(params: list[tuple[Array, Array]], networks: list[tuple[Array, Array]]) -> None:

@@ -1,5 +1,22 @@
-"""The engine: parts -> Algorithm(init, step, params). It names no concrete part."""
+"""The engine: it composes parts into an Algorithm and names no concrete part.
 
-from fedjax_sim.engine.round import FederatedState, Width, evaluator, federated
+round         what a round is: sample, broadcast, work locally, aggregate, update the server
+local_work    clients batched into chunks, chunks into a scan, over devices
+width         how many clients train at once, measured where that matters
+evaluation    how well models serve clients
+"""
 
-__all__ = ["FederatedState", "Width", "evaluator", "federated"]
+from fedjax_sim.engine.evaluation import CohortLoss, cohort_loss, evaluator, personal_evaluator
+from fedjax_sim.engine.round import FederatedState, Options, federated
+from fedjax_sim.engine.width import Width
+
+__all__ = [
+    "CohortLoss",
+    "FederatedState",
+    "Options",
+    "Width",
+    "cohort_loss",
+    "evaluator",
+    "federated",
+    "personal_evaluator",
+]

@@ -5,17 +5,35 @@ the shapes: on a CPU one client at a time can be twice as fast as four, or half 
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+from fedjax_sim.base import Array, Client, Message, PyTree
+from fedjax_sim.data import Batching, FederatedData
+from fedjax_sim.engine.local_work import LocalWork, Slots, even
+from fedjax_sim.ops import permutation, trees
+
+Width = int | Literal["auto"]
+
+CORE_PARAMS = 100_000
+"""On a CPU a larger model fills a core's cache by itself, so that clients train one at a time."""
+WORTH_MEASURING = 2e8
+"""Operations of a round, a few milliseconds' worth, from which on its chunk width is measured."""
+STEP_OVERHEAD = 2e5
+"""What a local step costs at least, in operations: a tiny model's time goes into starting them."""
 
 LOG = logging.getLogger("fedjax_sim")
 
@@ -47,6 +65,141 @@ def batched_runs(num_runs: int) -> Iterator[None]:
 def num_runs() -> int:
     """How many runs are batched around what is being traced; 1 outside a sweep."""
     return _num_runs[-1]
+
+
+Trial = Callable[[Slots, Message, FederatedData, int, int], PyTree]
+"""trial(slots, message, data, num_steps, width) -> what the local work of a round gives."""
+
+
+class _Load(NamedTuple):
+    """How much there is to do.
+
+    share: clients of a device. num_params: of the model. steps: [C] local steps of a typical
+    cohort, most first. step_cost: operations of one. most: the widest chunk that fits into memory.
+    """
+
+    share: int
+    num_params: int
+    steps: np.ndarray
+    step_cost: float
+    most: int
+
+
+def choose_width(
+    trial: Trial, local: LocalWork, slots: Slots, message: Message, data: FederatedData
+) -> int:
+    """The fastest chunk width, measured where there is enough work for it to matter."""
+    load = _load(local, slots, message, data)
+    on_cpu = jax.default_backend() == "cpu"
+    default = 1 if on_cpu else load.most
+    if (
+        load.most == 1
+        or load.step_cost * load.steps.sum() < WORTH_MEASURING
+        or (on_cpu and load.num_params > CORE_PARAMS)
+        or num_runs() > 1
+        or jax.process_count() > 1  # all processes must compile the same program
+    ):
+        return default
+    ladder = (1, 4, 16, 32) if on_cpu else (8, 64, 512, 4096, load.most)
+    widths = sorted({even(min(width, load.most), load.share) for width in ladder})
+    num_steps = max(1, round(min(load.steps.mean(), 8)))
+    num_devices = local.num_devices
+
+    def num_slots(width: int) -> int:
+        """About as many chunks as the round has, but no more than tell the speed."""
+        return num_devices * width * -(-min(load.share, max(width, 32)) // width)
+
+    def num_rounds(width: int) -> int:
+        """So many that starting the program costs nothing beside them."""
+        return int(np.clip(3e9 / (load.step_cost * num_steps * num_slots(width)), 1, 100))
+
+    def program(width: int) -> Program:
+        imitation = _imitation(slots, message, data, num_slots(width), num_steps)
+        return _repeated(trial, num_steps, width, num_rounds(width)), imitation
+
+    def work(width: int) -> float:
+        """Useful local steps in the trial, if its chunks waste as much as the cohort's will."""
+        together = width * num_devices
+        used = load.steps.sum() / (together * load.steps[::together].sum())
+        return num_steps * num_slots(width) * num_rounds(width) * used
+
+    return fastest_width(widths, program, work) or default
+
+
+def _load(local: LocalWork, slots: Slots, message: Message, data: FederatedData) -> _Load:
+    num_slots = slots.mask.shape[0]
+    share = -(-num_slots // local.num_devices)
+    sent = (message.shared, jax.tree.map(lambda x: x[0], slots.own))
+    num_params = trees.num_parameters((sent, message.frozen))
+    # Two operations a weight and example forward, four backward; less than an exact count for
+    # convolutions, but only the order of magnitude matters.
+    step_cost = max(6.0 * num_params * local.batching.slots(data.max_size), STEP_OVERHEAD)
+    # A training client holds its parameters, gradient, optimizer state, update and activations:
+    # about ten models.
+    most = memory_budget() // 2 // (10 * max(trees.num_bytes(sent), 1))
+    most = int(np.clip(most // num_runs(), 1, share))
+    return _Load(
+        share, num_params, _expected_steps(data, local.batching, num_slots), step_cost, most
+    )
+
+
+def _repeated(trial: Trial, num_steps: int, width: int, num_rounds: int) -> Callable:
+    """The trial, so many times, of which the compiler can leave none out."""
+
+    def repeat(slots: Slots, message: Message, data: FederatedData) -> PyTree:
+        def once(_: Array, message: Message) -> Message:
+            out = trial(slots, message, data, num_steps, width)
+            # What the next round starts from depends on this one.
+            nothing = 0 * sum(x.ravel()[0] for x in jax.tree.leaves(out))
+            return jax.tree.map(lambda x: x + nothing.astype(x.dtype), message)
+
+        return jax.lax.fori_loop(0, num_rounds, once, message)
+
+    return repeat
+
+
+def _expected_steps(data: FederatedData, batching: Batching, num_slots: int) -> np.ndarray:
+    """Local steps of a typical cohort, most first: float64 [C]."""
+    at = np.linspace(1, 0, num_slots) if num_slots > 1 else np.array([0.5])
+    known = data.quantiles or (data.min_size, data.max_size)
+    sizes = np.interp(at, np.linspace(0, 1, len(known)), known).round()
+    with jax.ensure_compile_time_eval():
+        return np.asarray(batching.steps(sizes, data.max_size), np.float64)
+
+
+def _imitation(
+    slots: Slots, message: Message, data: FederatedData, num_slots: int, num_steps: int
+) -> tuple[Slots, Message, FederatedData]:
+    """Arguments of the same shapes, but of `num_slots` clients, to measure with: zeros mostly."""
+    row_bytes = sum(a.dtype.itemsize * math.prod(a.shape[1:]) for a in data.examples.values())
+    num_rows = min(data.num_examples, max(data.max_size, (16 << 20) // max(row_bytes, 1)))
+    ids = np.arange(num_slots, dtype=np.int32)
+    key = jax.random.split(jax.random.key(0), num_slots)
+
+    def zeros(tree: PyTree, rows: int) -> PyTree:
+        return jax.tree.map(lambda x: jnp.zeros((rows, *x.shape[1:]), x.dtype), tree)
+
+    fake = Slots(
+        client=Client(
+            jnp.asarray(ids),
+            jnp.full(num_slots, data.max_size, jnp.int32),
+            jnp.full(num_slots, num_steps, jnp.int32),
+        ),
+        mask=jnp.ones(num_slots, bool),
+        start=jnp.asarray(ids * data.max_size % max(num_rows - data.max_size + 1, 1)),
+        key=key,
+        words=jax.vmap(permutation.words)(key),
+        own=zeros(slots.own, num_slots),
+        state=zeros(slots.state, num_slots),
+    )
+    rows = dataclasses.replace(
+        data,
+        examples=zeros(data.examples, num_rows),
+        owners=zeros(data.owners, num_rows),
+        starts=zeros(data.starts, data.num_clients),
+        sizes=zeros(data.sizes, data.num_clients),
+    )
+    return fake, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), message), rows
 
 
 def fastest_width(

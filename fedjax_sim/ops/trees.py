@@ -75,6 +75,27 @@ def sum_rows(tree: PyTree) -> PyTree:
     return jax.tree.map(total, tree)
 
 
+def rows(table: PyTree, ids: Array) -> PyTree:
+    """Rows of a table by id; an id that is out of range, such as N for nobody, gets any row.
+
+    Args:
+        table: leaves [N, ...].
+        ids: [C] integers.
+
+    Returns:
+        Leaves [C, ...].
+    """
+    return jax.tree.map(lambda leaf: leaf.at[ids].get(mode="clip"), table)
+
+
+def with_rows(table: PyTree, ids: Array, new: PyTree) -> PyTree:
+    """A table [N, ...] with rows `ids` [C] replaced by those of `new` [C, ...].
+
+    Ids out of range, such as N for nobody, are left out.
+    """
+    return jax.tree.map(lambda leaf, x: leaf.at[ids].set(x, mode="drop"), table, new)
+
+
 def weighted_sum(tree: PyTree, weights: Array) -> PyTree:
     """sum_c weights[c] * leaf[c] over the leading axis; rows of weight 0 may hold NaN.
 
@@ -92,6 +113,15 @@ def weighted_sum(tree: PyTree, weights: Array) -> PyTree:
         return jnp.tensordot(weights.astype(leaf.dtype), rows, axes=1)
 
     return jax.tree.map(total, tree)
+
+
+def group_sum(values: Array, groups: Array, num_groups: int) -> Array:
+    """The sum of `values` [B] in every group: [num_groups]; `groups` [B] are in [0, num_groups)."""
+    if num_groups > 128:
+        return jax.ops.segment_sum(values, groups, num_groups)
+    # While there are few, masked sums are far faster than a scatter.
+    member = groups[None, :] == jnp.arange(num_groups)[:, None]
+    return jnp.where(member, values[None, :], 0).sum(axis=1)
 
 
 def row_dots(rows: PyTree, other: PyTree) -> Array:

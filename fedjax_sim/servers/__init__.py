@@ -1,1 +1,11 @@
-"""What the server keeps and sends, and whom it asks."""
+"""The server's side of a round: whom it asks, what it keeps, sends and does with the aggregate.
+
+optimizer     the aggregate is a gradient of an optax optimizer
+history       clients are also told where the model was a round ago
+sampling      who takes part
+"""
+
+from fedjax_sim.servers.history import HistoryState, with_history
+from fedjax_sim.servers.optimizer import ServerState, server_optimizer, stepped
+
+__all__ = ["HistoryState", "ServerState", "server_optimizer", "stepped", "with_history"]

@@ -11,7 +11,7 @@ from fedjax_sim.ops import checks, permutation
 def everyone() -> Sampler:
     """All clients in every round, in the order of their ids (C = N)."""
 
-    def apply(key: Key, state: PyTree, sizes: Array) -> tuple[PyTree, Cohort]:
+    def apply(key: Key, state: PyTree, sizes: Array, round: Array) -> tuple[PyTree, Cohort]:
         ids = jnp.arange(sizes.shape[0], dtype=jnp.int32)
         return state, Cohort(ids, ids >= 0)
 
@@ -38,7 +38,7 @@ def uniform(cohort_size: int) -> Sampler:
         _check_cohort(cohort_size, sizes.shape[0])
         return ()
 
-    def apply(key: Key, state: PyTree, sizes: Array) -> tuple[PyTree, Cohort]:
+    def apply(key: Key, state: PyTree, sizes: Array, round: Array) -> tuple[PyTree, Cohort]:
         slots = jnp.arange(cohort_size, dtype=jnp.int32)
         ids = permutation.permute(permutation.words(key), sizes.shape[0], slots, unroll=False)
         return state, Cohort(ids, slots >= 0)
@@ -90,7 +90,7 @@ def by_weight(
             _check_cohort(cohort_size, sizes.shape[0])
         return ()
 
-    def apply(key: Key, state: PyTree, sizes: Array) -> tuple[PyTree, Cohort]:
+    def apply(key: Key, state: PyTree, sizes: Array, round: Array) -> tuple[PyTree, Cohort]:
         logits = jnp.log(jnp.asarray(sizes if weights is None else weights, jnp.float32))
         if replace:
             ids = jax.random.categorical(key, logits, shape=(cohort_size,))
@@ -117,9 +117,9 @@ def with_root(sampler: Sampler) -> Sampler:
             raise ValueError("with_root needs clients beside the root, got a population of 1.")
         return sampler.init(sizes[:-1])
 
-    def apply(key: Key, state: PyTree, sizes: Array) -> tuple[PyTree, Cohort]:
+    def apply(key: Key, state: PyTree, sizes: Array, round: Array) -> tuple[PyTree, Cohort]:
         num_clients = sizes.shape[0]
-        state, cohort = sampler.apply(key, state, sizes[:-1])
+        state, cohort = sampler.apply(key, state, sizes[:-1], round)
         # An empty slot holds the id that nobody has, which is one more here.
         ids = jnp.append(jnp.where(cohort.mask, cohort.ids, num_clients), num_clients - 1)
         return state, Cohort(ids.astype(jnp.int32), jnp.append(cohort.mask, True))

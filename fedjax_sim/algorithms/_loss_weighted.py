@@ -1,0 +1,90 @@
+"""What q-FedAvg and TERM share: clients are weighed by their losses at the incoming model."""
+
+from collections.abc import Callable
+from typing import NamedTuple, Unpack
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_sim import aggregators, clients, engine
+from fedjax_sim.base import (
+    Algorithm,
+    Array,
+    Cohort,
+    Key,
+    Loss,
+    Message,
+    Model,
+    Params,
+    PyTree,
+    Report,
+    Sampler,
+    Server,
+)
+from fedjax_sim.data import Batching, FederatedData
+from fedjax_sim.servers import ServerState, sampling, stepped
+
+
+class WeightedState(NamedTuple):
+    """params, optimizer: the global model and its optimizer. log_scale: of TERM's running mean."""
+
+    params: Params
+    optimizer: PyTree
+    log_scale: Array
+
+
+class _Own(NamedTuple):
+    """A client's weight, and its loss at the incoming model."""
+
+    weight: Array
+    loss: Array
+
+
+def loss_weighted(
+    model: Model,
+    *,
+    optimizer: clients.Optimizer,
+    log_weights: Callable[[Array], Array],
+    scale: Callable[[WeightedState, Report], tuple[Array, Array]],
+    batching: Batching,
+    sampler: Sampler | None,
+    server: optax.GradientTransformation | None,
+    loss: Loss,
+    loss_examples: int | None,
+    **options: Unpack[engine.Options],
+) -> Algorithm:
+    """FedAvg with weights exp(log_weights(losses)) and the mean update times `scale`."""
+    losses_of = engine.cohort_loss(model, loss, num_examples=loss_examples)
+    after = server or optax.sgd(1.0)
+
+    def init(key: Key, params: Params, data: FederatedData) -> WeightedState:
+        return WeightedState(params, after.init(params), jnp.float32(jnp.nan))
+
+    def broadcast(
+        key: Key, state: WeightedState, draft: Message, cohort: Cohort, data: FederatedData
+    ) -> Message:
+        losses = losses_of(key, draft.params(state.params), cohort, data).value
+        # Only ratios of weights matter, and those of a softmax neither overflow nor all vanish.
+        weights = jax.nn.softmax(jnp.where(cohort.mask, log_weights(losses), -jnp.inf))
+        return draft._replace(shared=state.params, per_slot=_Own(weights, losses))
+
+    def apply(
+        key: Key, state: WeightedState, aggregate: Params, report: Report
+    ) -> tuple[WeightedState, dict[str, Array]]:
+        log_scale, factor = scale(state, report)
+        moved = stepped(after, ServerState(state.params, state.optimizer), aggregate, factor)
+        return WeightedState(*moved, log_scale), {"step_scale": factor}
+
+    return engine.federated(
+        rule=clients.adapt(
+            clients.local_sgd(model, optimizer, loss=loss),
+            weight=lambda message, _: message.per_slot.weight,
+            info=lambda message: {"incoming_loss": message.per_slot.loss},
+        ),
+        sampler=sampler or sampling.everyone(),
+        aggregator=aggregators.mean(),
+        server=Server(init, broadcast, apply, lambda state: state.params),
+        batching=batching,
+        **options,
+    )

@@ -1,0 +1,81 @@
+"""q-FedAvg: clients weigh by their loss to the power q, between the average and the worst case."""
+
+from typing import Unpack
+
+import jax.numpy as jnp
+import optax
+
+from fedjax_sim import engine, metrics
+from fedjax_sim.algorithms._loss_weighted import WeightedState, loss_weighted
+from fedjax_sim.base import Algorithm, Array, Loss, Model, Report, Sampler
+from fedjax_sim.data import Batching
+from fedjax_sim.ops import checks
+
+
+def q_fedavg(
+    model: Model,
+    *,
+    q: float | Array,
+    client_learning_rate: float | Array,
+    batching: Batching,
+    sampler: Sampler | None = None,
+    server: optax.GradientTransformation | None = None,
+    loss: Loss = metrics.cross_entropy,
+    loss_examples: int | None = None,
+    **options: Unpack[engine.Options],
+) -> Algorithm:
+    """q-FFL by q-FedAvg: min_w sum_k F_k(w)^(q + 1) / (q + 1), every client counting the same.
+
+    With F_k the loss of client k at the incoming model w, g_k = (w - w_k) / eta after its local
+    steps, and 1 / eta as the estimate of the Lipschitz constant,
+
+        w <- w - sum_k F_k^q g_k / sum_k (q F_k^(q - 1) ||g_k||^2 + F_k^q / eta),
+
+    a step that shrinks as q grows, so that eta need not be tuned for every q. q = 0 is FedAvg with
+    equal weights; the larger q, the more alike the clients' losses. q-FedSGD is
+    `batching=Batching(None, num_steps=1)`. For weights p_k by size sample them:
+    `sampler=sampling.by_weight(C)`.
+
+    Args:
+        model, batching, sampler, loss, **options: as in `fedavg`.
+        q: >= 0, may be traced.
+        client_learning_rate: eta of the plain SGD of the local steps, > 0, may be traced.
+        server: what happens to that step; `optax.sgd(1.0)`, by default, takes it.
+        loss_examples: estimate F_k on so many examples of the client, drawn with replacement; None
+            takes all of them, as the paper does.
+
+    Returns:
+        An Algorithm; `info.cohort.clients["incoming_loss"]` holds F_k.
+
+    Cost: `fedavg` and a forward pass over the cohort's examples.
+
+    References:
+        Li, Sanjabi, Beirami, Smith, "Fair Resource Allocation in Federated Learning", ICLR 2020,
+        algorithms 1 and 2. As in their code, 1e-10 is added to F_k.
+    """
+    checks.in_range("q", q, 0.0)
+    checks.in_range("client_learning_rate", client_learning_rate, 0.0, open_low=True)
+
+    def log_weights(losses: Array) -> Array:
+        return q * jnp.log(losses + 1e-10)
+
+    def scale(state: WeightedState, report: Report) -> tuple[Array, Array]:
+        squared = jnp.square(report.update_norm / client_learning_rate)
+        losses = report.clients["incoming_loss"] + 1e-10
+        curvature = 1 + client_learning_rate * q * squared / losses
+        valid = report.weights > 0
+        total = jnp.where(valid, report.weights * curvature, 0).sum()
+        return state.log_scale, report.weights.sum() / jnp.where(total > 0, total, 1)
+
+    return loss_weighted(
+        model,
+        optimizer=optax.sgd(client_learning_rate),
+        log_weights=log_weights,
+        scale=scale,
+        batching=batching,
+        sampler=sampler,
+        server=server,
+        loss=loss,
+        loss_examples=loss_examples,
+        **options,
+    )

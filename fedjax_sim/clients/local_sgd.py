@@ -1,0 +1,152 @@
+"""Local training: what a client of FedAvg does, and what most other rules are made of."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_sim.base import (
+    Array,
+    Batch,
+    Client,
+    ClientRule,
+    Key,
+    Leaves,
+    Loss,
+    Mean,
+    Message,
+    Model,
+    Params,
+    PyTree,
+    Upload,
+)
+from fedjax_sim.ops import trees
+
+Regularizer = Callable[[Params], Array]
+"""regularizer(trained leaves) -> scalar, added to every batch's mean loss."""
+Optimizer = optax.GradientTransformation | Callable[[Array], optax.GradientTransformation]
+"""An optax optimizer, or optimizer(round) -> one, for what follows the rounds."""
+Rate = float | Array | Callable[[Array], Array]
+"""A learning rate, or rate(round) -> one, as optax schedules are; numbers may be traced."""
+
+
+class Work(NamedTuple):
+    """What local training carries from step to step.
+
+    params: the trained leaves of the client's model.
+    statistics: the statistics of the client's model.
+    optimizer: the state of its optimizer, fresh every round.
+    loss: merged mean of the training loss so far, without regularizer.
+    extra: what a rule adds (the control correction of `scaffold`), else ().
+    """
+
+    params: Params
+    statistics: PyTree
+    optimizer: PyTree
+    loss: Mean
+    extra: PyTree = ()
+
+
+Correction = Callable[[Params, Work, Message], Params]
+"""correct(gradient, work, message) -> the gradient to step with; `message.shared` are params."""
+Objective = Callable[[Leaves, Batch, Key, PyTree], tuple[Array, tuple[Mean, PyTree]]]
+"""objective(leaves, batch, key, extra) -> (value, (Mean of the loss, moved statistics)).
+
+The value is minimised over `leaves.trained`; `extra` is that of the Work.
+"""
+
+
+def local_sgd(
+    model: Model,
+    optimizer: Optimizer,
+    *,
+    loss: Loss,
+    regularizer: Regularizer | None = None,
+    correct: Correction | None = None,
+) -> ClientRule:
+    """Train the server's model on the client's own examples with any optax optimizer.
+
+    The client of FedAvg (McMahan et al., AISTATS 2017, algorithm 1, ClientUpdate). Each batch
+    contributes its mean loss, the short last batch of an epoch included. The optimizer starts
+    afresh in every round, and so does the step count of its schedules: for a learning rate that
+    follows the rounds give `lambda round: optax.sgd(schedule(round))`.
+
+    Args:
+        model: the model; its `apply_train` is used where it has one.
+        optimizer: e.g. `optax.sgd(0.1)`, whose hyperparameters may be traced; or a function of the
+            round (int32, the number of rounds done) that returns one.
+        loss: per-example loss, e.g. `metrics.cross_entropy`.
+        regularizer: scalar added to every batch's loss, e.g. `lambda p: 1e-4 * norm(p) ** 2`.
+        correct: correct(gradient, work, message) -> the gradient to step with.
+
+    Returns:
+        A rule without client state, for a server that shares params. The update is
+        `client params - server params`, the weight is the client's number of examples, and the loss
+        is the mean training loss over the round.
+    """
+    objective = mean_loss(model, loss, regularizer)
+    return local_steps(objective, optimizer, correct=correct)._replace(kinds=model.kinds)
+
+
+def local_steps(
+    objective: Objective, optimizer: Optimizer, *, correct: Correction | None = None
+) -> ClientRule:
+    """Take optimizer steps on an objective of one's own, batch by batch; else it is `local_sgd`.
+
+    Args:
+        objective: what a batch's step goes down; see `Objective`.
+        optimizer, correct: as in `local_sgd`.
+    """
+
+    def value(params: Params, leaves: Leaves, batch: Batch, key: Key, extra: PyTree) -> Any:
+        return objective(leaves._replace(trained=params), batch, key, extra)
+
+    gradient_of = jax.grad(value, has_aux=True)
+
+    def begin(key: Key, client_state: PyTree, message: Message, client: Client) -> Work:
+        leaves = message.leaves(message.shared)
+        state = at_round(optimizer, message.round).init(leaves.trained)
+        zero = Mean(jnp.float32(0), jnp.float32(0))
+        return Work(leaves.trained, leaves.statistics, state, zero)
+
+    def step(key: Key, work: Work, message: Message, batch: Batch) -> Work:
+        leaves = message.leaves(work.params)._replace(statistics=work.statistics)
+        gradient, (mean, statistics) = gradient_of(work.params, leaves, batch, key, work.extra)
+        if correct is not None:
+            gradient = correct(gradient, work, message)
+        at = at_round(optimizer, message.round)
+        updates, state = at.update(gradient, work.optimizer, work.params)
+        params = optax.apply_updates(work.params, updates)
+        seen = jax.tree.map(lambda a, b: a + b.astype(a.dtype), work.loss, mean)
+        return Work(params, statistics, state, seen, work.extra)
+
+    def finish(
+        key: Key, client_state: PyTree, message: Message, client: Client, work: Work
+    ) -> tuple[PyTree, Upload, dict[str, Array]]:
+        delta = trees.subtract(work.params, message.shared)
+        weight = client.size.astype(jnp.float32)
+        return client_state, Upload(delta, weight, work.loss.value, work.statistics), {}
+
+    return ClientRule(lambda params: (), begin, step, finish)
+
+
+def mean_loss(model: Model, loss: Loss, regularizer: Regularizer | None = None) -> Objective:
+    """The mean loss of a batch's examples, and the regularizer."""
+
+    def objective(
+        leaves: Leaves, batch: Batch, key: Key, extra: PyTree
+    ) -> tuple[Array, tuple[Mean, PyTree]]:
+        inputs, labels = batch.examples["x"], batch.examples["y"]
+        outputs, statistics = model.train(leaves.params, inputs, key, batch.mask)
+        mean = loss(outputs, labels).over(batch.mask)
+        value = mean.value if regularizer is None else mean.value + regularizer(leaves.trained)
+        return value, (mean, statistics)
+
+    return objective
+
+
+def at_round(value: Any, round: Array | int) -> Any:
+    """What follows the rounds as it is in this one; anything else as it is."""
+    return value(round) if callable(value) else value

@@ -1,0 +1,117 @@
+"""Who behaves, and who does not."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim.base import (
+    Array,
+    Batch,
+    Client,
+    ClientRule,
+    History,
+    Ids,
+    Key,
+    Message,
+    Params,
+    PyTree,
+    Upload,
+)
+from fedjax_sim.clients.adapt import adapt
+from fedjax_sim.ops import checks, trees
+
+_Sent = tuple[PyTree, Upload, dict[str, Array]]
+
+
+def malicious(
+    honest: ClientRule, attacker: ClientRule, ids: Ids, *, start: int | Array = 0
+) -> ClientRule:
+    """Clients `ids` follow the attacker's rule, all others the honest one.
+
+    The server has to be `servers.with_history`: attackers are told its whole History, honest
+    clients its params. With `width=1` a client pays for its own rule only; in wider chunks
+    everybody pays for both.
+
+    Args:
+        honest: any rule for a server that shares params.
+        attacker: any of the rules below, or one of your own that takes a History.
+        ids: [f] client ids, may be traced; ids that no client has are nobody, so that runs of a
+            sweep may differ in how many attack.
+        start: rounds in which the attackers still behave, >= 0, may be traced.
+
+    Returns:
+        A rule that keeps both states for every client; its info has the entries of both, NaN where
+        a client's own rule gives none.
+    """
+    checks.ids("ids", ids)
+    checks.in_range("start", start, 0)
+    honest = adapt(honest, message=model_alone)
+
+    def init(params: Params) -> PyTree:
+        return honest.init(params), attacker.init(params)
+
+    def begin(
+        key: Key, states: PyTree, message: Message, client: Client
+    ) -> tuple[Array, PyTree, PyTree]:
+        behaving = honest.begin(key, states[0], message, client)
+        attacking = attacker.begin(key, states[1], message, client)
+        is_attacking = jnp.isin(client.id, jnp.asarray(ids)) & (message.round >= start)
+        return is_attacking, behaving, attacking
+
+    def step(
+        key: Key, work: tuple[Array, PyTree, PyTree], message: Message, batch: Batch
+    ) -> tuple[Array, PyTree, PyTree]:
+        is_attacking, behaving, attacking = work
+        works = jax.lax.cond(
+            is_attacking,
+            lambda: (behaving, attacker.step(key, attacking, message, batch)),
+            lambda: (honest.step(key, behaving, message, batch), attacking),
+        )
+        return (is_attacking, *works)
+
+    def finish(
+        key: Key,
+        states: PyTree,
+        message: Message,
+        client: Client,
+        work: tuple[Array, PyTree, PyTree],
+    ) -> _Sent:
+        is_attacking, behaving, attacking = work
+
+        def behave() -> _Sent:
+            new, upload, info = honest.finish(key, states[0], message, client, behaving)
+            return (new, states[1]), _filled(upload, message), info
+
+        def attack() -> _Sent:
+            new, upload, info = attacker.finish(key, states[1], message, client, attacking)
+            return (states[0], new), _filled(upload, message), info
+
+        like = jax.eval_shape(behave)[-1] | jax.eval_shape(attack)[-1]
+
+        def with_all_info(branch: Callable[[], _Sent]) -> Callable[[], _Sent]:
+            def run() -> _Sent:
+                *rest, info = branch()
+                return (*rest, trees.fill(info, like))
+
+            return run
+
+        return jax.lax.cond(is_attacking, with_all_info(attack), with_all_info(behave))
+
+    return ClientRule(init, begin, step, finish, honest.kinds)
+
+
+def model_alone(message: Message) -> Message:
+    """What a rule for params reads of a History."""
+    if not isinstance(message.shared, History):
+        raise TypeError(
+            "malicious needs a server that tells the last round's params: wrap it, for example "
+            "fedavg(..., server=servers.with_history(servers.server_optimizer(...)))."
+        )
+    return message._replace(shared=message.shared.params)
+
+
+def _filled(upload: Upload, message: Message) -> Upload:
+    """The upload with all its parts, so that both branches send alike."""
+    statistics = message.statistics if upload.statistics is None else upload.statistics
+    return upload._replace(loss=jnp.asarray(upload.loss, jnp.float32), statistics=statistics)

@@ -1,0 +1,34 @@
+"""FedProx: local training with a pull to the server's model."""
+
+import jax
+
+from fedjax_sim.base import Array, ClientRule, Loss, Message, Model, Params
+from fedjax_sim.clients.local_sgd import Optimizer, Regularizer, Work, local_sgd
+from fedjax_sim.ops import checks
+
+
+def prox(
+    model: Model,
+    optimizer: Optimizer,
+    *,
+    mu: float | Array,
+    loss: Loss,
+    regularizer: Regularizer | None = None,
+) -> ClientRule:
+    """`local_sgd` with a pull to the server's model: loss + mu / 2 * ||w - w_server||^2.
+
+    Prefer it to `local_sgd` when clients make many local steps on unlike data and drift apart.
+
+    Args:
+        model, optimizer, loss, regularizer: as in `local_sgd`.
+        mu: strength of the pull, >= 0, may be traced; 0 is `local_sgd`.
+
+    References:
+        Li et al., "Federated Optimization in Heterogeneous Networks" (FedProx), MLSys 2020, eq. 2.
+    """
+    checks.in_range("mu", mu, 0.0)
+
+    def pull(gradient: Params, work: Work, message: Message) -> Params:
+        return jax.tree.map(lambda g, w, s: g + mu * (w - s), gradient, work.params, message.shared)
+
+    return local_sgd(model, optimizer, loss=loss, regularizer=regularizer, correct=pull)

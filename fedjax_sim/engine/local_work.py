@@ -1,0 +1,400 @@
+"""Local work: a cohort's clients train, side by side in chunks, and what they send is collected.
+
+The ONLY place that batches over clients. A chunk of `width` clients is one `vmap`, the chunks are
+one `scan`, and devices walk chunks of their own.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from fedjax_sim.base import (
+    Array,
+    Client,
+    ClientRule,
+    Cohort,
+    Key,
+    Message,
+    PyTree,
+    Report,
+    Uplink,
+    Upload,
+)
+from fedjax_sim.data import Batching, FederatedData, take
+from fedjax_sim.engine.stages import stage
+from fedjax_sim.ops import permutation, stacked, trees
+
+
+class LocalWork(NamedTuple):
+    """What the clients of every round have in common; all of it static.
+
+    rule, uplink, batching, mesh: see `engine.federated`; no uplink sends updates as they are.
+    summand: that of the aggregator, where it is a sum.
+    """
+
+    rule: ClientRule
+    uplink: Uplink | None
+    batching: Batching
+    summand: Callable[[PyTree, Array], PyTree] | None
+    mesh: Mesh | None
+
+    @property
+    def num_devices(self) -> int:
+        """Over how many devices the cohort is dealt out."""
+        return 1 if self.mesh is None else self.mesh.size
+
+    def is_ragged(self, data: FederatedData) -> bool:
+        """Whether clients may differ in local steps."""
+        return self.batching.num_steps is None and data.min_size != data.max_size
+
+    def limited(self, data: FederatedData, num_steps: int) -> "LocalWork":
+        """The same with so many local steps, if all clients make equally many."""
+        if self.is_ragged(data):
+            return self
+        few = dataclasses.replace(self.batching, num_epochs=None, num_steps=num_steps)
+        return self._replace(batching=few)
+
+
+class ClientState(NamedTuple):
+    """What a client keeps between rounds: the states of its rule and of its uplink."""
+
+    rule: PyTree
+    uplink: PyTree
+
+
+class Slots(NamedTuple):
+    """What the engine knows of each cohort slot; leaves [C, ...].
+
+    own: the slot's row of `Message.per_slot`. words: the randomness of its batches.
+    """
+
+    client: Client
+    mask: Array
+    start: Array
+    key: Array
+    words: Array
+    own: PyTree
+    state: ClientState
+
+
+class Outcome(NamedTuple):
+    """What a cohort's local work gives, in cohort order.
+
+    combined: the updates, stacked [C, ...] or summed. statistics: their weighted mean over the
+    clients. states: the new ClientState of every slot.
+    """
+
+    combined: PyTree
+    statistics: PyTree
+    states: ClientState
+    report: Report
+
+
+def look_up(
+    key: Key,
+    cohort: Cohort,
+    own: PyTree,
+    states: ClientState,
+    data: FederatedData,
+    batching: Batching,
+) -> Slots:
+    """Look up every slot's client. Empty slots get size 0 and no steps."""
+    size = jnp.where(cohort.mask, trees.rows(data.sizes, cohort.ids), 0)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, cohort.ids)
+    return Slots(
+        client=Client(cohort.ids, size, batching.steps(size, data.max_size)),
+        mask=cohort.mask,
+        start=trees.rows(data.starts, cohort.ids),
+        key=keys,
+        words=jax.vmap(permutation.words)(keys),
+        own=own,
+        state=trees.rows(states, cohort.ids),
+    )
+
+
+def work(
+    local: LocalWork, slots: Slots, message: Message, data: FederatedData, width: int
+) -> Outcome:
+    """Deal the cohort out to the devices; each walks its share in chunks of `width` clients.
+
+    Args:
+        local: the common part.
+        slots: who takes part, with what only they are sent.
+        message: without rows of its own; see `Slots.own`.
+        data: the population.
+        width: clients that train at once on a device, cut down to what fills chunks evenly.
+    """
+    mesh, num_slots = local.mesh, slots.mask.shape[0]
+    width = even(width, -(-num_slots // local.num_devices))
+    num_chunks = -(-num_slots // (width * local.num_devices))
+    ragged = local.is_ragged(data)
+    slots = _pad(slots, local.num_devices * num_chunks * width, data.num_clients)
+    if ragged:
+        shape = (num_chunks, local.num_devices, width)
+        order = _balanced_order(slots.client.num_steps, shape)
+        slots = jax.tree.map(lambda x: x[order], slots)
+
+    def deal(x: Array) -> Array:
+        """[slots, ...] -> [devices, chunks, width, ...], neighbours in the order side by side."""
+        return x.reshape(num_chunks, local.num_devices, width, *x.shape[1:]).swapaxes(0, 1)
+
+    def collect(x: Array) -> Array:
+        x = x.swapaxes(0, 1).reshape(-1, *x.shape[3:])
+        return x[jnp.argsort(order)[:num_slots]] if ragged else x[:num_slots]
+
+    def walk(
+        chunks: Slots, message: Message, data: FederatedData
+    ) -> tuple[PyTree, tuple[PyTree, ...]]:
+        return _walk(local, chunks, message, data)
+
+    if mesh is not None:
+        walk = _sharded(walk, mesh)
+    (total, statistics), (updates, *rest) = walk(jax.tree.map(deal, slots), message, data)
+    if mesh is not None:
+        updates = jax.tree.map(lambda x: _by_columns(x, mesh), updates)
+    updates, states, report = jax.tree.map(collect, (updates, *rest))
+    combined = updates if local.summand is None else total
+    return Outcome(combined, _mean(statistics, message.statistics), states, report)
+
+
+def even(width: int, share: int) -> int:
+    """At most `width`, and as small as it can be for the same number of chunks of `share`."""
+    return -(-share // -(-share // width))
+
+
+def static_steps(batching: Batching, data: FederatedData) -> int:
+    """The local steps of the largest client."""
+    with jax.ensure_compile_time_eval():
+        return int(batching.steps(data.max_size, data.max_size))
+
+
+def _walk(
+    local: LocalWork, chunks: Slots, message: Message, data: FederatedData
+) -> tuple[PyTree, tuple[PyTree, ...]]:
+    """One device's chunks [1, chunks, width, ...] -> its sums, and what is kept per client."""
+
+    def chunk(members: Slots) -> tuple[PyTree, tuple[PyTree, ...]]:
+        states, update, statistics, report = _train(local, members, message, data)
+        seen = jax.vmap(_weighed)(statistics, report.weights)
+        if local.summand is None:
+            return ((), trees.sum_rows(seen)), (update, states, report)
+        terms = jax.vmap(local.summand)(update, report.weights)
+        return trees.sum_rows((terms, seen)), ((), states, report)
+
+    def accumulate(total: PyTree, members: Slots) -> tuple[PyTree, tuple[PyTree, ...]]:
+        terms, out = chunk(members)
+        return trees.add(total, terms), out
+
+    chunks = jax.tree.map(lambda x: x[0], chunks)
+    shapes, _ = jax.eval_shape(chunk, jax.tree.map(lambda x: x[0], chunks))
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    total, out = jax.lax.scan(accumulate, zero, chunks)
+    return total, jax.tree.map(lambda x: x[None], out)
+
+
+def _weighed(statistics: PyTree, weight: Array) -> PyTree:
+    """A client's term of the mean of the statistics; () where the model has none."""
+    if not jax.tree.leaves(statistics):
+        return ()
+    return jax.tree.map(lambda x: jnp.where(weight > 0, weight * x, 0), statistics), weight
+
+
+def _mean(total: PyTree, before: PyTree) -> PyTree:
+    """The mean of the statistics, those from before where nobody sent any."""
+    if not jax.tree.leaves(total):
+        return before
+    summed, weight = total
+    scale = 1 / jnp.where(weight > 0, weight, 1)
+    return jax.tree.map(
+        lambda x, old: jnp.where(weight > 0, scale * x, old).astype(old.dtype), summed, before
+    )
+
+
+def _balanced_order(num_steps: Array, shape: tuple[int, int, int]) -> Array:
+    """An order of the slots, most steps first, that gives every device about as many of them.
+
+    Args:
+        num_steps: [slots].
+        shape: chunks of a device, devices, width, into which the order will be cut.
+    """
+    order = jnp.argsort(-num_steps)
+    if shape[1] == 1:
+        return order
+    chunks = order.reshape(shape)
+    costs = num_steps[chunks[:, :, 0]]  # a chunk runs as long as its first, its longest member
+
+    def deal(loads: Array, row: tuple[Array, Array]) -> tuple[Array, Array]:
+        """The longest chunk of a row goes to the device that has least to do, and so on."""
+        chunks, costs = row
+        rank = jnp.argsort(jnp.argsort(loads))
+        return loads + costs[rank], chunks[rank]
+
+    return jax.lax.scan(deal, jnp.zeros_like(costs[0]), (chunks, costs))[1].reshape(-1)
+
+
+def _sharded(walk: Callable, mesh: Mesh) -> Callable:
+    """`walk` on every device of a mesh with its own share of the cohort; one reduction."""
+    (axis,) = mesh.axis_names
+
+    def on_device(*args: Any) -> tuple[PyTree, PyTree]:
+        total, out = walk(*args)
+        return jax.lax.psum(total, axis), out
+
+    # Inside shard_map nothing is left for the compiler to gather: clients stay where they are.
+    return jax.shard_map(
+        on_device,
+        mesh=mesh,
+        in_specs=(P(axis), P(), P()),
+        out_specs=(P(), P(axis)),
+        check_vma=False,
+    )
+
+
+def _by_columns(updates: Array, mesh: Mesh) -> Array:
+    """Exchange a leaf [devices, chunks, width, ...] so that every device has columns of all rows.
+
+    What follows orders, compares and adds up rows, which no device can do with a share of them.
+    """
+    row = jax.eval_shape(lambda x: x[0, 0], updates)
+    spec = P(None, None, *stacked.column_spec(row, mesh.abstract_mesh))
+    return jax.lax.with_sharding_constraint(updates, NamedSharding(mesh, spec))
+
+
+def _pad(slots: Slots, length: int, num_clients: int) -> Slots:
+    """Append empty slots up to `length`: like the last slot, but with id N and no local steps."""
+    missing = length - slots.mask.shape[0]
+    if missing == 0:
+        return slots
+    last = jax.tree.map(lambda x: jnp.repeat(x[-1:], missing, axis=0), slots)
+    nobody = jnp.full(missing, num_clients, jnp.int32)
+    none = jnp.zeros(missing, jnp.int32)
+    last = last._replace(client=Client(nobody, none, none), mask=jnp.zeros(missing, bool))
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), slots, last)
+
+
+def _train(
+    local: LocalWork, members: Slots, message: Message, data: FederatedData
+) -> tuple[ClientState, PyTree, PyTree, Report]:
+    """Local work of one chunk, leaves [W, ...]: states, updates, statistics, Report."""
+    width = members.mask.shape[0]
+    ragged = local.is_ragged(data)
+
+    def begin(member: Slots) -> PyTree:
+        return _begin(local, member, message, data)
+
+    def advance(step: Array, member: Slots, carry: PyTree) -> PyTree:
+        # Alone, or among equals, a client stops when the loop does; nothing needs holding back.
+        return _advance(local, member, message, data, step, carry, hold=ragged and width > 1)
+
+    def finish(member: Slots, work: PyTree) -> tuple[ClientState, PyTree, PyTree, Report]:
+        return _finish(local, member, message, work)
+
+    # Equal clients make the trip count static, which compiles to a better loop on an accelerator.
+    steps = members.client.num_steps.max() if ragged else static_steps(local.batching, data)
+    with stage("local work", members.client.id):
+        if width == 1:
+            # Not a batch of one: XLA has no fast path for it and copies the model in every step.
+            member = jax.tree.map(lambda x: x[0], members)
+            work, _ = jax.lax.fori_loop(0, steps, lambda s, c: advance(s, member, c), begin(member))
+            return jax.tree.map(lambda x: jnp.asarray(x)[None], finish(member, work))
+        step = jax.vmap(advance, in_axes=(None, 0, 0))
+        work, _ = jax.lax.fori_loop(
+            0, steps, lambda s, c: step(s, members, c), jax.vmap(begin)(members)
+        )
+        return jax.vmap(finish)(members, work)
+
+
+def _keys(member: Slots) -> Array:
+    """A client's keys [4] of a round: of begin, of its steps, of finish, of its uplink."""
+    return jax.random.split(member.key, 4)
+
+
+def _rows(local: LocalWork, data: FederatedData, step: Array, member: Slots) -> tuple[Array, Array]:
+    """Which of its examples a client takes in a local step, and which of them count: [B], [B]."""
+    size = data.max_size if data.min_size == data.max_size else member.client.size
+    return local.batching.positions(member.words, size, step, data.max_size)
+
+
+def _begin(local: LocalWork, member: Slots, message: Message, data: FederatedData) -> PyTree:
+    """What a client's loop starts with: (work, the rows of step 0)."""
+    key = _keys(member)[0]
+    message = message._replace(per_slot=member.own)
+    work = local.rule.begin(key, member.state.rule, message, member.client)
+    return work, _rows(local, data, jnp.int32(0), member)
+
+
+def _advance(
+    local: LocalWork,
+    member: Slots,
+    message: Message,
+    data: FederatedData,
+    step: Array,
+    carry: PyTree,
+    *,
+    hold: bool,
+) -> PyTree:
+    """One local step of one client; with `hold`, none after its last."""
+    work, (positions, mask) = carry
+    batch = take(data, member.start, positions, mask)
+    key = jax.random.fold_in(_keys(member)[1], step)
+    new = local.rule.step(key, work, message._replace(per_slot=member.own), batch)
+    if hold:
+        new = trees.where(step < member.client.num_steps, new, work)
+    # The next rows go through the carry, where they are stored: computed in the step that uses
+    # them, XLA would compute them again for every array and feature that is gathered.
+    return new, _rows(local, data, step + 1, member)
+
+
+def _finish(
+    local: LocalWork, member: Slots, message: Message, work: PyTree
+) -> tuple[ClientState, PyTree, PyTree, Report]:
+    """What one client sends, and its line of the Report; what is not finite is dropped."""
+    message = message._replace(per_slot=member.own)
+    given = (member.state, message, work)
+    states, upload, num_bytes, info = _send(local, member, *given)
+    norm = trees.norm(upload.update)
+    if local.summand is not None:
+        # Whether an update counts is known after its norm. Kept until then, it would be written
+        # and read twice; computed again, each time in one pass with its use, it never is. The
+        # barrier hides from the compiler that both are the same.
+        _, again, _, _ = _send(local, member, *jax.lax.optimization_barrier(given))
+        norm = trees.norm(again.update)
+    finite = jnp.isfinite(norm) & trees.all_finite(upload.statistics)
+    report = Report(
+        ids=member.client.id,
+        weights=jnp.where(member.mask & finite, upload.weight, 0.0),
+        dropped=member.mask & ~finite,
+        num_steps=member.client.num_steps,
+        update_norm=norm,
+        loss=jnp.asarray(upload.loss, jnp.float32),
+        num_bytes=jnp.where(member.mask, num_bytes, 0.0),
+        clients=info,
+    )
+    states = trees.where(member.mask & finite, states, member.state)
+    return states, upload.update, upload.statistics, report
+
+
+def _send(
+    local: LocalWork, member: Slots, state: ClientState, message: Message, work: PyTree
+) -> tuple[ClientState, Upload, Array, dict[str, Array]]:
+    """The end of a client's work, and its update on the way to the server: as that receives it."""
+    _, _, finish_key, uplink_key = _keys(member)
+    kept, upload, info = local.rule.finish(finish_key, state.rule, message, member.client, work)
+    if upload.statistics is None:
+        upload = upload._replace(statistics=message.statistics)
+    size = float(trees.num_bytes(upload.statistics))
+    if local.uplink is None:
+        size += trees.num_bytes(upload.update)
+        return state._replace(rule=kept), upload, jnp.float32(size), info
+    own, sent, num_bytes, facts = local.uplink.apply(
+        uplink_key, state.uplink, message, upload.update, upload.weight
+    )
+    if local.uplink.receive is not None:
+        sent = local.uplink.receive(uplink_key, message, sent)
+    upload = upload._replace(update=sent)
+    return ClientState(kept, own), upload, jnp.float32(size) + num_bytes, info | facts

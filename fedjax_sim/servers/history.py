@@ -1,0 +1,41 @@
+"""Servers that also tell where the model was a round ago."""
+
+from typing import NamedTuple
+
+from fedjax_sim.base import Array, Cohort, History, Key, Message, Params, PyTree, Report, Server
+from fedjax_sim.data import FederatedData
+
+
+class HistoryState(NamedTuple):
+    """server: the state of the server inside. previous: its params a round ago."""
+
+    server: PyTree
+    previous: Params
+
+
+def with_history(server: Server) -> Server:
+    """A server that shares a `History`: its params and those a round ago.
+
+    What clients need who look at how the model moves, above all those of `clients.malicious`.
+
+    Args:
+        server: any server that shares its params, such as `server_optimizer(...)`.
+    """
+
+    def init(key: Key, params: Params, data: FederatedData) -> HistoryState:
+        state = server.init(key, params, data)
+        return HistoryState(state, server.params(state))
+
+    def broadcast(
+        key: Key, state: HistoryState, draft: Message, cohort: Cohort, data: FederatedData
+    ) -> Message:
+        message = server.broadcast(key, state.server, draft, cohort, data)
+        return message._replace(shared=History(message.shared, state.previous))
+
+    def apply(
+        key: Key, state: HistoryState, aggregate: Params, report: Report
+    ) -> tuple[HistoryState, dict[str, Array]]:
+        new, info = server.apply(key, state.server, aggregate, report)
+        return HistoryState(new, server.params(state.server)), info
+
+    return Server(init, broadcast, apply, lambda state: server.params(state.server))
