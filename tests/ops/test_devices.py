@@ -100,7 +100,7 @@ PROGRAM = textwrap.dedent(
     fedavg = lambda learning_rate: algorithms.fedavg(
         model, client_optimizer=optax.sgd(learning_rate), batching=Batching(8), mesh=mesh
     )
-    swept = simulate.batched(fedavg, {"learning_rate": np.array([0.1, 0.3])})
+    swept = simulate.vmapped(fedavg, {"learning_rate": np.array([0.1, 0.3])})
     keys = jax.random.split(key, 2)
     two = jax.tree.map(lambda p: np.stack([p, p]), params)
     result = simulate.run(swept, two, data, key=keys, num_rounds=2)
