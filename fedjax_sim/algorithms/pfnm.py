@@ -108,9 +108,9 @@ def pfnm(
         model: a client's network, of the form of `models.mlp`, with at least one hidden layer.
         client_optimizer, batching, loss, width, mesh: as in `fedavg`. `loss` is on integer labels
             "y" in [0, K).
-        sigma, sigma0, gamma, num_passes, prior_scale, popularity_cap, prior_bias, empirical_bayes,
-            absent: as in `matching.pfnm_stacked`; the passes follow one in which everybody is
-            visited in the order of ids.
+        sigma, sigma0, gamma, prior_scale, popularity_cap, prior_bias: a `matching.Prior`.
+        num_passes, empirical_bayes, absent: as in `matching.pfnm_stacked`; the passes follow one in
+            which everybody is visited in the order of ids.
         pull: mu >= 0, may be traced, of mu / 2 * ||w - w_received||^2 in the loss of a client that
             has received a sub-network. 0 was best on MNIST; 0.001 gave a tenth fewer neurons.
         regularizer: scalar of a client's params, added to every batch's loss.
@@ -193,14 +193,9 @@ def pfnm(
         found = matching.pfnm_stacked(
             matching.layers_of(networks),
             counts,
-            sigma=sigma,
-            sigma0=sigma0,
-            gamma=gamma,
+            prior=matching.Prior(sigma, sigma0, gamma, prior_scale, popularity_cap, prior_bias),
             num_passes=num_passes + 1,
             key=match_key,
-            prior_scale=prior_scale,
-            popularity_cap=popularity_cap,
-            prior_bias=prior_bias,
             max_neurons=[bias.shape[0] for _, bias in matching.layers_of(state.params)[:-1]],
             empirical_bayes=empirical_bayes,
             absent=absent,

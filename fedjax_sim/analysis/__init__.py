@@ -3,4 +3,6 @@
     plots          pictures of partitions and runs
     attribution    which inputs a model's output rests on
     runfolder      what a run leaves on disk
+
+matplotlib is imported by the functions that draw.
 """
