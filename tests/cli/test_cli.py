@@ -56,7 +56,7 @@ def arrays(folder: Path) -> dict[str, np.ndarray]:
 
 
 def in_a_new_process(*args: object) -> list[str]:
-    return [sys.executable, "-c", "from fedjax_sim.cli import main; main()", *map(str, args)]
+    return [sys.executable, "-c", "from fedjax_sim.cli.main import main; main()", *map(str, args)]
 
 
 # train
@@ -573,7 +573,7 @@ def test_help_and_typing_errors_do_not_wait_for_jax(
     args: list[str], status: int, words: list[str]
 ) -> None:
     program = (
-        "import sys\nfrom fedjax_sim.cli import main\n"
+        "import sys\nfrom fedjax_sim.cli.main import main\n"
         "try:\n    main()\nfinally:\n    print('slow:', sorted({'jax', 'numpy'} & {*sys.modules}))"
     )
     done = subprocess.run(

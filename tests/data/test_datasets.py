@@ -268,7 +268,7 @@ def test_a_damaged_shipped_file_is_noticed(
 
 @pytest.fixture(scope="session")
 def make_data() -> ModuleType:
-    path = Path(__file__).parents[1] / "scripts" / "make_data.py"
+    path = Path(__file__).parents[2] / "scripts" / "make_data.py"
     spec = importlib.util.spec_from_file_location("make_data", path)
     assert spec is not None
     assert spec.loader is not None

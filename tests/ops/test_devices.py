@@ -20,7 +20,7 @@ PROGRAM = textwrap.dedent(
     devices.use_all_cores(8)
 
     import jax, numpy as np, optax
-    from fedjax_sim import aggregators, algorithms, metrics, models, rounds, sampling, simulate
+    from fedjax_sim import aggregators, algorithms, engine, metrics, models, sampling, simulate
     from fedjax_sim.data import Batching, federate
 
     assert len(jax.devices()) == 8
