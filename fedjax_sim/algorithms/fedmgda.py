@@ -24,7 +24,7 @@ def fedmgda(
 ) -> Algorithm:
     """FedMGDA+: moves along the common descent direction of the cohort, so that nobody loses.
 
-    FedAvg with `aggregator=aggregators.common_descent(tolerance)`. It stops where no direction is good for
+    FedAvg with `aggregators.common_descent(tolerance)`. It stops where no direction is good for
     everyone (Pareto stationarity), which need not be where the worst client fares best.
 
     Args:

@@ -70,7 +70,7 @@ def pfnm(
     *,
     client_optimizer: clients.Optimizer,
     batching: Batching,
-    prior: matching.Prior = matching.Prior(1.0, 1.0, 1.0),
+    prior: matching.Prior | None = None,
     num_passes: int = 3,
     empirical_bayes: bool = False,
     absent: matching.Absent = "zero",
@@ -97,7 +97,7 @@ def pfnm(
         model: a client's network, of the form of `models.mlp`, with at least one hidden layer.
         client_optimizer, batching, loss, **options: as in `fedavg`. `loss` is on integer labels
             "y" in [0, K).
-        prior: as in `matching.pfnm_stacked`.
+        prior: as in `matching.pfnm_stacked`; `matching.Prior(1.0, 1.0, 1.0)` by default.
         num_passes, empirical_bayes, absent: as in `matching.pfnm_stacked`; the passes follow one in
             which everybody is visited in the order of ids.
         pull: mu >= 0, may be traced, of mu / 2 * ||w - w_received||^2 in the loss of a client that
@@ -137,7 +137,7 @@ def pfnm(
         return matching.pfnm_stacked(
             matching.layers_of(state.networks),
             state.class_counts,
-            prior=prior,
+            prior=prior or matching.Prior(1.0, 1.0, 1.0),
             num_passes=num_passes + 1,
             key=match_key,
             max_neurons=[bias.shape[0] for _, bias in matching.layers_of(state.params)[:-1]],

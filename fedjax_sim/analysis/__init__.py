@@ -1,1 +1,8 @@
-"""What is made of results: pictures, attributions, folders."""
+"""What is made of results.
+
+    plots          pictures of partitions and runs
+    attribution    which inputs a model's output rests on
+    runfolder      what a run leaves on disk
+
+matplotlib is imported by the functions that draw.
+"""

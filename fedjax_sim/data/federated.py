@@ -1,4 +1,4 @@
-"""FederatedData: every example stored once, flat, plus which client owns it; and local batches.
+"""FederatedData: every example stored once, flat, plus which client owns it.
 
 The examples of a client stand next to each other, so that a client is (start, size), an epoch is a
 permutation of 0 ... size - 1 computed on the fly, and a pass over everybody is a pass over one
@@ -6,17 +6,14 @@ array.
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
-from fractions import Fraction
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim.base import Array, Batch, Examples
-from fedjax_sim.ops import checks, permutation
+from fedjax_sim.base import Array, Examples
 
 
 @jax.tree_util.register_dataclass
@@ -24,7 +21,7 @@ from fedjax_sim.ops import checks, permutation
 class FederatedData:
     """The examples of N clients, on the device. Build it with `federate`.
 
-    What `streaming.Population.load` gives is a part of a population: it has everybody's size and
+    What `disk.Population.load` gives is a part of a population: it has everybody's size and
     the examples of some, so that a client keeps its id, and with it its randomness and its state.
 
     Attributes:
@@ -205,92 +202,3 @@ def _check_examples(examples: dict[str, np.ndarray], num_classes: int | None) ->
         raise ValueError(
             f"labels must lie in [0, {num_classes}) (num_classes), got {labels.max()} in row {row}."
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class Batching:
-    """How a client cuts its examples into local steps.
-
-    Attributes:
-        batch_size: B >= 1, or None for the whole client as one batch (padded to the largest).
-        num_epochs: passes over the client's examples, 1 by default; 0.5 is half a pass. The last
-            batch of an epoch is short, never dropped: n examples make ceil(n / B) steps.
-        num_steps: a fixed number of local steps instead of `num_epochs`; epochs follow each other.
-        shuffle: "epoch" for a new order every epoch, "replacement" for independent draws (every
-            batch full), "none" for the stored order.
-    """
-
-    batch_size: int | None = 32
-    num_epochs: float | None = None
-    num_steps: int | None = None
-    shuffle: Literal["epoch", "replacement", "none"] = "epoch"
-
-    def __post_init__(self) -> None:
-        if self.batch_size is not None:
-            checks.positive_int("batch_size", self.batch_size, hint="None takes the whole client.")
-        if self.num_epochs is not None and self.num_steps is not None:
-            raise ValueError(
-                f"give num_epochs or num_steps, not both: {self.num_epochs} and {self.num_steps}."
-            )
-        if self.num_epochs is not None:
-            checks.in_range("num_epochs", self.num_epochs, 0.0, open_low=True)
-        if self.num_steps is not None:
-            checks.positive_int("num_steps", self.num_steps)
-        checks.one_of("shuffle", self.shuffle, ("epoch", "replacement", "none"))
-
-    def slots(self, max_size: int) -> int:
-        """The static width B of a batch."""
-        return max_size if self.batch_size is None else min(self.batch_size, max_size)
-
-    def steps(self, size: Array | int, max_size: int) -> Array:
-        """How many local steps a client of `size` examples makes, int32 of `size`'s shape."""
-        size = jnp.asarray(size, jnp.int32)
-        if self.num_steps is not None:
-            return jnp.where(size > 0, self.num_steps, 0).astype(jnp.int32)
-        slots = self.slots(max_size)
-        per_epoch = -(-size // slots)
-        epochs = 1.0 if self.num_epochs is None else self.num_epochs
-        whole = math.floor(epochs)
-        # As a fraction whose products fit int32: rounding must not add a step to 0.3 of 50.
-        part = Fraction(epochs - whole).limit_denominator((2**31 - 1) // -(-max_size // slots))
-        return per_epoch * whole - (-per_epoch * part.numerator // part.denominator)
-
-    def positions(
-        self, words: Array, size: Array | int, step: Array, max_size: int
-    ) -> tuple[Array, Array]:
-        """Which of its own examples a client takes in a local step.
-
-        Args:
-            words: [permutation.NUM_WORDS] uint32, the client's randomness of the round.
-            size: int32 scalar or a static int, the client's number of examples.
-            step: int32 scalar, the local step.
-            max_size: static, the largest client.
-
-        Returns:
-            positions [B] int32 in [0, size) and mask [B] bool, False for the empty end of a short
-            batch, whose positions repeat others of the same epoch.
-        """
-        num_slots = self.slots(max_size)
-        slot = jnp.arange(num_slots, dtype=jnp.int32)
-        full = jnp.ones(num_slots, bool)
-        if self.shuffle == "replacement":
-            return permutation.draw(words, jnp.maximum(size, 1), step * num_slots + slot), full
-        # A size known when compiling leaves divisions by constants and, if B divides it, no mask.
-        even = isinstance(size, int) and size % num_slots == 0
-        size = jnp.maximum(jnp.int32(size), 1)
-        per_epoch = jax.lax.div(size + (num_slots - 1), jnp.int32(num_slots))
-        epoch = jax.lax.div(step, per_epoch)
-        index = (step - epoch * per_epoch) * num_slots + slot
-        mask = full if even else index < size
-        if not even:
-            index = jnp.where(mask, index, jax.lax.rem(index, jnp.broadcast_to(size, index.shape)))
-        if self.shuffle == "epoch":
-            index = permutation.permute(words, size, index, epoch)
-        return index, mask
-
-
-def take(data: FederatedData, start: Array, positions: Array, mask: Array) -> Batch:
-    """Gather one client's rows: `positions` [B] within the client that starts at row `start`."""
-    rows = start + positions
-    examples = {name: array.at[rows].get(mode="clip") for name, array in data.examples.items()}
-    return Batch(examples, mask)

@@ -6,6 +6,14 @@ by layer, given which axes of their weights number the neurons of which layer (`
 it for the package's own), and `compact` leaves out what nobody uses. `matched_average` is the
 simpler way that keeps a client's width; `assignment` is the exact linear assignment that all rest
 on.
+
+    networks      pfnm, pfnm_stacked: fully connected networks
+    layerwise     fedma, compact: networks of any architecture, layer by layer
+    averages      matched_average: at a client's width
+    prior         Prior: how alike neurons must be to be merged, and how many there may be
+    axes          neuron_axes: which axes number the neurons of which layer
+    neurons       one layer, matched by coordinate descent over the clients
+    assignment    assignment: the exact solver inside jit
 """
 
 from fedjax_sim.matching.assignment import assignment
@@ -21,12 +29,14 @@ from fedjax_sim.matching.networks import (
     pfnm_stacked,
     sub_network,
 )
+from fedjax_sim.matching.prior import Prior
 
 __all__ = [
     "Absent",
     "Axes",
     "LayerwiseMatching",
     "Matching",
+    "Prior",
     "Retrain",
     "assignment",
     "compact",

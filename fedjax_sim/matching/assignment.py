@@ -69,13 +69,15 @@ def assignment(costs: Array, *, rows: Array | None = None) -> Array:
         return jnp.full(costs.shape[:-1], -1, jnp.int32)
     batch = costs.shape[:-2]
     flat = _assign_batch(
-        costs.reshape(-1, *costs.shape[-2:]), live.reshape(-1, costs.shape[-2]), bool(batch)
+        costs.reshape(-1, *costs.shape[-2:]),
+        live.reshape(-1, costs.shape[-2]),
+        is_batch=bool(batch),
     )
     return flat.reshape(live.shape)
 
 
-def _assign_batch(costs: Array, live: Array, batched: bool) -> Array:
-    if not batched:
+def _assign_batch(costs: Array, live: Array, *, is_batch: bool) -> Array:
+    if not is_batch:
         return _assign(costs[0], live[0])[None]
     return jax.lax.map(lambda pair: _assign(*pair), (costs, live))
 
@@ -135,81 +137,10 @@ def assign_or_leave(costs: Array, alone: Array, crowding: Array, live: Array) ->
         [R] int32, C for a row that stays alone, C + 1 for one that is not live.
     """
     num_rows, num_columns = costs.shape
-    alone_column, exit_column, no_column = num_columns, num_columns + 1, num_columns + 2
+    exit_column, no_column = num_columns + 1, num_columns + 2
     infinite = jnp.full((num_rows, 1), jnp.inf, costs.dtype)
     extended = jnp.concatenate([costs, alone[:, None], infinite], axis=1)
     next_crowding = jnp.append(crowding, jnp.inf)
-
-    def settle(search: _Search, state: _State) -> _Search:
-        """Relax what the last settled column leads to, and settle the nearest column."""
-
-        def from_alone(search: _Search) -> _Search:
-            # Everybody alone may make room, so all their columns come within reach at once.
-            reduced = jnp.where(
-                (state.columns == alone_column)[:, None], extended - state.u[:, None], jnp.inf
-            )
-            least, row = _min_and_where(reduced.T)
-            length = search.reach + least - state.v
-            out = search.reach + next_crowding[state.num_alone] + state.v[alone_column]
-            return relax(search, length.at[exit_column].set(out), row)
-
-        def from_row(search: _Search) -> _Search:
-            row = state.owners[search.sink]
-            return relax(search, search.reach + extended[row] - state.u[row] - state.v, row)
-
-        return nearest(jax.lax.cond(search.sink == alone_column, from_alone, from_row, search))
-
-    def relax(search: _Search, length: Array, row: Array) -> _Search:
-        shorter = (length < search.distance) & ~search.done
-        return search._replace(
-            distance=jnp.where(shorter, length, search.distance),
-            parent=jnp.where(shorter, row, search.parent),
-        )
-
-    def nearest(search: _Search) -> _Search:
-        reach, sink = _min_and_where(jnp.where(search.done, jnp.inf, search.distance))
-        return search._replace(sink=sink, reach=reach, done=search.done.at[sink].set(True))
-
-    def augment(state: _State) -> _State:
-        pending = live & (state.columns == no_column)
-        start = jnp.where(pending, jnp.arange(num_rows, dtype=jnp.int32), num_rows).min()
-        first = _Search(
-            distance=extended[start] - state.u[start] - state.v,
-            parent=jnp.full(num_columns + 2, start, jnp.int32),
-            done=jnp.zeros(num_columns + 2, bool),
-            sink=jnp.int32(0),
-            reach=jnp.zeros((), costs.dtype),
-        )
-        search = jax.lax.while_loop(
-            lambda search: (state.owners[search.sink] >= 0) & jnp.isfinite(search.reach),
-            lambda search: settle(search, state),
-            nearest(first),
-        )
-        # A NaN, or no way out: the row is given up, so that the loop always ends. Under vmap an
-        # instance that is done comes here as well, while others go on.
-        found = jnp.isfinite(search.reach) & (search.sink <= exit_column) & pending.any()
-        # What was settled comes nearer by what the sink is farther, which keeps all pairs >= 0.
-        slack = jnp.where(search.done & found, search.reach - search.distance, 0)
-        v = (state.v - slack).at[exit_column].set(0)
-        u = state.u + jnp.where(live, jnp.append(slack, 0)[state.columns], 0)
-        u = u.at[start].add(jnp.where(found, search.reach, 0))
-        leaves = found & (search.sink == exit_column)
-
-        def shift(path: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            columns, owners, column = path
-            row = search.parent[column]
-            previous = columns[row]
-            return columns.at[row].set(column), owners.at[column].set(row), previous
-
-        end = jnp.where(leaves, alone_column, search.sink)
-        columns, owners, _ = jax.lax.while_loop(
-            lambda path: path[2] != no_column,
-            shift,
-            (state.columns, state.owners, jnp.where(found, end, no_column)),
-        )
-        columns = columns.at[start].min(jnp.where(found, no_column, exit_column))
-        return _State(columns, owners, u, v, state.num_alone + leaves, state.fresh)
-
     nobody = _State(
         columns=jnp.full(num_rows, no_column, jnp.int32),
         owners=jnp.full(num_columns + 2, -1, jnp.int32),
@@ -224,12 +155,90 @@ def assign_or_leave(costs: Array, alone: Array, crowding: Array, live: Array) ->
         lambda state: jax.lax.cond(
             state.fresh,
             lambda state: _greedy(costs, alone, next_crowding, live),
-            augment,
+            lambda state: _augment(state, extended, next_crowding, live),
             state,
         ),
         nobody,
     )
     return jnp.where(live, state.columns, exit_column)
+
+
+def _augment(state: _State, extended: Array, next_crowding: Array, live: Array) -> _State:
+    """Place the first row that is not placed, along the shortest path to a free column."""
+    num_rows, num_extended = extended.shape
+    alone_column, exit_column, no_column = num_extended - 2, num_extended - 1, num_extended
+    pending = live & (state.columns == no_column)
+    start = jnp.where(pending, jnp.arange(num_rows, dtype=jnp.int32), num_rows).min()
+    first = _Search(
+        distance=extended[start] - state.u[start] - state.v,
+        parent=jnp.full(num_extended, start, jnp.int32),
+        done=jnp.zeros(num_extended, bool),
+        sink=jnp.int32(0),
+        reach=jnp.zeros((), extended.dtype),
+    )
+    search = jax.lax.while_loop(
+        lambda search: (state.owners[search.sink] >= 0) & jnp.isfinite(search.reach),
+        lambda search: _settle(search, state, extended, next_crowding),
+        _nearest(first),
+    )
+    # A NaN, or no way out: the row is given up, so that the loop always ends. Under vmap an
+    # instance that is done comes here as well, while others go on.
+    found = jnp.isfinite(search.reach) & (search.sink <= exit_column) & pending.any()
+    # What was settled comes nearer by what the sink is farther, which keeps all pairs >= 0.
+    slack = jnp.where(search.done & found, search.reach - search.distance, 0)
+    v = (state.v - slack).at[exit_column].set(0)
+    u = state.u + jnp.where(live, jnp.append(slack, 0)[state.columns], 0)
+    u = u.at[start].add(jnp.where(found, search.reach, 0))
+    leaves = found & (search.sink == exit_column)
+
+    def shift(path: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        columns, owners, column = path
+        row = search.parent[column]
+        previous = columns[row]
+        return columns.at[row].set(column), owners.at[column].set(row), previous
+
+    end = jnp.where(leaves, alone_column, search.sink)
+    columns, owners, _ = jax.lax.while_loop(
+        lambda path: path[2] != no_column,
+        shift,
+        (state.columns, state.owners, jnp.where(found, end, no_column)),
+    )
+    columns = columns.at[start].min(jnp.where(found, no_column, exit_column))
+    return _State(columns, owners, u, v, state.num_alone + leaves, state.fresh)
+
+
+def _settle(search: _Search, state: _State, extended: Array, next_crowding: Array) -> _Search:
+    """Relax what the last settled column leads to, and settle the nearest column."""
+    alone_column, exit_column = extended.shape[1] - 2, extended.shape[1] - 1
+
+    def from_alone(search: _Search) -> _Search:
+        # Everybody alone may make room, so all their columns come within reach at once.
+        reduced = jnp.where(
+            (state.columns == alone_column)[:, None], extended - state.u[:, None], jnp.inf
+        )
+        least, row = _min_and_where(reduced.T)
+        length = search.reach + least - state.v
+        out = search.reach + next_crowding[state.num_alone] + state.v[alone_column]
+        return _relax(search, length.at[exit_column].set(out), row)
+
+    def from_row(search: _Search) -> _Search:
+        row = state.owners[search.sink]
+        return _relax(search, search.reach + extended[row] - state.u[row] - state.v, row)
+
+    return _nearest(jax.lax.cond(search.sink == alone_column, from_alone, from_row, search))
+
+
+def _relax(search: _Search, length: Array, row: Array) -> _Search:
+    shorter = (length < search.distance) & ~search.done
+    return search._replace(
+        distance=jnp.where(shorter, length, search.distance),
+        parent=jnp.where(shorter, row, search.parent),
+    )
+
+
+def _nearest(search: _Search) -> _Search:
+    reach, sink = _min_and_where(jnp.where(search.done, jnp.inf, search.distance))
+    return search._replace(sink=sink, reach=reach, done=search.done.at[sink].set(True))
 
 
 def _greedy(costs: Array, alone: Array, next_crowding: Array, live: Array) -> _State:

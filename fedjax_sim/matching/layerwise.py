@@ -11,7 +11,7 @@ before the softmax), and if everything is, their average after permutations.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +21,8 @@ import numpy as np
 from fedjax_sim.base import Array, Key, Params
 from fedjax_sim.matching.axes import Axes, Description, chosen, described, split, spread
 from fedjax_sim.matching.networks import neuron_budget
-from fedjax_sim.matching.neurons import MatchedLayer, Prior, Rows, match_layer
+from fedjax_sim.matching.neurons import MatchedLayer, Rows, match_layer
+from fedjax_sim.matching.prior import LayerPrior, Prior, cap_of, check_common
 from fedjax_sim.ops import checks, trees
 
 Retrain = Callable[[Key, Params, Params], Params]
@@ -32,9 +33,6 @@ than before; `frozen` is a tree of bools like them, True for merged arrays. Thos
 afterwards whatever becomes of them, but the others should be trained with them as they are. Dead
 neurons stay dead if the activation of 0 is 0 (ReLU, tanh, an LSTM): their weights get no gradient.
 """
-
-PerLayer = float | Array | Mapping[str, float | Array]
-"""One number for all layers, or one for each by name."""
 
 
 class LayerwiseMatching(NamedTuple):
@@ -64,15 +62,11 @@ def fedma(
     params: Params,
     weights: Array,
     *,
-    sigma: PerLayer,
-    sigma0: PerLayer,
-    gamma: PerLayer,
+    prior: Prior,
     num_passes: int,
     key: Key,
     axes: Axes | None = None,
     retrain: Retrain | None = None,
-    prior_scale: float | Array = 1.0,
-    popularity_cap: float | Array = 10.0,
     max_neurons: int | Mapping[str, int] | None = None,
     empirical_bayes: bool = False,
     live: Mapping[str, Array] | None = None,
@@ -89,15 +83,13 @@ def fedma(
         params: the clients' networks, any tree with a leading axis [J] in every array.
         weights: [J] or [J, K], >= 0: what a client counts for in the outputs, its examples or its
             examples of each class. Arrays whose last axis is not K long count the sums over K.
-        sigma: variance of clients around the global neurons, > 0. Smaller: neurons must be more
-            alike to be merged.
-        sigma0: variance of the global neurons around 0, > 0. Larger: more neurons.
-        gamma: mass of the Beta process, > 0. Larger: more neurons.
+        prior: how alike neurons must be to be merged, and how many there may be; its numbers may
+            be traced, and sigma, sigma0 and gamma dicts by layer.
         num_passes: how often every client is matched again, in random order, >= 0, static.
         key: of those orders, and of `retrain`.
         axes: which axes number the neurons of which layer; `neuron_axes(params)` by default.
         retrain: retrain(key, params, frozen) -> params, called after every matched layer.
-        prior_scale, popularity_cap, empirical_bayes: as in `pfnm`; inf for no cap.
+        empirical_bayes: as in `pfnm`.
         max_neurons: budget of each layer, one number or by name, at least the layer's width; 700
             as in `pfnm`, or all neurons of all clients if they are fewer. Static.
         live: layer -> [J, L] bool, False for neurons that are padding; all live by default.
@@ -128,11 +120,10 @@ def fedma(
     for i, (layer, width) in enumerate(network.widths.items()):
         match_key, train_key = jax.random.split(jax.random.fold_in(key, i))
         budget = neuron_budget(_of(max_neurons, layer, "max_neurons"), num_clients * width, width)
-        prior = _prior(layer, sigma, sigma0, gamma, prior_scale, popularity_cap)
         touched = {name: arrays[name] for name, _ in network.places(layer)}
         merged, found[layer] = _merge(
             touched,
-            prior,
+            _layer_prior(prior, layer),
             None if live is None else live.get(layer),
             match_key,
             layer=layer,
@@ -208,7 +199,7 @@ def compact(found: LayerwiseMatching, *, axes: Axes | None = None) -> LayerwiseM
 )
 def _merge(
     arrays: dict[str, Array],
-    prior: Sequence[float | Array],
+    prior: LayerPrior,
     live: Array | None,
     key: Key,
     *,
@@ -235,7 +226,7 @@ def _merge(
             live=jnp.ones(rows.shape[:2], bool) if live is None else jnp.asarray(live, bool),
             mean=jnp.zeros(rows.shape[2], rows.dtype),
         ),
-        Prior(*(jnp.asarray(value, rows.dtype) for value in prior)),
+        LayerPrior(*(jnp.asarray(value, rows.dtype) for value in prior)),
         key=key,
         num_passes=num_passes,
         budget=budget,
@@ -256,24 +247,13 @@ def _merge(
     return merged, matched
 
 
-def _prior(
-    layer: str,
-    sigma: PerLayer,
-    sigma0: PerLayer,
-    gamma: PerLayer,
-    prior_scale: float | Array,
-    popularity_cap: float | Array,
-) -> tuple[float | Array, ...]:
-    """The hyperparameters of one layer, in the order of a Prior."""
-    own = [
-        _of(value, layer, name)
-        for name, value in (("sigma", sigma), ("sigma0", sigma0), ("gamma", gamma))
-    ]
-    for name, value in zip(("sigma", "sigma0", "gamma"), own, strict=True):
+def _layer_prior(prior: Prior, layer: str) -> LayerPrior:
+    """The hyperparameters of one layer."""
+    own = {name: _of(getattr(prior, name), layer, name) for name in ("sigma", "sigma0", "gamma")}
+    for name, value in own.items():
         checks.in_range(name, value, 0.0, open_low=True)
-    checks.in_range("prior_scale", prior_scale, 0.0)
-    checks.in_range("popularity_cap", popularity_cap, 1.0, hint="inf is no cap.")
-    return (*own, prior_scale, popularity_cap)
+    check_common(prior)
+    return LayerPrior(**own, scale=prior.scale, popularity_cap=cap_of(prior))
 
 
 def _of(value: Any, layer: str, name: str) -> Any:

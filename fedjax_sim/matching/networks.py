@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fedjax_sim.base import Array, Key
-from fedjax_sim.matching.neurons import Prior, Rows, match_layer
+from fedjax_sim.matching.neurons import MatchedLayer, Rows, match_layer
+from fedjax_sim.matching.prior import LayerPrior, Prior, cap_of, check_common
 from fedjax_sim.ops import checks
 
 Network = Sequence[tuple[Any, Any]]
@@ -59,14 +60,9 @@ def pfnm(
     clients: Sequence[Network],
     class_counts: ArrayLike,
     *,
-    sigma: float | Sequence[float],
-    sigma0: float | Sequence[float],
-    gamma: float | Sequence[float],
+    prior: Prior,
     num_passes: int,
     key: Key,
-    prior_scale: float = 1.0,
-    popularity_cap: float | None = 10,
-    prior_bias: float = 0.1,
     max_neurons: int | Sequence[int] | None = None,
     empirical_bayes: bool = False,
     absent: Absent = "zero",
@@ -81,24 +77,14 @@ def pfnm(
         clients: J networks of equal depth, inputs and outputs; hidden widths may differ.
         class_counts: [J, K] numbers of examples: who saw a class more knows its output weights
             better.
-        sigma: variance of clients around the global neurons, > 0. Smaller: neurons must be more
-            alike to be merged.
-        sigma0: variance of the global neurons around 0, > 0. Larger: more neurons.
-        gamma: mass of the Beta process, > 0. Larger: more neurons. Each of the three is one number
-            or one for each hidden layer: what is far apart depends on how many weights a neuron is
-            known by, and of the last hidden layer these are few.
+        prior: how alike neurons must be to be merged, and how many there may be.
         num_passes: how often every client is matched again, in random order, >= 0; 5 is plenty.
         key: of those orders.
-        prior_scale: factor of a neuron's log-odds log(m / (J - m)) when m clients share it: 1 as
-            in the authors' code, 2 as their derivation gives it.
-        popularity_cap: m counts as at most this; 10 in the authors' code, where it punishes
-            neurons that more than 10 clients share. None for no cap, as in the derivation.
-        prior_bias: prior mean of all biases; 0.1 where they start at 0.1 as in the paper.
         max_neurons: budget of each hidden layer (one number for all, or one for each), at least
             its widest client; 700, or all neurons of all clients if they are fewer. `full` tells
             when it was reached.
         empirical_bayes: estimate the prior mean and both variances of every weight after each pass
-            (`prior_bias`, `sigma` and `sigma0` are then the start) and weigh by marginal
+            (`bias`, `sigma` and `sigma0` of the prior are then the start) and weigh by marginal
             likelihoods. A step then costs as much as the layer is wide.
         absent: of several hidden layers, what a client's neuron has towards neurons of the next
             layer that the client lacks: weights of "zero", as in the authors' code, or "unknown"
@@ -125,12 +111,10 @@ def pfnm(
     counts = np.asarray(class_counts, np.float64)
     networks = [[(np.asarray(w), np.asarray(b)) for w, b in network] for network in clients]
     _check_networks(networks, counts)
-    for name, values in (("sigma", sigma), ("sigma0", sigma0), ("gamma", gamma)):
-        for value in np.ravel(values):
+    for name in ("sigma", "sigma0", "gamma"):
+        for value in np.ravel(getattr(prior, name)):
             checks.in_range(name, value, 0.0, open_low=True)
-    checks.in_range("prior_scale", prior_scale, 0.0)
-    if popularity_cap is not None:
-        checks.in_range("popularity_cap", popularity_cap, 1.0, hint="None is no cap.")
+    check_common(prior)
     widths = [[w.shape[1] for w, _ in network[:-1]] for network in networks]
     largest = [max(column) for column in zip(*widths, strict=True)]
     budgets = _budgets(max_neurons, [sum(c) for c in zip(*widths, strict=True)], largest)
@@ -139,14 +123,14 @@ def pfnm(
         stacked,
         counts,
         live=live,
-        sigma=np.asarray(sigma),
-        sigma0=np.asarray(sigma0),
-        gamma=np.asarray(gamma),
+        prior=prior._replace(
+            sigma=np.asarray(prior.sigma),
+            sigma0=np.asarray(prior.sigma0),
+            gamma=np.asarray(prior.gamma),
+            popularity_cap=cap_of(prior),
+        ),
         num_passes=num_passes,
         key=key,
-        prior_scale=prior_scale,
-        popularity_cap=np.inf if popularity_cap is None else popularity_cap,
-        prior_bias=prior_bias,
         max_neurons=tuple(budgets),
         empirical_bayes=empirical_bayes,
         absent=absent,
@@ -158,14 +142,9 @@ def pfnm_stacked(
     params: Network,
     class_counts: Array,
     *,
-    sigma: float | Array | Sequence[float],
-    sigma0: float | Array | Sequence[float],
-    gamma: float | Array | Sequence[float],
+    prior: Prior,
     num_passes: int,
     key: Key,
-    prior_scale: float | Array = 1.0,
-    popularity_cap: float | Array = 10.0,
-    prior_bias: float | Array = 0.1,
     max_neurons: int | Sequence[int] | None = None,
     empirical_bayes: bool = False,
     absent: Absent = "zero",
@@ -178,8 +157,8 @@ def pfnm_stacked(
     Args:
         params: layers `(kernel [J, in, out], bias [J, out])`, padded to the widest client.
         class_counts: [J, K]; a class that nobody has leaves its output weights at 0.
-        sigma, sigma0, gamma, prior_scale, popularity_cap, prior_bias: as in `pfnm`, may be traced,
-            the first three scalars or [hidden layers]; popularity_cap is inf for no cap.
+        prior: as in `pfnm`, its numbers may be traced; sigma, sigma0 and gamma are scalars or
+            [hidden layers].
         num_passes, max_neurons, empirical_bayes, absent: as in `pfnm`, static.
         key: of the clients' orders.
         live: for every hidden layer [J, L] bool, False for padding; all by default.
@@ -206,46 +185,15 @@ def pfnm_stacked(
     budgets = _budgets(max_neurons, [num_clients * width for width in widths], widths)
     if live is None:
         live = [jnp.ones((num_clients, width), bool) for width in widths]
-    counts = jnp.asarray(class_counts, dtype)
-    if counts.shape != (num_clients, kernels[-1].shape[2]):
-        raise ValueError(
-            f"class_counts must have shape {(num_clients, kernels[-1].shape[2])}, one row a client "
-            f"and one column a class, got {counts.shape}."
-        )
-    total = counts.sum(axis=0, keepdims=True)
-    share = counts / jnp.where(total > 0, total, 1)
-    by_layer = [
-        _each_layer(name, jnp.asarray(value, dtype), num_hidden)
-        for name, value in (("sigma", sigma), ("sigma0", sigma0), ("gamma", gamma))
-    ]
-    common = [jnp.asarray(value, dtype) for value in (prior_scale, popularity_cap)]
-    bias_mean = jnp.asarray(prior_bias, dtype).reshape(1)
-
+    share = _class_share(jnp.asarray(class_counts, dtype), num_clients, kernels[-1].shape[2])
+    priors = _by_layer(prior, num_hidden, dtype)
+    bias_mean = jnp.asarray(prior.bias, dtype).reshape(1)
     layers: list[Any] = [None] * num_hidden
     for h in reversed(range(num_hidden)):
-        none = jnp.zeros((num_clients, widths[h], 0), dtype)
-        incoming = kernels[0].swapaxes(1, 2) if h == 0 else none
-        alike, unlike, known = none, kernels[-1], share
-        if h < num_hidden - 1:
-            above, budget = layers[h + 1].slots, budgets[h + 1]
-            outgoing = _reindexed(kernels[h + 1], above, budget)
-            if absent == "zero":
-                alike, unlike = outgoing, none
-            else:
-                owned = jnp.ones((num_clients, 1, widths[h + 1]), dtype)
-                unlike, known = outgoing, _reindexed(owned, above, budget)[:, 0]
-        mean = jnp.zeros(incoming.shape[2] + 1 + alike.shape[2], dtype)
-        mean = mean.at[incoming.shape[2]].set(bias_mean[0])
-        rows = Rows(
-            shared=jnp.concatenate([incoming, biases[h][..., None], alike], axis=2, dtype=dtype),
-            classes=unlike.astype(dtype),
-            class_share=known[:, : unlike.shape[2]],
-            live=jnp.asarray(live[h]),
-            mean=mean,
-        )
+        above = (layers[h + 1].slots, budgets[h + 1]) if h < num_hidden - 1 else None
         layers[h] = match_layer(
-            rows,
-            Prior(*(values[h] for values in by_layer), *common),
+            _rows(kernels, biases, h, jnp.asarray(live[h]), above, share, bias_mean, absent),
+            priors[h],
             key=jax.random.fold_in(key, h),
             num_passes=num_passes,
             budget=budgets[h],
@@ -253,23 +201,8 @@ def pfnm_stacked(
             orders=None if orders is None else orders[h],
             empirical_bayes=empirical_bayes,
         )
-    num_inputs = kernels[0].shape[1]
-    merged = [(layers[0].shared[:, :num_inputs].T, layers[0].shared[:, num_inputs])]
-    for h in range(num_hidden):
-        first = num_inputs if h == 0 else 0
-        last = h == num_hidden - 1
-        apart = last or absent == "unknown"
-        kernel = layers[h].classes if apart else layers[h].shared[:, first + 1 :]
-        precision, base = 1 / layers[h].sigma.mean(), 1 / layers[h].sigma0.mean()
-        bias = (
-            ((biases[-1] * share).sum(axis=0) * precision + bias_mean * base)
-            / (share.sum(axis=0) * precision + base)
-            if last
-            else layers[h + 1].shared[:, 0]
-        )
-        merged.append((kernel, bias))
     return Matching(
-        params=merged,
+        params=_merged(layers, kernels[0].shape[1], biases[-1], share, bias_mean, absent),
         assignments=[layer.slots for layer in layers],
         counts=[layer.counts for layer in layers],
         num_neurons=jnp.stack([(layer.counts > 0).sum() for layer in layers]),
@@ -277,6 +210,88 @@ def pfnm_stacked(
         sigma=jnp.stack([layer.sigma.mean() for layer in layers]),
         sigma0=jnp.stack([layer.sigma0.mean() for layer in layers]),
     )
+
+
+def _class_share(counts: Array, num_clients: int, num_classes: int) -> Array:
+    """[J, K] each client's share of a class's examples; 0 of a class that nobody has."""
+    if counts.shape != (num_clients, num_classes):
+        raise ValueError(
+            f"class_counts must have shape {(num_clients, num_classes)}, one row a client "
+            f"and one column a class, got {counts.shape}."
+        )
+    total = counts.sum(axis=0, keepdims=True)
+    return counts / jnp.where(total > 0, total, 1)
+
+
+def _by_layer(prior: Prior, num_hidden: int, dtype: Any) -> list[LayerPrior]:
+    """The hyperparameters of every hidden layer."""
+    own = [
+        _each_layer(name, jnp.asarray(getattr(prior, name), dtype), num_hidden)
+        for name in ("sigma", "sigma0", "gamma")
+    ]
+    common = [jnp.asarray(value, dtype) for value in (prior.scale, cap_of(prior))]
+    return [LayerPrior(*(values[h] for values in own), *common) for h in range(num_hidden)]
+
+
+def _rows(
+    kernels: list[Array],
+    biases: list[Array],
+    h: int,
+    live: Array,
+    above: tuple[Array, int] | None,
+    share: Array,
+    bias_mean: Array,
+    absent: Absent,
+) -> Rows:
+    """What the neurons of hidden layer h are known by.
+
+    above: the assignment and the budget of the next hidden layer, None for the last.
+    """
+    dtype, (num_clients, width) = kernels[0].dtype, live.shape
+    none = jnp.zeros((num_clients, width, 0), dtype)
+    incoming = kernels[0].swapaxes(1, 2) if h == 0 else none
+    alike, unlike, known = none, kernels[-1], share
+    if above is not None:
+        outgoing = _reindexed(kernels[h + 1], *above)
+        if absent == "zero":
+            alike, unlike = outgoing, none
+        else:
+            owned = jnp.ones((num_clients, 1, kernels[h + 1].shape[2]), dtype)
+            unlike, known = outgoing, _reindexed(owned, *above)[:, 0]
+    mean = jnp.zeros(incoming.shape[2] + 1 + alike.shape[2], dtype)
+    return Rows(
+        shared=jnp.concatenate([incoming, biases[h][..., None], alike], axis=2, dtype=dtype),
+        classes=unlike.astype(dtype),
+        class_share=known[:, : unlike.shape[2]],
+        live=live,
+        mean=mean.at[incoming.shape[2]].set(bias_mean[0]),
+    )
+
+
+def _merged(
+    layers: Sequence[MatchedLayer],
+    num_inputs: int,
+    last_biases: Array,
+    share: Array,
+    bias_mean: Array,
+    absent: Absent,
+) -> list[tuple[Array, Array]]:
+    """The global network; its last bias is the posterior mode of the clients' [J, K]."""
+    merged = [(layers[0].shared[:, :num_inputs].T, layers[0].shared[:, num_inputs])]
+    for h, layer in enumerate(layers):
+        first = num_inputs if h == 0 else 0
+        last = h == len(layers) - 1
+        apart = last or absent == "unknown"
+        kernel = layer.classes if apart else layer.shared[:, first + 1 :]
+        precision, base = 1 / layer.sigma.mean(), 1 / layer.sigma0.mean()
+        bias = (
+            ((last_biases * share).sum(axis=0) * precision + bias_mean * base)
+            / (share.sum(axis=0) * precision + base)
+            if last
+            else layers[h + 1].shared[:, 0]
+        )
+        merged.append((kernel, bias))
+    return merged
 
 
 def _each_layer(name: str, value: Array, num_hidden: int) -> Array:

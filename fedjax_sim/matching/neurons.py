@@ -36,23 +36,7 @@ import numpy as np
 
 from fedjax_sim.base import Array, Key
 from fedjax_sim.matching.assignment import assign_or_leave
-
-
-class Prior(NamedTuple):
-    """Hyperparameters of the Beta-Bernoulli process; scalars, may be traced.
-
-    sigma: variance of a client's weights around those of the global neuron, > 0.
-    sigma0: variance of the global neurons around their mean, > 0.
-    gamma: mass, > 0: the larger, the more neurons.
-    scale: factor of the log-odds of an old neuron, >= 0.
-    popularity_cap: a neuron of more clients counts as one of so many; inf for no cap.
-    """
-
-    sigma: Array
-    sigma0: Array
-    gamma: Array
-    scale: Array
-    popularity_cap: Array
+from fedjax_sim.matching.prior import LayerPrior
 
 
 class Rows(NamedTuple):
@@ -99,6 +83,32 @@ class MatchedLayer(NamedTuple):
     sigma0: Array
 
 
+class _Problem(NamedTuple):
+    """What stays as it is while clients are visited; T = J L rows, D weights of own precision.
+
+    live: [J, L] bool. prior, budget, empirical_bayes: as given to `match_layer`.
+    squares: [J, L] squared norms of the rows, of their weights with a variance in common.
+    single: [J, L, D] their weights of own precision. known: [J, D] how well a client knows them.
+    share: [T, D] the same of each row, 0 for padding.
+    features: [T, F] all there is to know of a row: its products with every row, then `single` times
+        `share`, `share`, and 1 unless it is padding.
+    """
+
+    live: Array
+    prior: LayerPrior
+    budget: int
+    empirical_bayes: bool
+    squares: Array
+    single: Array
+    known: Array
+    share: Array
+    features: Array
+
+    def summed(self, slots: Array) -> Array:
+        """[budget, F] the features of each neuron's rows, summed."""
+        return jax.ops.segment_sum(self.features, slots.reshape(-1), self.budget)
+
+
 class _State(NamedTuple):
     """slots: [J, L]. sums: [budget, F] features summed over each neuron's rows. full: bool."""
 
@@ -109,7 +119,7 @@ class _State(NamedTuple):
 
 def match_layer(
     rows: Rows,
-    prior: Prior,
+    prior: LayerPrior,
     *,
     key: Key,
     num_passes: int,
@@ -133,106 +143,19 @@ def match_layer(
             and weigh a fit by its marginal likelihood.
     """
     num_clients, num_rows, width = rows.shared.shape
-    dtype = rows.shared.dtype
-    live = rows.live.reshape(-1)
-    total = len(live)
-    shared = jnp.where(rows.live[..., None], rows.shared - rows.mean[None, None], 0)
-    classes = jnp.where(rows.live[..., None], rows.classes, 0)
-    # Weights with a variance in common, and those of which each has its own.
-    alike, single, known = shared, classes, rows.class_share
-    if empirical_bayes:
-        alike = shared[..., :0]
-        single = jnp.concatenate([shared, classes], axis=2)
-        known = jnp.concatenate([jnp.ones((num_clients, width), dtype), known], axis=1)
-    num_single = single.shape[2]
-    alike = alike.reshape(total, -1)
-    gram = jnp.matmul(alike, alike.T, precision=jax.lax.Precision.HIGHEST)
-    share = (known[:, None] * rows.live[..., None]).reshape(total, -1)
-    rows_of_single = single.reshape(total, -1)
-    columns = (gram, rows_of_single * share, share, live[:, None].astype(dtype))
-    features = jnp.concatenate(columns, axis=1)
-    squares = jnp.diagonal(gram).reshape(num_clients, num_rows)
-    own_rows = jnp.arange(total)
-
-    def summed(slots: Array) -> Array:
-        return jax.ops.segment_sum(features, slots.reshape(-1), budget)
-
-    def norms(slots: Array, sums: Array) -> Array:
-        """[budget] the squared norm of each neuron's summed rows."""
-        flat = slots.reshape(-1)
-        parts = sums.at[flat, own_rows].get(mode="fill", fill_value=0)
-        return jnp.maximum(jax.ops.segment_sum(parts, flat, budget), 0)
-
-    def visit(state: _State, client: Array, spread: Spread) -> _State:
-        """Take a client out and put it back where it fits best."""
-        own = jax.lax.dynamic_slice_in_dim(features, client * num_rows, num_rows)
-        sums = state.sums.at[state.slots[client]].add(-own, mode="drop")
-        slots = state.slots.at[client].set(budget)
-        costs, alone = fits(client, slots, sums, spread)
-        counts = jnp.round(sums[:, -1])
-        num_free = (counts == 0).sum()
-        order = jnp.arange(1, num_rows + 1, dtype=dtype)
-        crowding = jnp.where(order <= num_free, 2 * jnp.log(order), jnp.inf)
-        chosen = assign_or_leave(costs, alone, crowding, rows.live[client])
-        is_new = chosen == budget
-        free = jnp.nonzero(counts == 0, size=num_rows, fill_value=budget)[0].astype(jnp.int32)
-        chosen = jnp.where(is_new, free[jnp.cumsum(is_new) - 1], jnp.minimum(chosen, budget))
-        return _State(
-            slots.at[client].set(chosen),
-            sums.at[chosen].add(own, mode="drop"),
-            state.full | ((is_new.sum() >= num_free) & (budget < live.sum())),
-        )
-
-    def fits(client: Array, slots: Array, sums: Array, spread: Spread) -> tuple[Array, Array]:
-        """Costs [L, budget] of joining each neuron, and [L] of a new one, without crowding."""
-        precision, base = 1 / prior.sigma, 1 / prior.sigma0
-        counts = jnp.round(sums[:, -1])
-        inner = jax.lax.dynamic_slice_in_dim(sums, client * num_rows, num_rows, axis=1).T
-        own = jax.lax.dynamic_index_in_dim(squares, client, keepdims=False)[:, None]
-        held = base + counts * precision
-        tightness = precision * held / (precision + held)
-        shrink = precision / held
-        distance = own - 2 * inner * shrink[None] + (norms(slots, sums) * shrink**2)[None]
-        costs = tightness[None] * jnp.maximum(distance, 0)
-        first = precision * base / (precision + base)
-        alone = first * own[:, 0]
-        single_costs, single_alone = single_fits(client, sums, spread)
-        popularity = jnp.minimum(counts, prior.popularity_cap)
-        odds = jnp.log(jnp.maximum(popularity, 1) / (num_clients - popularity))
-        costs += single_costs - prior.scale * odds[None]
-        alone += single_alone - 2 * jnp.log(prior.gamma / num_clients)
-        return jnp.where(counts[None] > 0, costs, jnp.inf), alone
-
-    def single_fits(client: Array, sums: Array, spread: Spread) -> tuple[Array, Array]:
-        """The same for the weights that each have their own precision."""
-        own = single[client] - spread.mean[None]
-        mine = (known[client] / spread.sigma)[None]
-        base = (1 / spread.sigma0)[None]
-        added, counted = jnp.split(sums[:, total:-1], 2, axis=1)
-        held = base + counted / spread.sigma[None]
-        means = (added - counted * spread.mean[None]) / spread.sigma[None] / held
-        tightness = mine * held / (mine + held)
-        # Multiplied out: as one broadcast over [L, budget, D] it is 100 times slower on a CPU.
-        powers = jnp.concatenate([own**2, -2 * own, jnp.ones_like(own)], axis=1)
-        weights = jnp.concatenate([tightness, tightness * means, tightness * means**2], axis=1)
-        costs = jnp.matmul(powers, weights.T, precision=jax.lax.Precision.HIGHEST)
-        costs = jnp.maximum(costs, 0)
-        first = mine * base / (mine + base)
-        alone = (own**2 * first).sum(axis=-1)
-        if empirical_bayes:
-            costs -= jnp.log(jnp.where(mine > 0, tightness, 1)).sum(axis=-1)[None]
-            alone -= jnp.log(jnp.where(mine > 0, first, 1)).sum()
-        return costs, alone
+    problem = _problem(rows, prior, budget, empirical_bayes)
+    rows_of_single = problem.single.reshape(len(problem.features), -1)
 
     def one_pass(
         carry: tuple[Array, Array, Spread], order: Array
     ) -> tuple[tuple[Array, Array, Spread], None]:
         slots, full, spread = carry
         # Summed afresh in every pass, so that rounding does not add up.
-        start = _State(slots, summed(slots), full)
-        state, _ = jax.lax.scan(lambda s, client: (visit(s, client, spread), None), start, order)
+        start = _State(slots, problem.summed(slots), full)
+        state, _ = jax.lax.scan(lambda s, c: (_visit(problem, s, c, spread), None), start, order)
         if empirical_bayes:
-            spread = estimated(rows_of_single, share, state.slots.reshape(-1), budget, spread)
+            flat = state.slots.reshape(-1)
+            spread = estimated(rows_of_single, problem.share, flat, budget, spread)
         return (state.slots, state.full, spread), None
 
     if orders is None:
@@ -243,7 +166,7 @@ def match_layer(
         slots = jnp.full((num_clients, num_rows), budget, jnp.int32)
         entry = jnp.argsort(-rows.live.sum(axis=1), stable=True).astype(jnp.int32)
         orders = jnp.concatenate([entry[None], orders.reshape(num_passes, num_clients)])
-    spread = _alike(prior, jnp.zeros(num_single, dtype))
+    spread = _alike(prior, jnp.zeros(rows_of_single.shape[1], rows.shared.dtype))
     carry = (jnp.asarray(slots, jnp.int32), jnp.bool_(False), spread)
     (slots, full, spread), _ = jax.lax.scan(one_pass, carry, orders)
     if not empirical_bayes:
@@ -256,7 +179,116 @@ def match_layer(
     return MatchedLayer(slots, counts, shared, by_class, full, spread.sigma, spread.sigma0)
 
 
-def _alike(prior: Prior, mean: Array) -> Spread:
+def _problem(rows: Rows, prior: LayerPrior, budget: int, empirical_bayes: bool) -> _Problem:
+    num_clients, num_rows, width = rows.shared.shape
+    dtype = rows.shared.dtype
+    live = rows.live.reshape(-1)
+    total = len(live)
+    shared = jnp.where(rows.live[..., None], rows.shared - rows.mean[None, None], 0)
+    classes = jnp.where(rows.live[..., None], rows.classes, 0)
+    # Weights with a variance in common, and those of which each has its own.
+    alike, single, known = shared, classes, rows.class_share
+    if empirical_bayes:
+        alike = shared[..., :0]
+        single = jnp.concatenate([shared, classes], axis=2)
+        known = jnp.concatenate([jnp.ones((num_clients, width), dtype), known], axis=1)
+    alike = alike.reshape(total, -1)
+    gram = jnp.matmul(alike, alike.T, precision=jax.lax.Precision.HIGHEST)
+    share = (known[:, None] * rows.live[..., None]).reshape(total, -1)
+    columns = (gram, single.reshape(total, -1) * share, share, live[:, None].astype(dtype))
+    return _Problem(
+        live=rows.live,
+        prior=prior,
+        budget=budget,
+        empirical_bayes=empirical_bayes,
+        squares=jnp.diagonal(gram).reshape(num_clients, num_rows),
+        single=single,
+        known=known,
+        share=share,
+        features=jnp.concatenate(columns, axis=1),
+    )
+
+
+def _visit(problem: _Problem, state: _State, client: Array, spread: Spread) -> _State:
+    """Take a client out and put it back where it fits best."""
+    num_rows, budget = problem.live.shape[1], problem.budget
+    own = jax.lax.dynamic_slice_in_dim(problem.features, client * num_rows, num_rows)
+    sums = state.sums.at[state.slots[client]].add(-own, mode="drop")
+    slots = state.slots.at[client].set(budget)
+    costs, alone = _fits(problem, client, slots, sums, spread)
+    counts = jnp.round(sums[:, -1])
+    num_free = (counts == 0).sum()
+    order = jnp.arange(1, num_rows + 1, dtype=own.dtype)
+    crowding = jnp.where(order <= num_free, 2 * jnp.log(order), jnp.inf)
+    chosen = assign_or_leave(costs, alone, crowding, problem.live[client])
+    is_new = chosen == budget
+    free = jnp.nonzero(counts == 0, size=num_rows, fill_value=budget)[0].astype(jnp.int32)
+    chosen = jnp.where(is_new, free[jnp.cumsum(is_new) - 1], jnp.minimum(chosen, budget))
+    return _State(
+        slots.at[client].set(chosen),
+        sums.at[chosen].add(own, mode="drop"),
+        state.full | ((is_new.sum() >= num_free) & (budget < problem.live.sum())),
+    )
+
+
+def _fits(
+    problem: _Problem, client: Array, slots: Array, sums: Array, spread: Spread
+) -> tuple[Array, Array]:
+    """Costs [L, budget] of joining each neuron, and [L] of a new one, without crowding."""
+    prior = problem.prior
+    num_clients, num_rows = problem.live.shape
+    precision, base = 1 / prior.sigma, 1 / prior.sigma0
+    counts = jnp.round(sums[:, -1])
+    inner = jax.lax.dynamic_slice_in_dim(sums, client * num_rows, num_rows, axis=1).T
+    own = jax.lax.dynamic_index_in_dim(problem.squares, client, keepdims=False)[:, None]
+    held = base + counts * precision
+    tightness = precision * held / (precision + held)
+    shrink = precision / held
+    norms = _norms(slots, sums)
+    distance = own - 2 * inner * shrink[None] + (norms * shrink**2)[None]
+    costs = tightness[None] * jnp.maximum(distance, 0)
+    first = precision * base / (precision + base)
+    alone = first * own[:, 0]
+    single_costs, single_alone = _single_fits(problem, client, sums, spread)
+    popularity = jnp.minimum(counts, prior.popularity_cap)
+    odds = jnp.log(jnp.maximum(popularity, 1) / (num_clients - popularity))
+    costs += single_costs - prior.scale * odds[None]
+    alone += single_alone - 2 * jnp.log(prior.gamma / num_clients)
+    return jnp.where(counts[None] > 0, costs, jnp.inf), alone
+
+
+def _norms(slots: Array, sums: Array) -> Array:
+    """[budget] the squared norm of each neuron's summed rows."""
+    flat, budget = slots.reshape(-1), len(sums)
+    parts = sums.at[flat, jnp.arange(len(flat))].get(mode="fill", fill_value=0)
+    return jnp.maximum(jax.ops.segment_sum(parts, flat, budget), 0)
+
+
+def _single_fits(
+    problem: _Problem, client: Array, sums: Array, spread: Spread
+) -> tuple[Array, Array]:
+    """The same for the weights that each have their own precision."""
+    own = problem.single[client] - spread.mean[None]
+    mine = (problem.known[client] / spread.sigma)[None]
+    base = (1 / spread.sigma0)[None]
+    added, counted = jnp.split(sums[:, len(problem.features) : -1], 2, axis=1)
+    held = base + counted / spread.sigma[None]
+    means = (added - counted * spread.mean[None]) / spread.sigma[None] / held
+    tightness = mine * held / (mine + held)
+    # Multiplied out: as one broadcast over [L, budget, D] it is 100 times slower on a CPU.
+    powers = jnp.concatenate([own**2, -2 * own, jnp.ones_like(own)], axis=1)
+    weights = jnp.concatenate([tightness, tightness * means, tightness * means**2], axis=1)
+    costs = jnp.matmul(powers, weights.T, precision=jax.lax.Precision.HIGHEST)
+    costs = jnp.maximum(costs, 0)
+    first = mine * base / (mine + base)
+    alone = (own**2 * first).sum(axis=-1)
+    if problem.empirical_bayes:
+        costs -= jnp.log(jnp.where(mine > 0, tightness, 1)).sum(axis=-1)[None]
+        alone -= jnp.log(jnp.where(mine > 0, first, 1)).sum()
+    return costs, alone
+
+
+def _alike(prior: LayerPrior, mean: Array) -> Spread:
     """The same variances for all weights."""
     return Spread(mean, jnp.full_like(mean, prior.sigma), jnp.full_like(mean, prior.sigma0))
 

@@ -37,7 +37,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="repetitions; medians are reported")
     repeats = parser.parse_args().repeats
     match = functools.partial(matching.pfnm_stacked, num_passes=5)
-    one = jax.jit(lambda clients, key, point: match(*clients, key=key, **settings(point)))
+    one = jax.jit(
+        lambda clients, key, point: match(*clients, key=key, prior=matching.Prior(*point))
+    )
     grid = jax.jit(lambda clients, key, points: jax.lax.map(lambda p: one(clients, key, p), points))
     ten, thirty = population(10), population(30)
     key = jax.random.key(0)
@@ -62,11 +64,6 @@ def main() -> None:
         report(solvers, f"{label}, optax", *seconds(other, (costs,), repeats))
         report(solvers, f"{label}, SciPy", *seconds(scipy_assignment, (costs,), repeats))
     Console().print(table, solvers)
-
-
-def settings(point: jax.Array) -> dict[str, jax.Array]:
-    """The hyperparameters of a point (sigma, sigma0, gamma)."""
-    return {"sigma": point[0], "sigma0": point[1], "gamma": point[2]}
 
 
 def scipy_assignment(costs: jax.Array) -> np.ndarray:

@@ -16,9 +16,9 @@ import pytest
 
 from fedjax_sim import experiments, models, simulate
 from fedjax_sim.analysis.runfolder import RunFolder, load_params
+from fedjax_sim.cli import build
 from fedjax_sim.cli import main as cli
 from fedjax_sim.cli import options as options_lib
-from fedjax_sim.cli import train
 from fedjax_sim.data import datasets, federate
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -56,7 +56,7 @@ def arrays(folder: Path) -> dict[str, np.ndarray]:
 
 
 def in_a_new_process(*args: object) -> list[str]:
-    return [sys.executable, "-c", "from fedjax_sim.cli import main; main()", *map(str, args)]
+    return [sys.executable, "-c", "from fedjax_sim.cli.main import main; main()", *map(str, args)]
 
 
 # train
@@ -190,7 +190,7 @@ def test_every_kind_of_algorithm_trains_in_its_own_way() -> None:
         {"algorithm": "agnostic", "mixture_learning_rate": 0.5},
     ):
         options = training_options(batch_size=4, **choice)
-        algorithm = train.build_algorithm(options, model)
+        algorithm = build.build_algorithm(options, model)
         params = {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}
         result = simulate.run(algorithm, params, data, key=jax.random.key(1), num_rounds=40)
         loss = result.info.cohort.clients["loss"].mean(axis=1)
@@ -212,7 +212,7 @@ def test_every_kind_of_algorithm_trains_in_its_own_way() -> None:
     ],
 )
 def test_server_optimizers_by_hand(algorithm: str, expected: list[float]) -> None:
-    optimizer = train._server_optimizer(training_options(algorithm=algorithm))
+    optimizer = build._server_optimizer(training_options(algorithm=algorithm))
     state = optimizer.init(jnp.zeros(()))
     for step in expected:
         update, state = optimizer.update(jnp.ones(()), state)
@@ -230,7 +230,7 @@ def test_server_optimizers_by_hand(algorithm: str, expected: list[float]) -> Non
 )
 def test_every_option_of_a_server_optimizer_matters(algorithm: str, option: str) -> None:
     def second_update(**values: float) -> float:
-        optimizer = train._server_optimizer(training_options(algorithm=algorithm, **values))
+        optimizer = build._server_optimizer(training_options(algorithm=algorithm, **values))
         state = optimizer.init(jnp.zeros(()))
         _, state = optimizer.update(jnp.float32(1.0), state)
         return float(optimizer.update(jnp.float32(0.3), state)[0])
@@ -252,9 +252,9 @@ def test_natural_clients_keep_their_names(tmp_path: Path, monkeypatch: pytest.Mo
     assert read(output / "config.json")["options"]["cohort_size"] == 2
 
 
-def deal(**options: Any) -> train.Population:
+def deal(**options: Any) -> build.Dealt:
     values = {"num_clients": 5, **options}
-    return train.deal(
+    return build.deal(
         options_lib.resolve(options_lib.replaced(options_lib.TrainOptions(), values)).data, seed=3
     )
 
@@ -573,7 +573,7 @@ def test_help_and_typing_errors_do_not_wait_for_jax(
     args: list[str], status: int, words: list[str]
 ) -> None:
     program = (
-        "import sys\nfrom fedjax_sim.cli import main\n"
+        "import sys\nfrom fedjax_sim.cli.main import main\n"
         "try:\n    main()\nfinally:\n    print('slow:', sorted({'jax', 'numpy'} & {*sys.modules}))"
     )
     done = subprocess.run(

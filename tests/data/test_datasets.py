@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fedjax_sim.data import datasets
-from fedjax_sim.data.datasets import Dataset, catalog, dataset, images
+from fedjax_sim.data.datasets import Dataset, _image_files, catalog, dataset, images
 
 X, Y = np.arange(12.0).reshape(4, 3), np.array([0, 1, 2, 1])
 
@@ -268,7 +268,7 @@ def test_a_damaged_shipped_file_is_noticed(
 
 @pytest.fixture(scope="session")
 def make_data() -> ModuleType:
-    path = Path(__file__).parents[1] / "scripts" / "make_data.py"
+    path = Path(__file__).parents[2] / "scripts" / "make_data.py"
     spec = importlib.util.spec_from_file_location("make_data", path)
     assert spec is not None
     assert spec.loader is not None
@@ -394,7 +394,7 @@ def test_idx_round_trip(tmp_path_factory: Any, shape: list[int], seed: int) -> N
     array = pictures(shape[0], seed, tuple(shape[1:]))
     path = tmp_path_factory.mktemp("idx") / "images"
     path.write_bytes(idx(array))
-    np.testing.assert_array_equal(images._read_idx(path, 3), array)
+    np.testing.assert_array_equal(_image_files.read_idx(path, 3), array)
 
 
 def test_class_names_order_the_folders(tmp_path: Path) -> None:

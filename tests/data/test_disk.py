@@ -208,7 +208,7 @@ def test_client_ids_that_nobody_has(population):
 
 
 def test_algorithms_that_look_at_anybody_are_refused(population, params, key):
-    swept = simulate.batched(
+    swept = simulate.vmapped(
         lambda learning_rate: fedavg(server=optax.sgd(learning_rate)),
         {"learning_rate": np.array([0.5, 1.0])},
     )

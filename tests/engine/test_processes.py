@@ -24,7 +24,7 @@ PROGRAM = textwrap.dedent(
 
     import numpy as np, optax
     from fedjax_sim import (
-        aggregators, algorithms, metrics, models, rounds, sampling, simulate, streaming
+        aggregators, algorithms, disk, engine, metrics, models, sampling, simulate
     )
     from fedjax_sim.data import Batching, federate
 

@@ -11,7 +11,9 @@ import reference_layerwise as reference
 from fedjax_sim import matching, models
 
 J, VOCABULARY, CLASSES = 3, 5, 4
-PRIOR = {"sigma": 0.4, "sigma0": 1.5, "gamma": 1.2, "num_passes": 2}
+PRIOR = matching.Prior(sigma=0.4, sigma0=1.5, gamma=1.2)
+NUM_PASSES = 2
+OPTIONS = {"prior": PRIOR, "num_passes": NUM_PASSES}
 
 
 def cnn_params(rng):
@@ -136,7 +138,7 @@ def test_permuted_copies_come_back_as_the_network_they_are_copies_of(kind, rng, 
     plain = jax.tree.map(lambda x: x.mean(axis=0), params)
     assert np.abs(outputs(kind, plain) - wanted).max() > 0.1
     close(outputs(kind, matching.matched_average(params)), wanted)
-    found = matching.compact(matching.fedma(params, np.ones(J), key=key, **PRIOR))
+    found = matching.compact(matching.fedma(params, np.ones(J), key=key, **OPTIONS))
     for layer, order in orders[0].items():
         assert found.num_neurons[layer] == len(order)
         assert found.counts[layer].tolist() == [J] * len(order)
@@ -168,13 +170,15 @@ def test_fedma_is_the_numpy_reference(kind, rng, key):
     orders = {}
     for i, layer in enumerate(HIDDEN[kind]):
         match_key, _ = jax.random.split(jax.random.fold_in(key, i))
-        keys = jax.random.split(match_key, PRIOR["num_passes"])
+        keys = jax.random.split(match_key, NUM_PASSES)
         orders[layer] = np.array([jax.random.permutation(k, J) for k in keys])
     # Above, whoever owns an input alone is unlike the others by that.
     sigma = {layer: 2.0 if i else 0.4 for i, layer in enumerate(HIDDEN[kind])}
-    match = reference.matcher(sigma, PRIOR["sigma0"], PRIOR["gamma"], orders)
+    match = reference.matcher(sigma, PRIOR.sigma0, PRIOR.gamma, orders)
     wanted, slots = NETWORKS[kind][4](clients, counts / counts.sum(axis=0), match)
-    found = matching.fedma(stack(clients), counts, key=key, **PRIOR | {"sigma": sigma})
+    found = matching.fedma(
+        stack(clients), counts, num_passes=NUM_PASSES, key=key, prior=PRIOR._replace(sigma=sigma)
+    )
     for layer, own in slots.items():
         assert partition(found.assignments[layer]) == partition(own)
         width = len(own[0])
@@ -195,7 +199,7 @@ def test_with_nothing_shared_it_is_the_ensemble(kind, rng, key):
     params, layer = stack(clients), HIDDEN[kind][-1]
     each = np.stack([outputs(kind, jax.tree.map(jnp.float32, client)) for client in clients])
     weights = rng.integers(1, 50, (J, OUTPUTS[kind]))
-    apart = PRIOR | {"sigma": 1e-6}
+    apart = OPTIONS | {"prior": PRIOR._replace(sigma=1e-6)}
     for given in (weights, weights[:, 0]):
         share = given / given.sum(axis=0)
         found = matching.fedma(params, given, key=key, **apart)
@@ -216,7 +220,11 @@ def test_padding_may_hold_anything(rng, key):
         clients[1]["dense_0"][name][..., -1] = clients[0]["conv_1"][name][..., -1] = np.nan
     clients[1]["dense_1"]["kernel"][-1] = clients[0]["dense_0"]["kernel"][4::5] = np.nan
     merged = matching.fedma(
-        stack(clients), np.ones(J), key=key, live=live, **PRIOR | {"sigma": 1e-6}
+        stack(clients),
+        np.ones(J),
+        key=key,
+        live=live,
+        **OPTIONS | {"prior": PRIOR._replace(sigma=1e-6)},
     )
     found = matching.compact(merged)
     assert {layer: int(n) for layer, n in found.num_neurons.items()} == {
@@ -235,14 +243,14 @@ def test_clients_are_retrained_between_the_layers(rng, key):
         seen.append((jax.random.key_data(key).tolist(), params, frozen))
         return jax.tree.map(lambda x: x + 1, params)
 
-    found = matching.fedma(params, np.ones(J), key=key, retrain=retrain, **PRIOR)
+    found = matching.fedma(params, np.ones(J), key=key, retrain=retrain, **OPTIONS)
     assert [[name for name in frozen if frozen[name]["kernel"]] for *_, frozen in seen] == [
         ["conv_0"], ["conv_0", "conv_1"], ["conv_0", "conv_1", "dense_0"],
     ]  # fmt: skip
     assert all(each["kernel"] == each["bias"] for *_, frozen in seen for each in frozen.values())
     assert len({str(used) for used, *_ in seen}) == 3
     _, first, _ = seen[0]
-    once = matching.fedma(params, np.ones(J), key=key, **PRIOR)
+    once = matching.fedma(params, np.ones(J), key=key, **OPTIONS)
     for j in range(J):
         np.testing.assert_array_equal(first["conv_0"]["kernel"][j], once.params["conv_0"]["kernel"])
     # The next layer of each client as it was, in terms of the merged filters.
@@ -263,8 +271,8 @@ def test_it_is_pure_and_maps_over_hyperparameters(rng, key):
 
     def one(sigma, gamma):
         return matching.fedma(
-            *(params, jnp.ones(J)), sigma=sigma, sigma0=1.5, num_passes=2, key=key,
-            gamma={"embedding": 1.2, "lstm_0": gamma},
+            *(params, jnp.ones(J)), num_passes=2, key=key,
+            prior=matching.Prior(sigma, 1.5, {"embedding": 1.2, "lstm_0": gamma}),
         )  # fmt: skip
 
     grid = np.array([[0.01, 1.2], [2.0, 1.2], [2.0, 1e6]], np.float32)
@@ -286,12 +294,16 @@ def test_a_budget_of_a_clients_width_merges_everybody(rng, key):
     params = stack(noisy("cnn", rng))
     width = {"conv_0": 3, "conv_1": 5, "dense_0": 6}
     found = matching.fedma(
-        params, np.ones(J), key=key, max_neurons=width, **PRIOR | {"sigma": 1e-3}
+        params,
+        np.ones(J),
+        key=key,
+        max_neurons=width,
+        **OPTIONS | {"prior": PRIOR._replace(sigma=1e-3)},
     )
     assert all(found.full.values())
     assert jax.tree.map(jnp.shape, found.params) == jax.tree.map(lambda x: x.shape[1:], params)
     alone = jax.tree.map(lambda x: x[:1], params)
-    found = matching.fedma(alone, np.ones(1), key=key, **PRIOR)
+    found = matching.fedma(alone, np.ones(1), key=key, **OPTIONS)
     wanted = outputs("cnn", jax.tree.map(lambda x: x[0], params))
     np.testing.assert_allclose(outputs("cnn", found.params), wanted, rtol=1e-5, atol=1e-4)
 
@@ -352,7 +364,7 @@ def test_a_network_of_ones_own_is_described_by_its_axes(rng, key):
     params = stack([permuted() for _ in range(J)])
     x = rng.normal(size=(4, 3))
     for merged in (
-        matching.fedma(params, np.ones(J), key=key, axes=axes, **PRIOR).params,
+        matching.fedma(params, np.ones(J), key=key, axes=axes, **OPTIONS).params,
         matching.matched_average(params, axes=axes),
     ):
         merged = jax.tree.map(np.asarray, merged)
@@ -391,15 +403,18 @@ def dense_params():
         ({"weights": np.ones(3)}, r"weights must have shape \[2\] or \[2, K\]"),
         ({"weights": np.array([[1, 0], [2, 0]])}, r"count for every class.*\[3.0, 0.0\]"),
         ({"weights": np.array([1, -1])}, "weights must be finite and >= 0"),
-        ({"sigma": 0.0}, "sigma must"),
-        ({"gamma": {"dense_1": 1.0}}, "gamma must have an entry for layer 'dense_0'"),
+        ({"prior": PRIOR._replace(sigma=0.0)}, "sigma must"),
+        (
+            {"prior": PRIOR._replace(gamma={"dense_1": 1.0})},
+            "gamma must have an entry for layer 'dense_0'",
+        ),
         ({"num_passes": -1}, "num_passes must"),
-        ({"popularity_cap": 0.5}, "popularity_cap must"),
+        ({"prior": PRIOR._replace(popularity_cap=0.5)}, "popularity_cap must"),
         ({"max_neurons": 3}, "at least the width of the widest client, 4"),
     ],
 )
 def test_what_does_not_fit_is_refused(change, message, key):
-    given = {"weights": np.ones(2), "key": key} | PRIOR | change
+    given = {"weights": np.ones(2), "key": key} | OPTIONS | change
     with pytest.raises(ValueError, match=message):
         matching.fedma(dense_params(), **given)
 
@@ -408,7 +423,7 @@ def test_networks_that_are_no_stack_are_refused(key):
     broken = dense_params()
     broken["dense_0"]["kernel"][1, 0, 0] = np.nan
     with pytest.raises(ValueError, match="dense_0/kernel has values that are not finite"):
-        matching.fedma(broken, np.ones(2), key=key, **PRIOR)
+        matching.fedma(broken, np.ones(2), key=key, **OPTIONS)
     uneven = dense_params() | {"dense_1": {"kernel": np.ones((3, 4, 2)), "bias": np.ones((3, 2))}}
     with pytest.raises(ValueError, match=r"one leading axis \[J\].*\(2,\), \(3,\)"):
-        matching.fedma(uneven, np.ones(2), key=key, **PRIOR)
+        matching.fedma(uneven, np.ones(2), key=key, **OPTIONS)

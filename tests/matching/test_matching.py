@@ -14,6 +14,7 @@ from scipy.optimize import linear_sum_assignment
 
 import reference_matching as reference
 from fedjax_sim import matching
+from fedjax_sim.matching import Prior
 from fedjax_sim.matching.assignment import assign_or_leave
 from fedjax_sim.matching.neurons import Spread, estimated
 
@@ -221,7 +222,7 @@ def test_the_authors_numbers(
 ):
     clients, counts = problem()
     found = matching.pfnm(
-        clients, counts, sigma=sigma, sigma0=sigma0, gamma=gamma, num_passes=passes, key=key
+        clients, counts, prior=Prior(sigma, sigma0, gamma), num_passes=passes, key=key
     )
     assert found.num_neurons.tolist() == widths and not found.full.any()
     for h, slots in enumerate(found.assignments):
@@ -271,7 +272,9 @@ def test_pfnm_is_the_numpy_reference(widths, options, rng):
     numbers = {"sigma": 0, "sigma0": 0, "gamma": 0} | options
     cap = numbers.pop("popularity_cap", np.inf)
     wanted, slots = reference.pfnm(clients, counts, orders=orders, cap=cap, **numbers)
-    found = stacked(clients, counts, orders=orders, popularity_cap=cap, num_passes=3, **numbers)
+    numbers["scale"] = numbers.pop("prior_scale")
+    prior = Prior(popularity_cap=cap, **numbers)
+    found = stacked(clients, counts, orders=orders, prior=prior, num_passes=3)
     for h, each in enumerate(slots):
         assert together(found.assignments[h]) == together(each)
     # Every client's own part of the global network, which does not depend on slot numbers.
@@ -317,7 +320,8 @@ def stacked(clients, counts, **options) -> matching.Matching:
     return found._replace(assignments=slots)
 
 
-OPTIONS = {"sigma": 0.3, "sigma0": 2.0, "gamma": 1.5, "num_passes": 2}
+PRIOR = Prior(sigma=0.3, sigma0=2.0, gamma=1.5)
+OPTIONS = {"prior": PRIOR, "num_passes": 2}
 
 
 def test_costs_computed_beside_the_solver_are_no_trap(rng):
@@ -348,7 +352,7 @@ def test_float32_loses_next_to_nothing_of_the_objective(rng):
     orders = [np.array([rng.permutation(5) for _ in range(2)])]
     numbers = {"sigma": 0.3, "sigma0": 2.0, "gamma": 1.5}
     _, wanted = reference.pfnm(clients, counts, orders=orders, cap=10, **numbers)
-    found = stacked(clients, counts, orders=orders, num_passes=2, **numbers)
+    found = stacked(clients, counts, orders=orders, num_passes=2, prior=Prior(**numbers))
     rows = [np.concatenate([n[0][0].T, n[0][1][:, None], n[1][0]], axis=1) for n in clients]
     share = counts / counts.sum(axis=0)
     precisions = [np.append(np.full(301, 1 / 0.3), f / 0.3) for f in share]
@@ -398,7 +402,7 @@ def test_a_grid_under_vmap_is_a_loop_over_it(rng, key):
 
     def one(sigma, gamma):
         return matching.pfnm_stacked(
-            params, counts, sigma=sigma, sigma0=2.0, gamma=gamma, num_passes=2, key=key
+            params, counts, prior=Prior(sigma, 2.0, gamma), num_passes=2, key=key
         )
 
     grid = np.array([[0.1, 1.0], [1.0, 1.0], [0.3, 20.0]], np.float32)
@@ -419,7 +423,7 @@ def test_no_pass_over_a_given_assignment_keeps_it(rng, key):
 
 def test_a_budget_that_is_reached_is_reported(rng, key):
     clients, counts = trained(rng, UNEQUAL["one hidden layer"])
-    eager = OPTIONS | {"gamma": 1e4, "sigma": 1e-3}
+    eager = OPTIONS | {"prior": PRIOR._replace(gamma=1e4, sigma=1e-3)}
     free = matching.pfnm(clients, counts, key=key, **eager)
     assert free.num_neurons.tolist() == [19] and not free.full.any()
     tight = matching.pfnm(clients, counts, key=key, max_neurons=8, **eager)
@@ -451,8 +455,8 @@ def test_empirical_bayes_recovers_the_variances(rng, key):
         clients.append([(w.T, np.zeros(30)), (0.01 * rng.normal(size=(30, 3)), np.zeros(3))])
     found = matching.pfnm(
         *(clients, np.ones((6, 3))),
-        sigma=1.0, sigma0=1.0, gamma=1.0, num_passes=3, key=key, prior_scale=2.0,
-        popularity_cap=None, prior_bias=0.0, empirical_bayes=True,
+        prior=Prior(1.0, 1.0, 1.0, scale=2.0, popularity_cap=None, bias=0.0),
+        num_passes=3, key=key, empirical_bayes=True,
     )  # fmt: skip
     assert found.num_neurons.tolist() == [40]
     # The mean over 64 weights, of which the bias and the 3 into the outputs hardly vary.
@@ -499,11 +503,10 @@ def test_weights_that_tell_nothing_are_found_out(rng, key):
     for own in order:
         w = atoms[own] + rng.normal(size=(12, 40)) * np.repeat([0.1, 1.5], [10, 30])
         clients.append([(w.T, np.zeros(12)), (np.zeros((12, 2)), np.zeros(2))])
-    options = {
-        **{"sigma": 1.0, "sigma0": 1.0, "gamma": 1.0, "num_passes": 5, "key": key},
-        **{"prior_scale": 2.0, "popularity_cap": None, "prior_bias": 0.0},
-    }
-    found = matching.pfnm(clients, np.ones((5, 2)), empirical_bayes=True, **options)
+    prior = Prior(1.0, 1.0, 1.0, scale=2.0, popularity_cap=np.inf, bias=0.0)
+    found = matching.pfnm(
+        clients, np.ones((5, 2)), prior=prior, num_passes=5, key=key, empirical_bayes=True
+    )
     pairs = zip(found.assignments[0], order, strict=True)
     places = [np.asarray(slots)[np.argsort(own)].tolist() for slots, own in pairs]
     assert found.num_neurons.tolist() == [12] and places == [places[0]] * 5
@@ -518,8 +521,8 @@ def test_weights_towards_neurons_that_a_client_lacks(absent, factor, rng, key):
         for _ in range(2)
     ]
     found = matching.pfnm(
-        clients, np.ones((2, 3)), sigma=(10.0, 1e-4), sigma0=1e4, gamma=1.0, num_passes=1, key=key,
-        prior_bias=0.0, absent=absent,
+        clients, np.ones((2, 3)), prior=Prior((10.0, 1e-4), 1e4, 1.0, bias=0.0), num_passes=1,
+        key=key, absent=absent,
     )  # fmt: skip
     assert found.num_neurons.tolist() == [5, 8]
     for j in range(2):
@@ -575,7 +578,9 @@ def test_bad_networks_are_refused(change, message, key):
 def test_a_hyperparameter_is_one_number_or_one_a_layer(key):
     clients, counts = trained(np.random.default_rng(0), [[4, 3]] * 4)
     with pytest.raises(ValueError, match=r"sigma0 must be one number or one for each of the 2"):
-        matching.pfnm(clients, counts, key=key, **OPTIONS | {"sigma0": [1.0, 1.0, 1.0]})
+        matching.pfnm(
+            clients, counts, key=key, prior=PRIOR._replace(sigma0=[1.0, 1.0, 1.0]), num_passes=2
+        )
     with pytest.raises(ValueError, match=r"unknown absent 'nil'"):
         matching.pfnm(clients, counts, key=key, absent="nil", **OPTIONS)
 
@@ -584,13 +589,15 @@ def test_a_hyperparameter_is_one_number_or_one_a_layer(key):
     ("name", "value"),
     [
         *(("sigma", 0.0), ("sigma0", -1.0), ("gamma", 0.0)),
-        *(("num_passes", -1), ("prior_scale", -1.0), ("popularity_cap", 0)),
+        *(("num_passes", -1), ("scale", -1.0), ("popularity_cap", 0)),
     ],
 )
 def test_hyperparameters_are_checked(name, value, key):
     clients, counts = trained(np.random.default_rng(0), [[4]] * 4)
     with pytest.raises(ValueError, match=f"{name} must"):
-        matching.pfnm(clients, counts, key=key, **OPTIONS | {name: value})
+        if name == "num_passes":
+            matching.pfnm(clients, counts, key=key, prior=PRIOR, num_passes=value)
+        matching.pfnm(clients, counts, key=key, prior=PRIOR._replace(**{name: value}), num_passes=2)
 
 
 def test_permuted_copies_average_to_their_original(rng):

@@ -20,7 +20,7 @@ PROGRAM = textwrap.dedent(
     devices.use_all_cores(8)
 
     import jax, numpy as np, optax
-    from fedjax_sim import aggregators, algorithms, metrics, models, rounds, sampling, simulate
+    from fedjax_sim import aggregators, algorithms, engine, metrics, models, sampling, simulate
     from fedjax_sim.data import Batching, federate
 
     assert len(jax.devices()) == 8
@@ -100,7 +100,7 @@ PROGRAM = textwrap.dedent(
     fedavg = lambda learning_rate: algorithms.fedavg(
         model, client_optimizer=optax.sgd(learning_rate), batching=Batching(8), mesh=mesh
     )
-    swept = simulate.batched(fedavg, {"learning_rate": np.array([0.1, 0.3])})
+    swept = simulate.vmapped(fedavg, {"learning_rate": np.array([0.1, 0.3])})
     keys = jax.random.split(key, 2)
     two = jax.tree.map(lambda p: np.stack([p, p]), params)
     result = simulate.run(swept, two, data, key=keys, num_rounds=2)

@@ -116,7 +116,7 @@ def test_a_failed_run_keeps_the_checkpoint_before(run, data, params, tmp_path):
 
 
 def test_a_sweep_goes_on(data, params, tmp_path, key):
-    algorithm = simulate.batched(fedadam, {"learning_rate": np.array([0.1, 0.2])})
+    algorithm = simulate.vmapped(fedadam, {"learning_rate": np.array([0.1, 0.2])})
     two = jax.tree.map(lambda p: jnp.stack([p, p]), params)
 
     def run(num_rounds, **options):

@@ -16,6 +16,7 @@ from fedjax_sim.base import Algorithm, Mean, Model, Report, RoundInfo, Status
 from fedjax_sim.data import Batching, FederatedData, federate
 from fedjax_sim.ops import devices
 from fedjax_sim.servers import sampling
+from fedjax_sim.simulate import _evaluating, _history
 
 KEY = jax.random.key(11)
 SIZES = (3, 9, 6, 1)
@@ -322,7 +323,7 @@ def test_an_interrupt_while_waiting_for_the_device(monkeypatch):
     seen = set()
     for number in itertools.count(1):
         asarray = Interrupting(np.asarray, number)
-        monkeypatch.setattr(simulate, "np", Proxy(np, asarray=asarray))
+        monkeypatch.setattr(_history, "np", Proxy(np, asarray=asarray))
         try:
             result = interrupted()
         except KeyboardInterrupt:
@@ -343,7 +344,7 @@ def test_an_interrupt_while_evaluating(monkeypatch, number, num_rounds, eval_rou
         compiled = jax.jit(function, **options)
         return Interrupting(compiled, number) if function is distance else compiled
 
-    monkeypatch.setattr(simulate, "jax", Proxy(jax, jit=jit))
+    monkeypatch.setattr(_evaluating, "jax", Proxy(jax, jit=jit))
     result = interrupted()
     assert result.interrupted
     assert result.num_rounds == num_rounds

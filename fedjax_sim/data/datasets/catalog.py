@@ -49,6 +49,30 @@ def tfds(
 
     Cost: reads example by example, about 10,000 small images a second.
     """
+    builder = _prepared(name, data_dir)
+    train, test = builder.as_data_source(split=[train_split, test_split])
+    info = train.dataset_info
+    input_key, label_key = _keys(info, input_key, label_key)
+    for key in (input_key, label_key, *group_keys):
+        checks.one_of(f"feature of {name}", key, info.features)
+    keys = [input_key, label_key, *group_keys]
+    train_columns, test_columns = _columns(train, keys, name), _columns(test, keys, name)
+    label = info.features[label_key]
+    return from_arrays(
+        train_columns[input_key],
+        train_columns[label_key],
+        test_columns[input_key],
+        test_columns[label_key],
+        name=name,
+        num_classes=getattr(label, "num_classes", None),
+        class_names=getattr(label, "names", None) or (),
+        train_groups={key: train_columns[key] for key in group_keys},
+        test_groups={key: test_columns[key] for key in group_keys},
+    )
+
+
+def _prepared(name: str, data_dir: StrPath | None) -> Any:
+    """TFDS's builder of a data set whose files are there, after preparing them if they are not."""
     try:
         import tensorflow_datasets
     except ImportError as error:
@@ -91,25 +115,7 @@ def tfds(
                 f"TFDS could not prepare {name!r} in {place}: {type(error).__name__}: {error}. "
                 f"{otherwise}"
             ) from error
-    train, test = builder.as_data_source(split=[train_split, test_split])
-    info = train.dataset_info
-    input_key, label_key = _keys(info, input_key, label_key)
-    for key in (input_key, label_key, *group_keys):
-        checks.one_of(f"feature of {name}", key, info.features)
-    keys = [input_key, label_key, *group_keys]
-    train_columns, test_columns = _columns(train, keys, name), _columns(test, keys, name)
-    label = info.features[label_key]
-    return from_arrays(
-        train_columns[input_key],
-        train_columns[label_key],
-        test_columns[input_key],
-        test_columns[label_key],
-        name=name,
-        num_classes=getattr(label, "num_classes", None),
-        class_names=getattr(label, "names", None) or (),
-        train_groups={key: train_columns[key] for key in group_keys},
-        test_groups={key: test_columns[key] for key in group_keys},
-    )
+    return builder
 
 
 def _has_network() -> bool:

@@ -14,6 +14,9 @@ from fedjax_sim.ops import checks
 END, UNKNOWN = "<eos>", "<unk>"
 _SPECIAL = (END, UNKNOWN)
 
+Lines = dict[str, dict[str, list[list[str]]]]
+"""domain -> split -> the words of each line."""
+
 
 def text_domains(
     domains: Mapping[str, StrPath | Sequence[StrPath]],
@@ -53,8 +56,35 @@ def text_domains(
     checks.in_range("test_fraction", test_fraction, 0.0, 1.0, open_low=True)
     if not domains:
         raise ValueError("domains must name at least one domain, got none.")
+    lines = _split_lines(domains, test_fraction, seed)
+    counts = collections.Counter(
+        word for splits in lines.values() for line in splits["train"] for word in line
+    )
+    ranked = sorted(counts, key=lambda word: (-counts[word], word))
+    words = (*_SPECIAL, *ranked[: vocabulary_size - len(_SPECIAL)])
+    number = {word: i for i, word in enumerate(words)}
+    x_train, y_train, train_domains = _sequences(lines, "train", number, sequence_length)
+    x_test, y_test, test_domains = _sequences(lines, "test", number, sequence_length)
+    return from_arrays(
+        x_train,
+        y_train,
+        x_test,
+        y_test,
+        name="text",
+        class_names=words,
+        tokens=True,
+        ignore_label=-1,
+        train_groups={"domain": train_domains},
+        test_groups={"domain": test_domains},
+    )
+
+
+def _split_lines(
+    domains: Mapping[str, StrPath | Sequence[StrPath]], test_fraction: float, seed: int
+) -> Lines:
+    """The words of every line, drawn for training or for the test."""
     rng = np.random.default_rng(seed)
-    lines: dict[str, dict[str, list[list[str]]]] = {}
+    lines: Lines = {}
     for domain, paths in domains.items():
         several = [paths] if isinstance(paths, str) or not isinstance(paths, Sequence) else paths
         found = [line.split() for path in several for line in read_lines(path)]
@@ -69,41 +99,25 @@ def text_domains(
             "train": [line for line, test in zip(found, is_test, strict=True) if not test],
             "test": [line for line, test in zip(found, is_test, strict=True) if test],
         }
-    counts = collections.Counter(
-        word for splits in lines.values() for line in splits["train"] for word in line
-    )
-    ranked = sorted(counts, key=lambda word: (-counts[word], word))
-    words = (*_SPECIAL, *ranked[: vocabulary_size - len(_SPECIAL)])
-    number = {word: i for i, word in enumerate(words)}
+    return lines
 
-    def sequences(split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        xs, ys, groups = [], [], []
-        for domain, splits in lines.items():
-            stream = [0]
-            for line in splits[split]:
-                stream += [number.get(word, 1) for word in line] + [0]
-            padding = -(len(stream) - 1) % sequence_length
-            x = np.pad(stream[:-1], (0, padding), constant_values=0)
-            y = np.pad(stream[1:], (0, padding), constant_values=-1)
-            xs.append(x.reshape(-1, sequence_length))
-            ys.append(y.reshape(-1, sequence_length))
-            groups += [domain] * len(xs[-1])
-        return np.concatenate(xs), np.concatenate(ys), np.array(groups)
 
-    x_train, y_train, train_domains = sequences("train")
-    x_test, y_test, test_domains = sequences("test")
-    return from_arrays(
-        x_train,
-        y_train,
-        x_test,
-        y_test,
-        name="text",
-        class_names=words,
-        tokens=True,
-        ignore_label=-1,
-        train_groups={"domain": train_domains},
-        test_groups={"domain": test_domains},
-    )
+def _sequences(
+    lines: Lines, split: str, number: Mapping[str, int], length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Inputs x and labels y [M, length] of a split, and the domain of each."""
+    xs, ys, groups = [], [], []
+    for domain, splits in lines.items():
+        stream = [0]
+        for line in splits[split]:
+            stream += [number.get(word, 1) for word in line] + [0]
+        padding = -(len(stream) - 1) % length
+        x = np.pad(stream[:-1], (0, padding), constant_values=0)
+        y = np.pad(stream[1:], (0, padding), constant_values=-1)
+        xs.append(x.reshape(-1, length))
+        ys.append(y.reshape(-1, length))
+        groups += [domain] * len(xs[-1])
+    return np.concatenate(xs), np.concatenate(ys), np.array(groups)
 
 
 _TAG = re.compile(r"<[^<>\n]*>")

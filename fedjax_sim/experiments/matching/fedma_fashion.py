@@ -257,9 +257,7 @@ def run_one(shop: Workshop, seed: int) -> Outcome:
         found = matching.fedma(
             own,
             weights,
-            sigma=shop.task.sigma,
-            sigma0=SIGMA0,
-            gamma=GAMMA,
+            prior=matching.Prior(shop.task.sigma, SIGMA0, GAMMA),
             num_passes=NUM_PASSES,
             key=match_key,
             max_neurons=budget,

@@ -305,7 +305,13 @@ class Workshop:
                     key=key,
                     absent=kind.absent,
                     empirical_bayes=kind.empirical_bayes,
-                    **setting,
+                    prior=matching.Prior(
+                        setting["sigma"],
+                        setting["sigma0"],
+                        setting["gamma"],
+                        setting["prior_scale"],
+                        setting["popularity_cap"],
+                    ),
                 )
 
             return jax.lax.map(one, settings)

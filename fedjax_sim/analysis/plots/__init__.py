@@ -1,0 +1,42 @@
+"""Pictures of partitions and runs.
+
+Every function returns a matplotlib `Figure` of its own and leaves pyplot alone, so nothing needs a
+display, nothing has to be closed, and a notebook shows what is returned.
+
+    clients        label_counts, client_distribution, sharing: how clients differ
+    curves         learning_curves, minimax_path, series, ranges: what changes over rounds
+    comparisons    grouped_bars, heat_map, tradeoff, fairness_tradeoff, histograms: methods beside
+                   each other
+    images         image_rows, image_grid: weights and examples
+    files          save
+"""
+
+from fedjax_sim.analysis.plots.clients import client_distribution, label_counts, sharing
+from fedjax_sim.analysis.plots.comparisons import (
+    fairness_tradeoff,
+    grouped_bars,
+    heat_map,
+    histograms,
+    tradeoff,
+)
+from fedjax_sim.analysis.plots.curves import learning_curves, minimax_path, ranges, series
+from fedjax_sim.analysis.plots.files import save
+from fedjax_sim.analysis.plots.images import image_grid, image_rows
+
+__all__ = [
+    "client_distribution",
+    "fairness_tradeoff",
+    "grouped_bars",
+    "heat_map",
+    "histograms",
+    "image_grid",
+    "image_rows",
+    "label_counts",
+    "learning_curves",
+    "minimax_path",
+    "ranges",
+    "save",
+    "series",
+    "sharing",
+    "tradeoff",
+]

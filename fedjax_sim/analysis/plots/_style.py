@@ -1,0 +1,44 @@
+"""The house style: colours, figures and names along an axis."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+# Okabe and Ito, Color Universal Design, 2008: told apart with every common colour blindness. Their
+# black is left to text, and grey stands in for it.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
+_STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same picture everywhere
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "legend.frameon": False,
+    "image.cmap": "Blues",  # nothing is white, and lightness alone carries the value
+}
+MAX_NAMES = 40  # that fit along an axis
+
+
+@contextmanager
+def new_figure(width: float, height: float) -> Iterator["Figure"]:
+    """An empty figure of `width` x `height` inches; inside the block the house style holds."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(_STYLE):
+        yield Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def names_of(argument: str, names: Sequence[str] | None, length: int) -> list[str]:
+    if names is None:
+        return [str(i) for i in range(length)]
+    if len(names) != length:
+        raise ValueError(f"{argument} must hold {length} names, got {len(names)}.")
+    return [str(name) for name in names]

@@ -1,0 +1,87 @@
+"""Attacks made of attacks."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim.base import Array, Attack, Key, PyTree, Report
+from fedjax_sim.ops import checks, trees
+
+
+def chain(*attacks: Attack) -> Attack:
+    """One attack after another, such as `chain(neurotoxin(), scaling(10))`."""
+    if not attacks:
+        raise ValueError("chain needs at least one attack, got none.")
+
+    def init(update: PyTree) -> PyTree:
+        return tuple(attack.init(update) for attack in attacks)
+
+    def apply(
+        key: Key, state: PyTree, updates: PyTree, report: Report, malicious: Array, message: PyTree
+    ) -> tuple[PyTree, PyTree, dict[str, Array]]:
+        states: list[PyTree] = []
+        infos: dict[str, Array] = {}
+        for i, (attack, inner) in enumerate(zip(attacks, state, strict=True)):
+            own_key = jax.random.fold_in(key, i)
+            new, updates, info = attack.apply(own_key, inner, updates, report, malicious, message)
+            states.append(new)
+            infos |= info
+        return tuple(states), updates, infos
+
+    return Attack(init, apply)
+
+
+def delayed(attack: Attack, *, num_rounds: int) -> Attack:
+    """Behave for the first `num_rounds` rounds (>= 0), then attack."""
+    checks.count("num_rounds", num_rounds)
+
+    def apply(
+        key: Key, state: PyTree, updates: PyTree, report: Report, malicious: Array, message: PyTree
+    ) -> tuple[PyTree, PyTree, dict[str, Array]]:
+        inner, past = state
+        now = malicious & (past >= num_rounds)
+        inner, updates, info = attack.apply(key, inner, updates, report, now, message)
+        return (inner, past + 1), updates, info
+
+    return Attack(lambda update: (attack.init(update), jnp.int32(0)), apply)
+
+
+def choice(attacks: Sequence[Attack], index: int | Array) -> Attack:
+    """The attack `attacks[index]`, chosen while the program runs: a grid of attacks compiles once.
+
+    Args:
+        attacks: what there is to choose from.
+        index: in [0, len(attacks)), may be traced. Batched by `vmap`, all attacks are run.
+
+    Returns:
+        An attack that keeps the states of all; its info has the entries of all, NaN (or 0 for
+        integers) where the chosen one gives none.
+    """
+    if not attacks:
+        raise ValueError("attacks must hold at least one attack, got none.")
+    checks.in_range("index", index, 0, len(attacks) - 1)
+
+    def init(update: PyTree) -> PyTree:
+        return tuple(attack.init(update) for attack in attacks)
+
+    def apply(
+        key: Key, state: PyTree, updates: PyTree, report: Report, malicious: Array, message: PyTree
+    ) -> tuple[PyTree, PyTree, dict[str, Array]]:
+        def branch(i: int) -> tuple[PyTree, PyTree, dict[str, Array]]:
+            new, sent, info = attacks[i].apply(key, state[i], updates, report, malicious, message)
+            return (*state[:i], new, *state[i + 1 :]), sent, info
+
+        infos = [jax.eval_shape(lambda i=i: branch(i)[2]) for i in range(len(attacks))]
+        like = {name: entry for info in infos for name, entry in info.items()}
+
+        def filled(i: int) -> Callable:
+            def run() -> tuple[PyTree, PyTree, dict[str, Array]]:
+                new, sent, info = branch(i)
+                return new, sent, trees.fill(info, like)
+
+            return run
+
+        return jax.lax.switch(index, [filled(i) for i in range(len(attacks))])
+
+    return Attack(init, apply)

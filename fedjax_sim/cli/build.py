@@ -1,0 +1,226 @@
+"""The parts of a training run, built from its options: data, model, algorithm."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from fedjax_sim import algorithms, clients, metrics, models
+from fedjax_sim.base import Algorithm, Model, Params
+from fedjax_sim.cli import options as options_lib
+from fedjax_sim.cli.options import AlgorithmOptions, DataOptions, TrainOptions
+from fedjax_sim.data import Batching, FederatedData, datasets, federate, partition
+from fedjax_sim.ops import checks
+from fedjax_sim.servers import sampling
+
+METRICS = {name: metrics.METRICS[name] for name in ("accuracy", "loss")}
+
+
+class Dealt(NamedTuple):
+    """A data set, dealt out.
+
+    train: N clients.
+    test: the same N clients, or one client that owns all test examples.
+    label_counts: [N, K] training examples, or None for labels per token.
+    client_names: [N] for clients with names, or ().
+    """
+
+    dataset: datasets.Dataset
+    train: FederatedData
+    test: FederatedData
+    label_counts: np.ndarray | None
+    client_names: tuple[str, ...]
+
+
+def deal(options: DataOptions, *, seed: int) -> Dealt:
+    """Load the data set and deal it out; the test examples in the clients' proportions if possible.
+
+    They are pooled instead where there are fewer test examples than clients, or where a natural
+    client or a class is in one of the two sets only.
+    """
+    dataset = _load(options, seed)
+    labels = dataset.train["y"]
+    if labels.ndim > 1 and options.partition in ("dirichlet", "shards"):
+        raise ValueError(
+            f"--partition {options.partition} needs one label per example, but {dataset.name} has "
+            "a sequence of them. Use iid, quantity_skew or by_group."
+        )
+    names: tuple[str, ...] = ()
+    parts = _train_partition(options, dataset, seed)
+    if options.partition == "by_group":
+        names = tuple(map(str, np.unique(dataset.train_groups[str(options.group)])))
+    counts = None
+    if labels.ndim == 1 and labels.min() >= 0:
+        counts = partition.label_counts(labels, parts, dataset.num_classes)
+    test_parts = _test_partition(options, dataset, [len(part) for part in parts], counts, seed)
+    return Dealt(
+        dataset=dataset,
+        train=federate(dataset.train, parts, num_classes=dataset.num_classes),
+        test=federate(dataset.test, test_parts, num_classes=dataset.num_classes),
+        label_counts=counts,
+        client_names=names,
+    )
+
+
+def _load(options: DataOptions, seed: int) -> datasets.Dataset:
+    if not options_lib.is_csv(options.dataset):
+        return datasets.load(options.dataset, options.folder)
+    return datasets.from_csv(
+        Path(options.folder or "") / options.dataset,
+        label_column=str(options.label),
+        group_columns=() if options.group is None else (options.group,),
+        seed=seed,
+    )
+
+
+def _train_partition(
+    options: DataOptions, dataset: datasets.Dataset, seed: int
+) -> partition.Partition:
+    # Resolved options: what belongs to the choice is not None, which no type states.
+    given: Any = options
+    labels, num_clients = dataset.train["y"], given.num_clients
+    match options.partition:
+        case "iid":
+            return partition.iid(len(labels), num_clients, seed=seed)
+        case "dirichlet":
+            return partition.dirichlet(
+                labels, num_clients, alpha=given.alpha, seed=seed, min_size=given.min_size
+            )
+        case "shards":
+            shards_per_client = given.shards_per_client
+            return partition.shards(
+                labels, num_clients, shards_per_client=shards_per_client, seed=seed
+            )
+        case "quantity_skew":
+            return partition.quantity_skew(
+                len(labels), num_clients, sigma=given.sigma, seed=seed, min_size=given.min_size
+            )
+        case "by_group":
+            groups = dataset.train_groups
+            if not groups:
+                raise ValueError(
+                    f"--partition by_group: {dataset.name} has no groups. Use another partition."
+                )
+            checks.one_of("group", given.group, groups)
+            return partition.by_group(groups[given.group])
+
+
+def _test_partition(
+    options: DataOptions,
+    dataset: datasets.Dataset,
+    sizes: list[int],
+    counts: np.ndarray | None,
+    seed: int,
+) -> partition.Partition:
+    num_test = len(dataset.test["y"])
+    pooled = [np.arange(num_test)]
+    if num_test < len(sizes):
+        return pooled
+    if options.partition == "by_group":
+        names = np.unique(dataset.train_groups[str(options.group)])
+        groups = dataset.test_groups.get(str(options.group), np.array([]))
+        same = np.array_equal(np.unique(groups), names)
+        return partition.by_group(groups) if same else pooled
+    # Where labels do not tell clients apart, shares of all examples do.
+    labels = np.zeros(num_test, np.int64) if counts is None else dataset.test["y"]
+    shares = np.array(sizes)[:, None] if counts is None else counts
+    if (shares.sum(axis=0)[np.unique(labels)] == 0).any():
+        return pooled
+    return partition.by_proportions(labels, shares, seed=seed, min_size=1)
+
+
+def build_model(
+    options: TrainOptions, dataset: datasets.Dataset, key: jax.Array
+) -> tuple[Model, Params]:
+    """The model and its initial parameters; checks that it fits the data."""
+    hidden = options.model.hidden
+    extra = {} if hidden is None else {"hidden": hidden}
+    model = models.build(options.model.model, dataset.num_classes, **extra)
+    if options.model.precision == "bfloat16":
+        model = models.mixed_precision(model)
+    inputs = jnp.asarray(dataset.train["x"][:1])
+    params = jax.jit(model.init)(key, inputs)
+    models.check_outputs(
+        model, params, inputs, num_classes=dataset.num_classes, labels=dataset.train["y"][:1]
+    )
+    return model, params
+
+
+def build_algorithm(options: AlgorithmOptions, model: Model, mesh: Mesh | None = None) -> Algorithm:
+    """The algorithm with its parts, from resolved options."""
+    given: Any = options  # no type states that what belongs to the choice is not None
+    batch_size = None if options.batch_size == "all" else options.batch_size
+    client_optimizer = optax.sgd(given.client_learning_rate)
+    if options.algorithm == "agnostic":
+        return algorithms.agnostic(
+            model,
+            optimizer=client_optimizer,
+            mixture_step_size=given.mixture_learning_rate,
+            batch_size=batch_size,
+        )
+    batching = Batching(batch_size, num_epochs=options.epochs, num_steps=options.local_steps)
+    sampler = sampling.everyone()
+    if given.cohort_size != "all":
+        sampler = sampling.uniform(given.cohort_size)
+    if options.algorithm == "scaffold":
+        return algorithms.scaffold(
+            model,
+            client_learning_rate=given.client_learning_rate,
+            server_learning_rate=given.server_learning_rate,
+            batching=batching,
+            sampler=sampler,
+            width=given.width,
+            mesh=mesh,
+        )
+    rule = None
+    if options.algorithm == "fedprox":
+        rule = clients.prox(model, client_optimizer, mu=given.prox_mu, loss=metrics.cross_entropy)
+    return algorithms.fedavg(
+        model,
+        client_optimizer=client_optimizer,
+        batching=batching,
+        sampler=sampler,
+        server=_server_optimizer(options),
+        rule=rule,
+        width=given.width,
+        mesh=mesh,
+    )
+
+
+def _server_optimizer(options: AlgorithmOptions) -> optax.GradientTransformation:
+    given: Any = options
+    rate, momentum, epsilon = (
+        given.server_learning_rate,
+        given.server_momentum,
+        given.server_epsilon,
+    )
+    match options.algorithm:
+        case "fedadam":
+            return optax.adam(rate, b1=momentum, b2=0.99, eps=epsilon)
+        case "fedyogi":
+            return optax.yogi(rate, b1=momentum, b2=0.99, eps=epsilon)
+        case "fedadagrad":
+            # "Adaptive Federated Optimization" starts the accumulators at epsilon squared.
+            return optax.adagrad(rate, initial_accumulator_value=epsilon**2, eps=epsilon)
+        case _:
+            return optax.sgd(rate, momentum=momentum)
+
+
+def check_numbers(options: TrainOptions) -> None:
+    """Check what no factory can check: it gets optimizers and counts, not these numbers."""
+    values = {name: v for name, v in options_lib.flat(options).items() if v is not None}
+    for name in ("rounds", "eval_every", "checkpoint_every", "num_clients", "min_size"):
+        if name in values:
+            checks.positive_int(name, values[name])
+    for name in ("cohort_size", "batch_size"):
+        if values.get(name, "all") != "all":
+            checks.positive_int(name, values[name], hint="Or all.")
+    for name in ("client_learning_rate", "server_learning_rate", "server_epsilon"):
+        if name in values:
+            checks.in_range(name, values[name], 0, open_low=True)
+    checks.in_range("server_momentum", values.get("server_momentum", 0), 0, np.nextafter(1, 0))
+    checks.in_range("seed", values["seed"], 0, 2**32 - 1)

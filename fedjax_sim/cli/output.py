@@ -1,0 +1,300 @@
+"""What a training run shows, and what it leaves in its folder."""
+
+import contextlib
+import datetime
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from fedjax_sim import metrics, simulate
+from fedjax_sim.analysis import plots
+from fedjax_sim.analysis.runfolder import RunFolder
+from fedjax_sim.base import Params, Status
+from fedjax_sim.cli import options as options_lib
+from fedjax_sim.cli.build import METRICS, Dealt
+from fedjax_sim.cli.options import TrainOptions
+from fedjax_sim.ops import trees
+
+Summaries = dict[str, dict[str, dict[str, np.ndarray]]]
+"""split -> metric -> statistic over clients -> [E]."""
+
+
+def default_output(options: TrainOptions) -> Path:
+    """A folder under runs/, named by data set, algorithm and time."""
+    now = datetime.datetime.now().astimezone()
+    name = f"{options.data.dataset}-{options.training.algorithm}-{now:%Y%m%d-%H%M%S}"
+    return Path("runs") / name.replace(":", "-").replace("/", "-")
+
+
+def logger_of(
+    folder: RunFolder,
+    options: TrainOptions,
+    show: Callable[[simulate.Progress], None],
+    check_interrupt: Callable[[], None],
+) -> Callable[[simulate.Progress], None]:
+    """Show progress, and write a line of metrics.jsonl for every segment of rounds."""
+    first = True
+
+    def progress(now: simulate.Progress) -> None:
+        nonlocal first
+        if first and options.run.resume is not None:
+            # What a killed run logged after its last checkpoint is done once more.
+            folder.trim_log(lambda record: record["round"] <= now.first_round)
+        first = False
+        show(now)
+        done = now.num_rounds
+        evaluated = done % options.run.eval_every == 0 or done == now.total_rounds
+        folder.log(
+            {
+                "round": done,
+                "seconds": now.seconds,
+                "client_steps": now.client_steps,
+                "status": _status_names(now.status),
+                **(now.latest if evaluated else {}),
+            }
+        )
+        check_interrupt()
+
+    return progress
+
+
+def _status_names(status: Status) -> list[str]:
+    return [str(flag.name).lower() for flag in status]
+
+
+@contextlib.contextmanager
+def shown_log() -> Iterator[None]:
+    """Print what the package logs, such as the chunk width that was measured, above the bar."""
+    logger = logging.getLogger("fedjax_sim")
+    handler, level = logging.StreamHandler(), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def summarize(evaluations: simulate.Evaluations) -> Summaries:
+    """How every metric spreads over clients, at every evaluation; one client has only a mean."""
+    # Compiled at once: operation by operation it takes longer than many a run.
+    spread_of = jax.jit(metrics.summarize, static_argnames="higher_is_better")
+
+    def summary(name: str, mean: Any) -> dict[str, np.ndarray]:
+        spread = spread_of(mean, higher_is_better=METRICS[name].higher_is_better)
+        kept = spread if mean.count.shape[-1] > 1 else {"mean": spread["mean"]}
+        return {statistic: np.asarray(values) for statistic, values in kept.items()}
+
+    return {
+        split: {name: summary(name, mean) for name, mean in by_name.items()}
+        for split, by_name in evaluations.values.items()
+    }
+
+
+def write(
+    folder: RunFolder,
+    dealt: Dealt,
+    params: Params,
+    result: simulate.Result,
+    summaries: Summaries,
+    failure: Exception | None,
+) -> None:
+    """Write everything a run leaves."""
+    folder.save_params(result.params)
+    names = np.array(dealt.client_names) if dealt.client_names else None
+    folder.save_arrays(
+        "per_client.npz",
+        {
+            "client_names": names,
+            "client_sizes": dealt.train.sizes,
+            "rounds": result.info,
+            "evaluations": {
+                "rounds": result.evaluations.rounds,
+                **result.evaluations.values,
+            },
+        },
+    )
+    client_steps = _client_steps(result)
+    status = Status(0)
+    bytes_down = bytes_up = 0.0
+    if result.info is not None:
+        status = Status(int(np.bitwise_or.reduce(result.info.status)))
+        bytes_down, bytes_up = (
+            float(np.sum(sent, dtype=np.float64))
+            for sent in (result.info.bytes_down, result.info.bytes_up)
+        )
+    folder.save_json(
+        "results.json",
+        {
+            "rounds": result.num_rounds,
+            "interrupted": result.interrupted,
+            "error": None if failure is None else str(failure),
+            "status": _status_names(status),
+            "final": {
+                split: {
+                    name: {statistic: values[-1] for statistic, values in summary.items()}
+                    for name, summary in by_name.items()
+                }
+                for split, by_name in summaries.items()
+            },
+            "evaluations": {"rounds": result.evaluations.rounds, **summaries},
+            "num_clients": dealt.train.num_clients,
+            "num_test_clients": dealt.test.num_clients,
+            "num_parameters": trees.num_parameters(params),
+            "client_steps": client_steps,
+            "bytes_down": bytes_down,
+            "bytes_up": bytes_up,
+            "seconds": result.seconds,
+            "compile_seconds": result.compile_seconds,
+            "rounds_per_second": _rate(result.num_rounds, result.seconds),
+            "client_steps_per_second": _rate(client_steps, result.seconds),
+            "peak_memory_bytes": _peak_memory_bytes(),
+        },
+    )
+    _write_pictures(folder, dealt, result, summaries)
+
+
+def _write_pictures(
+    folder: RunFolder, dealt: Dealt, result: simulate.Result, summaries: Summaries
+) -> None:
+    if dealt.label_counts is not None:
+        figure = plots.label_counts(
+            dealt.label_counts,
+            class_names=dealt.dataset.class_names or None,
+            client_names=dealt.client_names or None,
+            sort=not dealt.client_names,
+        )
+        folder.save_figure("label_counts.png", figure)
+    curves = {
+        f"{split}/{name}": summary
+        for split, by_name in summaries.items()
+        for name, summary in by_name.items()
+    }
+    folder.save_figure(
+        "learning_curves.png", plots.learning_curves(result.evaluations.rounds, curves)
+    )
+    last = {
+        split: jax.tree.map(lambda x: x[-1], by_name["accuracy"])
+        for split, by_name in result.evaluations.values.items()
+    }
+    accuracies = {
+        split: mean.total[mean.count > 0] / mean.count[mean.count > 0]
+        for split, mean in last.items()
+        if mean.count.size > 1
+    }
+    if any(np.isfinite(each).any() for each in accuracies.values()):
+        folder.save_figure(
+            "client_accuracy.png", plots.client_distribution(accuracies, label="accuracy")
+        )
+
+
+def _client_steps(result: simulate.Result) -> int:
+    if result.info is None:
+        return 0
+    return int(result.info.cohort.clients["num_steps"].sum(dtype=np.int64))
+
+
+def _rate(count: int, seconds: float) -> float:
+    return count / seconds if seconds > 0 else 0.0
+
+
+def _peak_memory_bytes() -> int | None:
+    """The most memory this process has held, on the host; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def card_of(options: TrainOptions, dealt: Dealt, params: Params) -> Table:
+    """What is about to run."""
+    data, training = options.data, options.training
+    sizes = np.asarray(dealt.train.sizes)
+    device = jax.local_devices()[0]
+    card = Table.grid(padding=(0, 2))
+    card.add_column(style="bold")
+    card.add_row(
+        "data",
+        f"{dealt.dataset.name}: {len(dealt.dataset.train['y']):,} training and "
+        f"{len(dealt.dataset.test['y']):,} test examples, "
+        f"{dealt.dataset.num_classes} classes",
+    )
+    card.add_row(
+        "clients",
+        f"{len(sizes):,}, {data.partition}{_some_options(options, 'partition')}: "
+        f"{sizes.min():,} to {sizes.max():,} examples, median {np.median(sizes):,.0f}",
+    )
+    if dealt.test.num_clients == 1 < len(sizes):
+        card.add_row("", "test examples cannot be dealt out alike: the test metrics are pooled")
+    card.add_row("model", f"{options.model.model}: {trees.num_parameters(params):,} parameters")
+    card.add_row(
+        "algorithm",
+        f"{training.algorithm}{_some_options(options, 'algorithm')}, batch_size "
+        f"{training.batch_size}",
+    )
+    card.add_row("device", f"{jax.device_count()} x {device.device_kind}")
+    return card
+
+
+def _some_options(options: TrainOptions, choice: str) -> str:
+    """The options that belong to a choice, as " (name value, ...)"."""
+    values = options_lib.flat(options)
+    listed = [
+        f"{name} {values[name]}"
+        for name, (owner, _) in options_lib.DEFAULTS.items()
+        if owner == choice and values[name] is not None and name != "num_clients"
+    ]
+    return f" ({', '.join(listed)})" if listed else ""
+
+
+_COLUMNS = {
+    "mean": "mean",
+    "worst": "worst",
+    "worst_10_percent": "worst 10%",
+    "percentile_10": "p10",
+    "percentile_50": "p50",
+    "percentile_90": "p90",
+    "variance": "var",
+}
+
+
+def summary_table(summaries: Summaries) -> Table:
+    """The last evaluation."""
+    table = Table(
+        box=box.SIMPLE_HEAD, title="last evaluation: mean over examples, then over clients"
+    )
+    for heading in ("", *_COLUMNS.values()):
+        table.add_column(heading, no_wrap=True, justify="right" if heading else "left")
+    for split, by_name in summaries.items():
+        for name, summary in by_name.items():
+            cells = [
+                f"{summary[statistic][-1]:.3f}" if statistic in summary else ""
+                for statistic in _COLUMNS
+            ]
+            table.add_row(f"{split} {name}", *cells)
+    return table
+
+
+def closing(folder: RunFolder, options: TrainOptions, result: simulate.Result) -> str:
+    """What was done, how fast, where it lies and how to go on."""
+    seconds = f"{result.seconds:.1f} s and {result.compile_seconds:.1f} s of compilation"
+    speed = f"{_rate(result.num_rounds, result.seconds):,.1f} rounds/s"
+    steps = f"{_rate(_client_steps(result), result.seconds):,.0f} client-steps/s"
+    how = "interrupted after" if result.interrupted else "did"
+    resumes = result.interrupted and options.run.checkpoint_every is not None
+    return (
+        f"{how} {result.num_rounds} rounds in {seconds}: {speed}, {steps}\n"
+        f"results: {folder.path}/ (results.json, metrics.jsonl, per_client.npz, params.npz, "
+        "pictures)" + f"\ncontinue: fedjax-sim train --resume {folder.path}" * resumes
+    )

@@ -1,0 +1,61 @@
+"""What the adapters share: how a function is called, and how a module is put into training mode."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+from fedjax_sim.base import Array, Params
+from fedjax_sim.models import layers
+from fedjax_sim.ops.trees import flat_dict
+
+_MODE_ARGUMENTS = {
+    "train": True,
+    "training": True,
+    "is_training": True,
+    "deterministic": False,
+    "use_running_average": False,
+}
+"""Call arguments that switch a module's mode -> their value in training."""
+
+
+def signature(function: Callable[..., Any]) -> str:
+    return f"{getattr(function, '__name__', repr(function))}{inspect.signature(function)}"
+
+
+def can_call(function: Callable[..., Any], num_positional: int, *keywords: str) -> bool:
+    try:
+        inspect.signature(function).bind(*[None] * num_positional, **dict.fromkeys(keywords))
+    except TypeError:
+        return False
+    return True
+
+
+def scaled(inputs: Array, scale_images: bool) -> Array:
+    return layers.as_float(inputs) if scale_images and inputs.dtype == jnp.uint8 else inputs
+
+
+def mode_arguments(module: Any, train_argument: str | None) -> Callable[[bool], dict[str, bool]]:
+    """The keyword arguments that put a module's call into training or evaluation mode."""
+    call = module.__call__
+    if train_argument is None:
+        taken = inspect.signature(call).parameters
+        names = [name for name in _MODE_ARGUMENTS if name in taken]
+    elif can_call(call, 1, train_argument):
+        names = [train_argument]
+    else:
+        raise ValueError(
+            f"train_argument {train_argument!r} is not an argument of "
+            f"{type(module).__name__}.__call__{inspect.signature(call)}."
+        )
+    return lambda training: {name: training == _MODE_ARGUMENTS.get(name, True) for name in names}
+
+
+def check_floating(params: Params) -> None:
+    for name, leaf in flat_dict(params).items():
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                f"variable {name!r} of the module has dtype {leaf.dtype}: every variable must be "
+                "floating-point, because clients differentiate and servers average the whole tree."
+            )

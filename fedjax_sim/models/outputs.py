@@ -1,0 +1,69 @@
+"""Does a model fit the data? Told by shapes alone."""
+
+from typing import Any
+
+import jax
+
+from fedjax_sim.base import Model, Params
+from fedjax_sim.ops.trees import flat_dict
+
+
+def check_outputs(
+    model: Model,
+    params: Params,
+    inputs: Any,
+    *,
+    num_classes: int | None = None,
+    labels: Any = None,
+) -> None:
+    """Raise unless the model takes these inputs and its outputs fit the classes.
+
+    On the host and by shapes alone: nothing is computed.
+
+    Args:
+        model: the model.
+        params: its parameters, or their shapes.
+        inputs: [B, ...] a batch, or its shape as a `jax.ShapeDtypeStruct`.
+        num_classes: K, what the last axis of the outputs must be.
+        labels: [B] or [B, T] integers, at least one of them >= 0: the outputs must be [B, K] or
+            [B, T, K] with K above the largest.
+
+    Raises:
+        ValueError: naming the shapes or the number of classes that do not fit.
+        TypeError: if the model does not take the dtype of the inputs, or gives no single array.
+    """
+    described = f"inputs of shape {tuple(inputs.shape)} and dtype {inputs.dtype}"
+    try:
+        outputs = jax.eval_shape(model.apply, params, inputs)
+    except Exception as error:
+        # Flax and JAX raise their own classes for shapes that do not fit.
+        kind = TypeError if "dtype" in str(error) and isinstance(error, TypeError) else ValueError
+        shapes = ", ".join(f"{name} {leaf.shape}" for name, leaf in flat_dict(params).items())
+        if len(shapes) > 400:
+            shapes = shapes[:400] + " ..."
+        raise kind(
+            f"the model does not take {described}: {error}\nIts parameters: {shapes}"
+        ) from error
+    if not hasattr(outputs, "shape"):
+        raise TypeError(f"apply must return one array of outputs, got {outputs!r}")
+    if outputs.ndim < 1 or outputs.shape[0] != inputs.shape[0]:
+        raise ValueError(
+            f"the model gives outputs of shape {outputs.shape} for {described}: their leading axis "
+            f"must be the {inputs.shape[0]} examples of the batch."
+        )
+    if labels is not None and outputs.shape[:-1] != tuple(labels.shape):
+        raise ValueError(
+            f"the model gives outputs of shape {outputs.shape} for labels of shape "
+            f"{tuple(labels.shape)}: they must be {tuple(labels.shape)} and the classes."
+        )
+    num_outputs = outputs.shape[-1] if outputs.ndim > 1 else 1
+    if num_classes is not None and num_outputs != num_classes:
+        raise ValueError(
+            f"the model gives {num_outputs} outputs per example, but the data has {num_classes} "
+            f"classes (labels 0..{num_classes - 1}): build it with num_classes={num_classes}."
+        )
+    if labels is not None and int(labels.max()) >= num_outputs:
+        raise ValueError(
+            f"the model gives {num_outputs} outputs per example, but labels reach "
+            f"{int(labels.max())}: build it with num_classes >= {int(labels.max()) + 1}."
+        )

@@ -1,0 +1,68 @@
+"""What a run tells while it goes on, and the bar that shows it."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from fedjax_sim.base import Status
+
+
+class Progress(NamedTuple):
+    """What a progress callback is told after every segment.
+
+    first_round, num_rounds, total_rounds: where this call started, rounds done, rounds asked for.
+    seconds: since the first segment was started, without compilation.
+    client_steps: local steps of all clients (and runs) so far; 0 if the algorithm counts none.
+    status: bits of `Status` of the segment.
+    latest: split/metric -> the newest evaluation's example-weighted mean over clients (and runs).
+    """
+
+    first_round: int
+    num_rounds: int
+    total_rounds: int
+    seconds: float
+    client_steps: int
+    status: Status
+    latest: dict[str, float]
+
+
+@contextlib.contextmanager
+def progress_bar(title: str = "training") -> Iterator[Callable[[Progress], None]]:
+    """Show a progress bar for `run`: rounds, rounds/s, client-steps/s, time left, newest metrics.
+
+    with progress_bar("fedavg") as show:
+        run(..., progress=show)
+    """
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+    from rich.text import Text
+
+    bar = Bar(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(compact=True),
+    )
+    task = bar.add_task(title, total=None, speed="compiling")
+    latest = Text(style="dim")
+
+    console = Console()
+    with Live(Group(bar, latest), console=console):
+
+        def show(progress: Progress) -> None:
+            seconds = max(progress.seconds, 1e-9)
+            done = progress.num_rounds - progress.first_round
+            speed = f"{done / seconds:,.1f} rounds/s"
+            if progress.client_steps:
+                speed += f", {progress.client_steps / seconds:,.0f} client-steps/s"
+            latest.plain = "  ".join(f"{name} {x:.4g}" for name, x in progress.latest.items())
+            bar.update(
+                task, total=progress.total_rounds, completed=progress.num_rounds, speed=speed
+            )
+
+        yield show
+    if not console.is_terminal:
+        console.line()  # a terminal gets one from Live

@@ -1,0 +1,55 @@
+"""What a run leaves, and what a run that failed raises."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_sim.base import Mean, Params, PyTree
+from fedjax_sim.data import FederatedData
+
+Evaluate = Callable[[Params, FederatedData], dict[str, Mean]]
+"""evaluate(params, data) -> metric name -> Mean of [N]; see `engine.evaluator`."""
+
+
+class Evaluations(NamedTuple):
+    """Per-client results of every evaluation.
+
+    rounds: [E] int, the number of rounds done at each; the first is 0, before any training.
+    values: split -> metric -> Mean with NumPy leaves [E, N] ([E, G, N] in a sweep).
+    """
+
+    rounds: np.ndarray
+    values: dict[str, dict[str, Mean]]
+
+
+class Result(NamedTuple):
+    """What a run leaves. Leaves are NumPy arrays unless said otherwise.
+
+    params: the model to ship, JAX arrays (leading axis [G] in a sweep).
+    state: the algorithm's state after `num_rounds`, JAX arrays; give it to `run` to go on.
+    num_rounds: rounds done so far, those before `first_round` included.
+    info: RoundInfo with a leading axis [R] ([R, G] in a sweep), or None for no rounds at all.
+    evaluations: see Evaluations.
+    seconds: wall time of rounds and evaluations, without the compilation of the rounds; like all
+        but `interrupted` it includes what came before a checkpoint.
+    compile_seconds: time to trace and compile the segment.
+    interrupted: True if Ctrl-C ended the run early.
+    """
+
+    params: Params
+    state: PyTree
+    num_rounds: int
+    info: Any
+    evaluations: Evaluations
+    seconds: float
+    compile_seconds: float
+    interrupted: bool = False
+
+
+class SimulationError(RuntimeError):
+    """A round went wrong. `result` holds everything computed until then."""
+
+    def __init__(self, message: str, result: Result) -> None:
+        super().__init__(message)
+        self.result = result
