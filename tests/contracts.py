@@ -10,7 +10,7 @@ import inspect
 import itertools
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -79,11 +79,11 @@ MODEL = models.logistic(CLASSES, init="glorot")
 
 
 @functools.cache
-def population() -> FederatedData:
+def population(sizes: tuple[int, ...] = SIZES) -> FederatedData:
     rng = np.random.default_rng(6)
-    x = rng.normal(size=(sum(SIZES), FEATURES))
-    y = rng.integers(0, CLASSES, sum(SIZES))
-    return federate({"x": x, "y": y}, np.split(np.arange(sum(SIZES)), np.cumsum(SIZES)[:-1]))
+    x = rng.normal(size=(sum(sizes), FEATURES))
+    y = rng.integers(0, CLASSES, sum(sizes))
+    return federate({"x": x, "y": y}, np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1]))
 
 
 def initial_params(key: Array) -> Params:
@@ -411,11 +411,11 @@ SAMPLERS = {
 
 
 def fedavg(model: Model = MODEL, *, width: int = 1, **options: Any) -> Algorithm:
+    options = {"sampler": sampling.uniform(4)} | options
     return algorithms.fedavg(
         model,
         client_optimizer=optax.sgd(0.2),
         batching=Batching(BATCH_SIZE),
-        sampler=sampling.uniform(4),
         width=width,
         **options,
     )
@@ -503,11 +503,13 @@ def alternating(boost: float, rho: float, **options: Any) -> ClientRule:
 
 def poisoned(attacker: ClientRule, width: int, ids: Iterable[int] = (0, 2, 3)) -> Algorithm:
     """FedAvg with some malicious clients; the cohort of the tests holds some of them."""
-    return fedavg(
-        rule=clients.malicious(HONEST, attacker, list(ids)),
-        server=algorithms.remembering(algorithms.server_optimizer(optax.sgd(1.0))),
-        width=width,
-    )
+    return informed(clients.malicious(HONEST, attacker, list(ids)), width)
+
+
+def informed(rule: ClientRule, width: int) -> Algorithm:
+    """FedAvg whose clients are told what attackers look at."""
+    server = algorithms.remembering(algorithms.server_optimizer(optax.sgd(1.0)))
+    return fedavg(rule=rule, server=server, width=width)
 
 
 _WIDE = {
@@ -540,6 +542,7 @@ CLIENT_RULES = {
         clients.malicious,
         lambda: clients.malicious(HONEST, targeted(), [1]),
         reference=plain,
+        within=lambda width: informed(clients.malicious(HONEST, targeted(), [1]), width),
         without=lambda width: poisoned(targeted(), width, ids=[len(SIZES)]),
         opts_out=_WIDE,
     ),
@@ -555,6 +558,7 @@ CLIENT_RULES = {
         clients.stealthy_poisoning,
         lambda: stealthy(5.0, 0.3),
         reference=plain,
+        within=lambda width: poisoned(stealthy(5.0, 0.3), width),
         without=lambda width: poisoned(stealthy(0.0, 0.0), width),
         opts_out=_WIDE,
     ),
@@ -569,6 +573,7 @@ CLIENT_RULES = {
         clients.alternating_poisoning,
         lambda: alternating(5.0, 0.3, kernels_only=True),
         reference=plain,
+        within=lambda width: poisoned(alternating(5.0, 0.3, kernels_only=True), width),
         without=lambda width: poisoned(alternating(0.0, 0.0), width),
         opts_out=_WIDE,
     ),
@@ -576,6 +581,7 @@ CLIENT_RULES = {
         clients.alternating_poisoning,
         lambda: alternating(5.0, 0.3, keep_distance=1.0),
         reference=plain,
+        within=lambda width: poisoned(alternating(5.0, 0.3, keep_distance=1.0), width),
         without=lambda width: poisoned(alternating(0.0, 0.0, keep_distance=1.0), width),
         opts_out=_WIDE,
     ),
@@ -595,12 +601,20 @@ CLIENT_RULES = {
     ),
 }
 
-# build(optimizer) -> Server.
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ServerRow(Row):
+    """build(optimizer) -> Server. rule: what clients do who understand what it broadcasts."""
+
+    rule: ClientRule = HONEST
+
+
 SERVERS = {
-    "server_optimizer": Row(algorithms.server_optimizer, algorithms.server_optimizer),
-    "remembering": Row(
+    "server_optimizer": ServerRow(algorithms.server_optimizer, algorithms.server_optimizer),
+    "remembering": ServerRow(
         algorithms.remembering,
         lambda optimizer: algorithms.remembering(algorithms.server_optimizer(optimizer)),
+        rule=clients.malicious(HONEST, targeted(), [1]),
     ),
 }
 
@@ -615,6 +629,26 @@ def most_central() -> Aggregator:
         return state, jax.tree.map(lambda u: u[jnp.argmin(sums)], updates), {}
 
     return Aggregator(lambda update: (), apply)
+
+
+def one_of(parts: Sequence[Any], number: Array) -> Any:
+    """Aggregators, or attacks, as one: which is chosen while the program runs, so all share it."""
+
+    def init(update: Params) -> Any:
+        return tuple(part.init(update) for part in parts)
+
+    def apply(key: Array, states: Any, *arguments: Any) -> Any:
+        def branch(i: int) -> Callable[..., Any]:
+            def chosen(states: Any, arguments: Any) -> Any:
+                state, out, _ = parts[i].apply(key, states[i], *arguments)
+                return (*states[:i], state, *states[i + 1 :]), out
+
+            return chosen
+
+        branches = [branch(i) for i in range(len(parts))]
+        return *jax.lax.switch(number, branches, states, arguments), {}
+
+    return parts[0]._replace(init=init, apply=apply)
 
 
 STRENGTHS = (0.0, 0.5, 1.5, 4.0)
