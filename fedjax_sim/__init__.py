@@ -10,7 +10,7 @@
     ... )
     >>> params = model.init(jax.random.key(0), adult.train["x"][:1])
     >>> result = fs.run(fedavg, params, train, key=jax.random.key(1), num_rounds=3)
-    >>> result.info.cohort.clients["loss"].shape  # rounds x clients
+    >>> result.info.cohort.loss.shape  # rounds x clients
     (3, 16)
 
 The import loads nothing; a name is loaded when it is first used. Names are the folders

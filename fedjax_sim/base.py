@@ -165,6 +165,11 @@ class Model(NamedTuple):
         """
         if self.apply_train is None:
             return self.apply(params, inputs, key), split(params, self.kinds).statistics
+        if self.kinds is None:
+            raise ValueError(
+                "a model with apply_train must say which leaves are its statistics: give kinds, "
+                "for example lambda params: {'w': Kind.TRAINED, 'mean': Kind.STATISTIC}."
+            )
         mask = jnp.ones(inputs.shape[0], bool) if mask is None else mask
         outputs, moved = self.apply_train(params, inputs, key, mask)
         return outputs, jax.lax.stop_gradient(split(moved, self.kinds).statistics)

@@ -21,7 +21,7 @@ import optax
 import reference
 import reference_aggregators as robust
 import reference_attacks
-from fedjax_sim import aggregators, algorithms, attacks, clients, metrics, models
+from fedjax_sim import aggregators, algorithms, attacks, clients, metrics, models, servers, uplink
 from fedjax_sim.base import (
     Aggregator,
     Algorithm,
@@ -32,13 +32,14 @@ from fedjax_sim.base import (
     Params,
     Sampler,
     Server,
+    Uplink,
 )
 from fedjax_sim.data import Batching, FederatedData, federate
 from fedjax_sim.ops import trees
 from fedjax_sim.servers import sampling
 
-MODULES = (aggregators, sampling, clients, attacks, algorithms, models)
-CONTRACTS = (Aggregator, Sampler, ClientRule, Attack, Server, Algorithm, Model)
+MODULES = (aggregators, sampling, clients, uplink, attacks, servers, algorithms, models)
+CONTRACTS = (Aggregator, Sampler, ClientRule, Uplink, Attack, Server, Algorithm, Model)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -340,8 +341,8 @@ AGGREGATORS = {
         hull=True,
     ),
     "common_descent": AggregatorRow(
-        algorithms.common_descent,
-        lambda: algorithms.common_descent(0.4),
+        aggregators.common_descent,
+        lambda: aggregators.common_descent(0.4),
         opts_out={
             "test_an_aggregate_equals_the_float64_reference": "is of unit length whatever the "
             "updates' size, which asks for other tolerances: test_fairness.py has them",
@@ -410,6 +411,11 @@ SAMPLERS = {
 }
 
 
+def averaging(rule: ClientRule, *, width: int = 1, **options: Any) -> Algorithm:
+    options = {"sampler": sampling.uniform(4)} | options
+    return algorithms.averaging(rule, batching=Batching(BATCH_SIZE), width=width, **options)
+
+
 def fedavg(model: Model = MODEL, *, width: int = 1, **options: Any) -> Algorithm:
     options = {"sampler": sampling.uniform(4)} | options
     return algorithms.fedavg(
@@ -469,6 +475,19 @@ TARGETS = {"x": np.full((1, FEATURES), 0.5, np.float32), "y": np.array([2], np.i
 HONEST = clients.local_sgd(MODEL, optax.sgd(0.2), loss=metrics.cross_entropy)
 
 
+SGD = optax.sgd(0.2)
+
+
+def adapted(factor: float) -> ClientRule:
+    """`local_sgd` whose updates are multiplied, with other weights of equal proportions."""
+    return clients.adapt(
+        HONEST,
+        update=lambda message, work, update: trees.scale(update, factor),
+        weight=lambda message, weight: 3 * weight,
+        info=lambda message: {"round": message.round},
+    )
+
+
 def targeted(**options: Any) -> ClientRule:
     return clients.targeted_poisoning(
         MODEL,
@@ -508,8 +527,8 @@ def poisoned(attacker: ClientRule, width: int, ids: Iterable[int] = (0, 2, 3)) -
 
 def informed(rule: ClientRule, width: int) -> Algorithm:
     """FedAvg whose clients are told what attackers look at."""
-    server = algorithms.remembering(algorithms.server_optimizer(optax.sgd(1.0)))
-    return fedavg(rule=rule, server=server, width=width)
+    server = servers.with_history(servers.server_optimizer(optax.sgd(1.0)))
+    return averaging(rule, server=server, width=width)
 
 
 _WIDE = {
@@ -524,19 +543,33 @@ CLIENT_RULES = {
         within=plain,
         opts_out={"test_a_zero_coefficient_is_local_sgd": "is what the others reduce to"},
     ),
+    "local_steps": RuleRow(
+        clients.local_steps,
+        lambda: clients.local_steps(clients.mean_loss(MODEL, metrics.cross_entropy), SGD),
+        reference=plain,
+        within=lambda width: averaging(CLIENT_RULES["local_steps"].build(), width=width),
+        without=lambda width: averaging(CLIENT_RULES["local_steps"].build(), width=width),
+    ),
+    "adapt": RuleRow(
+        clients.adapt,
+        lambda: adapted(2.0),
+        reference=plain,
+        within=lambda width: averaging(adapted(2.0), width=width),
+        without=lambda width: averaging(adapted(1.0), width=width),
+    ),
     "prox": RuleRow(
         clients.prox,
         lambda: prox(0.7),
         reference=plain,
-        within=lambda width: fedavg(rule=prox(0.7), width=width),
-        without=lambda width: fedavg(rule=prox(0.0), width=width),
+        within=lambda width: averaging(prox(0.7), width=width),
+        without=lambda width: averaging(prox(0.0), width=width),
     ),
     "worker_momentum": RuleRow(
         clients.worker_momentum,
         lambda: clients.worker_momentum(prox(0.0), momentum=0.9),
         reference=plain,
-        within=lambda width: fedavg(rule=momentum(0.9), width=width),
-        without=lambda width: fedavg(rule=momentum(0.0), width=width),
+        within=lambda width: averaging(momentum(0.9), width=width),
+        without=lambda width: averaging(momentum(0.0), width=width),
     ),
     "malicious": RuleRow(
         clients.malicious,
@@ -596,8 +629,8 @@ CLIENT_RULES = {
         clients.ditto,
         lambda: ditto_rule(0.7),
         reference=plain,
-        within=lambda width: fedavg(rule=ditto_rule(0.7), width=width),
-        without=lambda width: fedavg(rule=ditto_rule(0.7), width=width),  # sends what it sends
+        within=lambda width: averaging(ditto_rule(0.7), width=width),
+        without=lambda width: averaging(ditto_rule(0.7), width=width),  # sends what it sends
     ),
 }
 
@@ -610,11 +643,34 @@ class ServerRow(Row):
 
 
 SERVERS = {
-    "server_optimizer": ServerRow(algorithms.server_optimizer, algorithms.server_optimizer),
-    "remembering": ServerRow(
-        algorithms.remembering,
-        lambda optimizer: algorithms.remembering(algorithms.server_optimizer(optimizer)),
+    "server_optimizer": ServerRow(servers.server_optimizer, servers.server_optimizer),
+    "with_history": ServerRow(
+        servers.with_history,
+        lambda optimizer: servers.with_history(servers.server_optimizer(optimizer)),
         rule=clients.malicious(HONEST, targeted(), [1]),
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class UplinkRow(Row):
+    """build() -> Uplink; reference(update [D]) -> what the server receives, in float64.
+
+    num_bytes(D) -> what is sent.
+    """
+
+    num_bytes: Callable[[int], int] = lambda size: 4 * size
+
+
+UPLINKS = {
+    "identity": UplinkRow(uplink.identity, uplink.identity, lambda update: update),
+    "clip": UplinkRow(
+        uplink.clip, lambda: uplink.clip(1.5), lambda update: robust.clipped(update[None], 1.5)[0]
+    ),
+    "chain": UplinkRow(
+        uplink.chain,
+        lambda: uplink.chain(uplink.clip(2.0), uplink.identity(), uplink.clip(0.5)),
+        lambda update: robust.clipped(update[None], 0.5)[0],
     ),
 }
 
@@ -762,9 +818,8 @@ ATTACKS = {
 
 
 def agnostic(model: Model, **options: Any) -> Algorithm:
-    return algorithms.agnostic(
-        model, optimizer=optax.sgd(0.2, momentum=0.9), mixture_step_size=0.1, **options
-    )
+    options = {"ascent": algorithms.Ascent(0.1)} | options
+    return algorithms.agnostic(model, optimizer=optax.sgd(0.2, momentum=0.9), **options)
 
 
 _EVERYBODY = {"test_two_seeds_draw_different_cohorts": "all domains take part in every round"}
@@ -780,7 +835,7 @@ def agnostic_fedavg(model: Model) -> Algorithm:
     return algorithms.agnostic_fedavg(
         model,
         client_optimizer=optax.sgd(0.5),
-        mixture_step_size=0.3,
+        ascent=algorithms.Ascent(0.3),
         initial_window=np.ones((2, len(SIZES))),
         **SOME,
     )
@@ -823,6 +878,16 @@ ALGORITHMS = {
     "fedavg": AlgorithmRow(
         algorithms.fedavg, lambda model: fedavg(model, width=2, server=optax.sgd(1.0, 0.9))
     ),
+    "averaging": AlgorithmRow(
+        algorithms.averaging,
+        lambda model: averaging(
+            clients.local_sgd(model, optax.sgd(0.2), loss=metrics.cross_entropy)
+        ),
+    ),
+    "fedprox": AlgorithmRow(
+        algorithms.fedprox,
+        lambda model: algorithms.fedprox(model, mu=0.7, client_optimizer=optax.sgd(0.2), **SOME),
+    ),
     "scaffold": AlgorithmRow(algorithms.scaffold, scaffold),
     "agnostic, per domain": AlgorithmRow(
         algorithms.agnostic,
@@ -837,7 +902,11 @@ ALGORITHMS = {
     "agnostic, uniform and optimistic": AlgorithmRow(
         algorithms.agnostic,
         lambda model: agnostic(
-            model, batch_size=20, estimator="uniform", optimistic=True, ascent="exponentiated"
+            model,
+            batch_size=20,
+            estimator="uniform",
+            optimistic=True,
+            ascent=algorithms.Ascent(0.1, "exponentiated"),
         ),
         opts_out=_EVERYBODY | _ROUNDING,
     ),
@@ -960,6 +1029,11 @@ MODELS = {
     "from_functions": Row(models.from_functions, _functions, (_VECTORS, (4, CLASSES))),
     "from_linen": Row(models.from_linen, _linen, (_VECTORS, (4, CLASSES))),
     "from_nnx": Row(models.from_nnx, _nnx, (_VECTORS, (4, CLASSES))),
+    "freeze": Row(
+        models.freeze,
+        lambda: models.freeze(models.mlp(CLASSES, hidden=(4,)), "dense_0/*"),
+        (_VECTORS, (4, CLASSES)),
+    ),
     "build": Row(
         models.build,
         lambda: models.build("mlp", CLASSES, hidden=(5,)),
@@ -973,6 +1047,7 @@ ROWS: list[tuple[str, Row]] = [
     *CLIENT_RULES.items(),
     *ATTACKS.items(),
     *SERVERS.items(),
+    *UPLINKS.items(),
     *ALGORITHMS.items(),
     *MODELS.items(),
 ]

@@ -30,7 +30,10 @@ import optax
 
 import compilation
 import contracts
-from fedjax_sim import cli, datasets, simulate, tuning
+from fedjax_sim import simulate
+from fedjax_sim.cli import main as cli
+from fedjax_sim.data import datasets
+from fedjax_sim.engine import width as tuning
 from fedjax_sim.experiments import EXPERIMENTS
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -148,7 +151,12 @@ def client_rule(row: contracts.RuleRow) -> Numbers:
 
 def server(row: contracts.ServerRow) -> Numbers:
     part = row.build(optax.adam(0.1))
-    return trainer(lambda: contracts.fedavg(server=part, rule=row.rule), contracts.SIZES)()
+    return trainer(lambda: contracts.averaging(row.rule, server=part), contracts.SIZES)()
+
+
+def uplink(row: contracts.UplinkRow) -> Numbers:
+    part = row.build()
+    return trainer(lambda: contracts.fedavg(uplink=part), contracts.SIZES)()
 
 
 def sampler(row: contracts.Row) -> Numbers:
@@ -176,6 +184,7 @@ KINDS: dict[str, tuple[dict[str, Any], Callable[[Any], Numbers]]] = {
     "attack": (contracts.ATTACKS, attack),
     "client rule": (contracts.CLIENT_RULES, client_rule),
     "server": (contracts.SERVERS, server),
+    "uplink": (contracts.UPLINKS, uplink),
     "sampler": (contracts.SAMPLERS, sampler),
     "model": (contracts.MODELS, model),
 }

@@ -27,7 +27,7 @@ from contracts import (
     AlgorithmRow,
     Row,
 )
-from fedjax_sim.base import Aggregator, Algorithm, Batch, Client, History, Model, Report
+from fedjax_sim.base import Aggregator, Algorithm, Batch, Client, History, Message, Model, Report
 from fedjax_sim.ops import trees
 
 KEY = jax.random.key(17)
@@ -393,7 +393,7 @@ def drawn(row: Row, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Ids and masks [NUM_DRAWS, C] of a sampler."""
     sampler = row.build(3)
     state = sampler.init(SAMPLER_SIZES)
-    draw = jax.jit(jax.vmap(lambda key: sampler.apply(key, state, SAMPLER_SIZES)[1]))
+    draw = jax.jit(jax.vmap(lambda key: sampler.apply(key, state, SAMPLER_SIZES, jnp.int32(0))[1]))
     cohorts = draw(jax.random.split(jax.random.key(seed), NUM_DRAWS))
     return np.asarray(cohorts.ids), np.asarray(cohorts.mask)
 
@@ -419,8 +419,8 @@ def test_a_cohort_has_distinct_clients(row):
 def test_a_sampler_is_deterministic_and_its_state_stable(row):
     sampler = row.build(3)
     state = sampler.init(SAMPLER_SIZES)
-    new, first = sampler.apply(KEY, state, SAMPLER_SIZES)
-    _, again = sampler.apply(KEY, state, SAMPLER_SIZES)
+    new, first = sampler.apply(KEY, state, SAMPLER_SIZES, jnp.int32(0))
+    _, again = sampler.apply(KEY, state, SAMPLER_SIZES, jnp.int32(0))
     assert_equal(first, again)
     assert shapes(new) == shapes(state)
 
@@ -493,26 +493,28 @@ def test_a_rule_carries_stable_states(row):
     """What `lax.scan` over steps and over rounds needs, for one client and unbatched."""
     rule = row.build()
     params = contracts.initial_params(KEY)
-    broadcast = params
+    shared = params
     if row.factory is contracts.clients.scaffold:
-        broadcast = contracts.clients.ControlledModel(params, params)
+        shared = contracts.clients.ControlledModel(params, params)
     if row.factory in ATTACKERS:
-        broadcast = History(params, params, jnp.int32(3))
+        shared = History(params, params)
+    message = Message(shared, round=jnp.int32(3))
     client = Client(jnp.int32(2), jnp.int32(9), jnp.int32(3))
     examples = {"x": jnp.ones((2, contracts.FEATURES)), "y": jnp.zeros(2, jnp.int32)}
     batch = Batch(examples, jnp.array([True, False]))
 
     def whole(state: Any) -> tuple[Any, ...]:
-        work = rule.begin(KEY, state, broadcast, client)
-        after = rule.step(KEY, work, broadcast, batch)
-        return work, after, rule.finish(KEY, state, broadcast, client, after)
+        work = rule.begin(KEY, state, message, client)
+        after = rule.step(KEY, work, message, batch)
+        return work, after, rule.finish(KEY, state, message, client, after)
 
     state = rule.init(params)
-    work, after, (new_state, _, weight, info) = jax.eval_shape(whole, state)
+    work, after, (new_state, upload, info) = jax.eval_shape(whole, state)
     assert shapes(after) == shapes(work)
     assert shapes(new_state) == shapes(state)
-    assert (weight.shape, weight.dtype) == ((), jnp.float32)
-    assert all(leaf.shape == () for leaf in info.values()) and info
+    assert (upload.weight.shape, upload.weight.dtype) == ((), jnp.float32)
+    assert jnp.shape(upload.loss) == ()
+    assert all(leaf.shape == () for leaf in info.values())
 
 
 # Attacks.
@@ -531,7 +533,7 @@ class Scene(NamedTuple):
     updates: Any
     report: Report
     malicious: np.ndarray
-    message: History
+    message: Message
 
 
 def scene(seed: int = 3) -> Scene:
@@ -547,8 +549,14 @@ def scene(seed: int = 3) -> Scene:
     weights = np.array([1, 4, 0, 2.5, 3, 1, 2], np.float32)
     ids = np.array([8, 3, 9, 0, 5, 1, 7], np.int32)
     malicious = np.array([0, 1, 0, 0, 0, 1, 0], bool)
-    report = Report(ids, weights, np.isnan(weights), {})
-    return Scene(updates, report, malicious, History(params, previous, np.int32(5)))
+    message = Message(History(params, previous), round=np.int32(5))
+    return Scene(updates, told(ids, weights), malicious, message)
+
+
+def told(ids: Any, weights: Any) -> Report:
+    """A Report of clients who all made three steps."""
+    each = np.ones(len(ids), np.float32)
+    return Report(ids, weights, each < 0, np.int32(3 * each), each, each, 40 * each, {})
 
 
 @functools.cache
@@ -560,14 +568,9 @@ def attacking(row: Row) -> tuple[Any, Callable]:
 def starting(attack: Any, act: Scene) -> Any:
     """The state of an attack that has seen the round before, if it looks at one."""
     state = attack.init(one(act.updates))
-    followed = contracts.attacks.Followed(act.message.previous, np.int32(1))
-
-    def is_followed(part: Any) -> bool:
-        return isinstance(part, contracts.attacks.Followed)
-
-    return jax.tree.map(
-        lambda part: followed if is_followed(part) else part, state, is_leaf=is_followed
-    )
+    previous = jax.tree.structure(act.message.shared.previous)
+    # What follows the model keeps its params of the round before; those are zeros at first.
+    return act.message.shared.previous if jax.tree.structure(state) == previous else state
 
 
 @compilation.quick()
@@ -581,7 +584,7 @@ def test_an_attack_equals_the_float64_reference(row):
     for seed in (3, 4):
         act = scene(seed)
         _, updates, _ = attacked(row, act)
-        change = flat(jax.tree.map(lambda p, q: (p - q)[None], *act.message[:2]))[0]
+        change = flat(jax.tree.map(lambda p, q: (p - q)[None], *act.message.shared))[0]
         rows = flat(act.updates)
         expected = row.reference(rows, act.report.weights.astype(float), act.malicious, change)
         np.testing.assert_allclose(flat(updates), expected, rtol=2e-5, atol=2e-5)
@@ -613,7 +616,7 @@ def test_with_nobody_honest_what_is_sent_is_finite(row):
 def test_an_attack_does_not_depend_on_the_order_of_clients(row):
     act = scene()
     order = np.array([6, 2, 0, 5, 3, 1, 4])
-    report = Report(*(x[order] for x in act.report[:3]), {})
+    report = Report(*(x[order] for x in act.report[:-1]), {})
     shuffled = jax.tree.map(lambda u: u[order], act.updates)
     moved = Scene(shuffled, report, act.malicious[order], act.message)
     found, expected = attacked(row, moved), attacked(row, act)
@@ -625,8 +628,8 @@ def test_an_attack_does_not_depend_on_the_order_of_clients(row):
 def test_an_attacks_state_is_a_stable_carry_and_dtypes_are_kept(row):
     act = scene()
     act.updates["half"] = jnp.asarray(act.updates["a"], jnp.float16)
-    halves = [{**each, "half": jnp.float16(each["a"])} for each in act.message[:2]]
-    act = act._replace(message=History(*halves, np.int32(5)))
+    halves = [{**each, "half": jnp.float16(each["a"])} for each in act.message.shared]
+    act = act._replace(message=act.message._replace(shared=History(*halves)))
     attack, _ = attacking(row)
     state = attack.init(one(act.updates))
     new, updates, _ = jax.eval_shape(lambda s, a: attack.apply(KEY, s, *a), state, act)
@@ -657,7 +660,7 @@ def test_a_servers_state_is_stable_and_its_params_come_back(row):
     state = server.init(KEY, params, data)
     assert_equal(server.params(state), params)
     four = jnp.arange(4)
-    report = Report(four, four + 1.0, four < 0, {})
+    report = told(four, four + 1.0)
     new, _ = server.apply(KEY, state, jax.tree.map(jnp.ones_like, params), report)
     assert shapes(new) == shapes(state)
     assert shapes(server.params(new)) == shapes(params)
@@ -670,7 +673,7 @@ def test_a_server_moves_along_the_aggregate(row):
     state = server.init(KEY, params, contracts.population())
     four = jnp.arange(4)
     aggregate = jax.tree.map(lambda p: p * 0.5 + 1, params)
-    new, _ = server.apply(KEY, state, aggregate, Report(four, four + 1.0, four < 0, {}))
+    new, _ = server.apply(KEY, state, aggregate, told(four, four + 1.0))
     assert_close(server.params(new), trees.add(params, aggregate))
 
 
@@ -804,7 +807,7 @@ def test_two_seeds_draw_different_batches(row):
     shared = several & set(a.ids[0].tolist()) & set(b.ids[0].tolist())
     assert shared
     for k in shared:
-        losses = [c.clients["loss"][0][c.ids[0] == k] for c in (a, b)]
+        losses = [c.loss[0][c.ids[0] == k] for c in (a, b)]
         assert losses[0] != losses[1]
 
 

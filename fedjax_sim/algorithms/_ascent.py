@@ -14,6 +14,9 @@ Schedule = Callable[[Array], Array]
 """schedule(number of steps so far) -> step size, as optax has them."""
 
 
+Method = Literal["projected", "exponentiated"]
+
+
 class Ascent(NamedTuple):
     """How the mixture lambda of the domains moves towards those that fare worst.
 
@@ -29,11 +32,11 @@ class Ascent(NamedTuple):
     """
 
     step_size: float | Array | Schedule
-    method: Literal["projected", "exponentiated"] | None = None
+    method: Method | None = None
     projection: Callable[[Array], Array] = simplex.project
     initial: Array | None = None
 
-    def checked(self, method: str) -> "Ascent":
+    def checked(self, method: Method) -> "Ascent":
         """The same with the method of the paper where none is given, if it can be used."""
         if not callable(self.step_size):
             checks.in_range("step_size", self.step_size, 0.0)
@@ -77,12 +80,12 @@ class Ascent(NamedTuple):
 class Domains(NamedTuple):
     """Domains that are no clients: an array of the examples says which one each belongs to.
 
-    name: of the array, integers [M] in [0, count).
-    count: p >= 1, static.
+    name: of the array, integers [M] in [0, number).
+    number: p >= 1, static.
     """
 
     name: str
-    count: int
+    number: int
 
     def column(self, examples: dict[str, Array]) -> Array:
         """The domain of every example, int32 [M]."""
@@ -93,7 +96,7 @@ def check_domains(domains: Domains | None, data: FederatedData | None = None) ->
     """Raise unless domains are what they should be, and in the data where that is given."""
     if domains is None:
         return
-    checks.positive_int("count", domains.count)
+    checks.positive_int("number", domains.number)
     if data is not None:
         hint = "It names an integer array that the examples carry beside x and y."
         checks.one_of("name", domains.name, data.examples, hint=hint)

@@ -149,11 +149,11 @@ class _Game(NamedTuple):
 
 def _init(game: _Game, key: Key, params: Params, data: FederatedData) -> AgnosticState:
     check_domains(game.domains, data)
-    num_domains = game.domains.count if game.domains else data.num_clients
+    num_domains = game.domains.number if game.domains else data.num_clients
     mixture = game.ascent.start(num_domains)
     trained = split(params, game.kinds).trained
     previous = (jax.tree.map(jnp.zeros_like, trained), jnp.zeros_like(mixture))
-    places = ()
+    places: PyTree = ()
     if game.domains:
         places = estimators.places_of(game.domains.column(data.examples), num_domains)
     return AgnosticState(
@@ -207,8 +207,8 @@ def _step(
 
 def _mean_model(mean: Leaves, new: Leaves, count: Array) -> Params:
     """The mean of the iterates; its frozen leaves are those of the newest."""
-    averaged = running_mean(mean[:2], new[:2], count)
-    return Leaves(*averaged, new.frozen).params
+    trained, statistics = running_mean(mean[:2], new[:2], count)
+    return Leaves(trained, statistics, new.frozen).params
 
 
 def _info(

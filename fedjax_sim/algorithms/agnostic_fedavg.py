@@ -115,13 +115,13 @@ def agnostic_fedavg(
         loss,
         num_examples=loss_examples,
         domain=domains.name if domains else None,
-        num_domains=domains.count if domains else 1,
+        num_domains=domains.number if domains else 1,
     )
     optimizer = server or optax.sgd(1.0)
 
     def init(key: Key, params: Params, data: FederatedData) -> AgnosticAveragingState:
         check_domains(domains, data)
-        p = domains.count if domains else data.num_clients
+        p = domains.number if domains else data.num_clients
         window = jnp.ones((1, p)) if initial_window is None else jnp.asarray(initial_window, float)
         if window.ndim != 2 or window.shape[0] == 0 or window.shape[1] != p:
             raise ValueError(f"initial_window must be [W, {p}] with W >= 1, got {window.shape}.")
@@ -137,11 +137,10 @@ def agnostic_fedavg(
         seen = losses_of(key, draft.params(state.params), cohort, data)
         if domains is None:
             scale = trees.rows(scale, cohort.ids)
-            return draft._replace(
-                shared=state.params, per_slot=_Own(scale, scale * seen.count, seen)
-            )
-        beta = seen.count @ scale
-        scale = jnp.broadcast_to(scale, (cohort.ids.shape[0], *scale.shape))
+            beta = scale * seen.count
+        else:
+            beta = seen.count @ scale
+            scale = jnp.broadcast_to(scale, (cohort.ids.shape[0], *scale.shape))
         return draft._replace(shared=state.params, per_slot=_Own(scale, beta, seen))
 
     def apply(

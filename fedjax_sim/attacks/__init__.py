@@ -13,7 +13,7 @@ a client's own training are in `clients` (`malicious`), on its data in `poisonin
     monitoring     monitored: what a watchful server would see
 """
 
-from fedjax_sim.attacks._crafting import Followed, Knowledge
+from fedjax_sim.attacks._crafting import Knowledge
 from fedjax_sim.attacks.adaptive import adaptive, fang_krum, fang_trimmed_mean
 from fedjax_sim.attacks.combinators import chain, choice, delayed
 from fedjax_sim.attacks.mimic import MimicState, mimic
@@ -37,7 +37,6 @@ from fedjax_sim.attacks.statistics import (
 
 __all__ = [
     "Direction",
-    "Followed",
     "Knowledge",
     "MimicState",
     "adaptive",

@@ -1,12 +1,12 @@
 """How attacks are made: what a malicious client knows, and how what it sends takes its place."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.base import Array, Attack, History, Key, Params, PyTree, Report
+from fedjax_sim.base import Array, Attack, Key, Message, Params, PyTree, Report
 from fedjax_sim.ops import checks, trees
 
 Knowledge = Literal["honest", "own"]
@@ -17,7 +17,7 @@ def alone(change: Callable[[Key, PyTree], PyTree]) -> Attack:
     """Every malicious client sends change(its key, its own update)."""
 
     def apply(
-        key: Key, state: PyTree, updates: PyTree, report: Report, malicious: Array, message: PyTree
+        key: Key, state: PyTree, updates: PyTree, report: Report, malicious: Array, message: Message
     ) -> tuple[PyTree, PyTree, dict[str, Array]]:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, report.ids)
         return state, trees.where(malicious, jax.vmap(change)(keys, updates), updates), {}
@@ -25,42 +25,35 @@ def alone(change: Callable[[Key, PyTree], PyTree]) -> Attack:
     return Attack(lambda update: (), apply)
 
 
-class Followed(NamedTuple):
-    """What attackers keep who look at how the model moves: its last params, int32 rounds so far."""
-
-    params: Params
-    num_rounds: Array
-
-
 def following(change: Callable[[Key, PyTree, PyTree], PyTree]) -> Attack:
     """Every malicious client sends change(its key, its own update, how the model moved)."""
 
-    def init(update: PyTree) -> Followed:
-        return Followed(jax.tree.map(jnp.zeros_like, update), jnp.int32(0))
+    def init(update: PyTree) -> Params:
+        return jax.tree.map(jnp.zeros_like, update)
 
     def apply(
         key: Key,
-        state: Followed,
+        before: Params,
         updates: PyTree,
         report: Report,
         malicious: Array,
-        message: PyTree,
-    ) -> tuple[Followed, PyTree, dict[str, Array]]:
-        params = params_of(message)
+        message: Message,
+    ) -> tuple[Params, PyTree, dict[str, Array]]:
+        params = message.trained
         try:
             moved = jax.tree.map(
-                lambda p, q: jnp.where(state.num_rounds > 0, p - q, 0).astype(q.dtype),
+                lambda p, q: jnp.where(message.round > 0, p - q, 0).astype(q.dtype),
                 params,
-                state.params,
+                before,
             )
         except ValueError:
             raise TypeError(
-                "this attack looks at how the model moves and needs a server that broadcasts its "
+                "this attack looks at how the model moves and needs a server that shares its "
                 f"params, in the structure of an update, got {jax.tree.structure(params)}."
             ) from None
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, report.ids)
         sent = jax.vmap(change, (0, 0, None))(keys, updates, moved)
-        return Followed(params, state.num_rounds + 1), trees.where(malicious, sent, updates), {}
+        return params, trees.where(malicious, sent, updates), {}
 
     return Attack(init, apply)
 
@@ -73,7 +66,7 @@ def together(
     check_knows(knows)
 
     def apply(
-        key: Key, state: PyTree, updates: PyTree, report: Report, malicious: Array, message: PyTree
+        key: Key, state: PyTree, updates: PyTree, report: Report, malicious: Array, message: Message
     ) -> tuple[PyTree, PyTree, dict[str, Array]]:
         seen = known(report, malicious, knows)
         crafted, info = craft(key, updates, seen, malicious)
@@ -95,10 +88,6 @@ def send(updates: PyTree, malicious: Array, crafted: PyTree) -> PyTree:
     """The stack with one crafted update in every malicious row."""
     rows = jax.tree.map(lambda c, u: c[None].astype(u.dtype), crafted, updates)
     return trees.where(malicious, rows, updates)
-
-
-def params_of(message: PyTree) -> Params:
-    return message.params if isinstance(message, History) else message
 
 
 def normal_noise(key: Key, like: PyTree, sigma: float | Array) -> PyTree:

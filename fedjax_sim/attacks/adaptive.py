@@ -8,7 +8,7 @@ import numpy as np
 
 from fedjax_sim.attacks import _rows
 from fedjax_sim.attacks._crafting import Knowledge, check_knows, known, leaf_keys, send
-from fedjax_sim.base import Aggregator, Array, Attack, Key, PyTree, Report
+from fedjax_sim.base import Aggregator, Array, Attack, Key, Message, PyTree, Report
 from fedjax_sim.ops import checks, trees
 
 
@@ -27,7 +27,7 @@ def fang_trimmed_mean(*, knows: Knowledge = "honest") -> Attack:
     """
 
     def apply(
-        key: Key, state: PyTree, updates: PyTree, report: Report, malicious: Array, message: PyTree
+        key: Key, state: PyTree, updates: PyTree, report: Report, malicious: Array, message: Message
     ) -> tuple[PyTree, PyTree, dict[str, Array]]:
         seen = known(report, malicious, knows)
         mean, std = _rows.mean(updates, seen), _rows.std(updates, seen)
@@ -74,7 +74,7 @@ def fang_krum(
     check_knows(knows)
 
     def apply(
-        key: Key, state: PyTree, updates: PyTree, report: Report, malicious: Array, message: PyTree
+        key: Key, state: PyTree, updates: PyTree, report: Report, malicious: Array, message: Message
     ) -> tuple[PyTree, PyTree, dict[str, Array]]:
         seen = known(report, malicious, knows)
         mean = _rows.mean(updates, seen)
@@ -141,7 +141,7 @@ def adaptive(
         raise ValueError(f"strengths must be at least one finite number, got {strengths!r}.")
 
     def apply(
-        key: Key, state: PyTree, updates: PyTree, report: Report, malicious: Array, message: PyTree
+        key: Key, state: PyTree, updates: PyTree, report: Report, malicious: Array, message: Message
     ) -> tuple[PyTree, PyTree, dict[str, Array]]:
         honest = _rows.mean(updates, known(report, malicious, "honest"))
 

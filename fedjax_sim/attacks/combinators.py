@@ -3,9 +3,8 @@
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 
-from fedjax_sim.base import Array, Attack, Key, PyTree, Report
+from fedjax_sim.base import Array, Attack, Key, Message, PyTree, Report
 from fedjax_sim.ops import checks, trees
 
 
@@ -18,7 +17,7 @@ def chain(*attacks: Attack) -> Attack:
         return tuple(attack.init(update) for attack in attacks)
 
     def apply(
-        key: Key, state: PyTree, updates: PyTree, report: Report, malicious: Array, message: PyTree
+        key: Key, state: PyTree, updates: PyTree, report: Report, malicious: Array, message: Message
     ) -> tuple[PyTree, PyTree, dict[str, Array]]:
         states: list[PyTree] = []
         infos: dict[str, Array] = {}
@@ -37,14 +36,12 @@ def delayed(attack: Attack, *, num_rounds: int) -> Attack:
     checks.count("num_rounds", num_rounds)
 
     def apply(
-        key: Key, state: PyTree, updates: PyTree, report: Report, malicious: Array, message: PyTree
+        key: Key, state: PyTree, updates: PyTree, report: Report, malicious: Array, message: Message
     ) -> tuple[PyTree, PyTree, dict[str, Array]]:
-        inner, past = state
-        now = malicious & (past >= num_rounds)
-        inner, updates, info = attack.apply(key, inner, updates, report, now, message)
-        return (inner, past + 1), updates, info
+        now = malicious & (message.round >= num_rounds)
+        return attack.apply(key, state, updates, report, now, message)
 
-    return Attack(lambda update: (attack.init(update), jnp.int32(0)), apply)
+    return Attack(attack.init, apply)
 
 
 def choice(attacks: Sequence[Attack], index: int | Array) -> Attack:
@@ -66,7 +63,7 @@ def choice(attacks: Sequence[Attack], index: int | Array) -> Attack:
         return tuple(attack.init(update) for attack in attacks)
 
     def apply(
-        key: Key, state: PyTree, updates: PyTree, report: Report, malicious: Array, message: PyTree
+        key: Key, state: PyTree, updates: PyTree, report: Report, malicious: Array, message: Message
     ) -> tuple[PyTree, PyTree, dict[str, Array]]:
         def branch(i: int) -> tuple[PyTree, PyTree, dict[str, Array]]:
             new, sent, info = attacks[i].apply(key, state[i], updates, report, malicious, message)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from fedjax_sim.attacks import _rows
 from fedjax_sim.attacks._crafting import known, normal_noise, send
-from fedjax_sim.base import Array, Attack, Key, PyTree, Report
+from fedjax_sim.base import Array, Attack, Key, Message, PyTree, Report
 from fedjax_sim.ops import checks, trees
 
 
@@ -65,7 +65,7 @@ def mimic(*, warmup: int = 1) -> Attack:
         updates: PyTree,
         report: Report,
         malicious: Array,
-        message: PyTree,
+        message: Message,
     ) -> tuple[MimicState, PyTree, dict[str, Array]]:
         seen = known(report, malicious, "honest")
         warm = state.num_rounds < warmup

@@ -8,8 +8,8 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from fedjax_sim.attacks import _rows
-from fedjax_sim.attacks._crafting import known, params_of
-from fedjax_sim.base import Array, Attack, Key, Params, PyTree, Report
+from fedjax_sim.attacks._crafting import known
+from fedjax_sim.base import Array, Attack, Key, Message, Params, PyTree, Report
 from fedjax_sim.ops import trees
 
 
@@ -49,14 +49,13 @@ def monitored(
         raise ValueError(f"histogram_edges must be at least two ascending edges, got {edges}.")
 
     def apply(
-        key: Key, state: PyTree, updates: PyTree, report: Report, malicious: Array, message: PyTree
+        key: Key, state: PyTree, updates: PyTree, report: Report, malicious: Array, message: Message
     ) -> tuple[PyTree, PyTree, dict[str, Array]]:
         state, updates, info = attack.apply(key, state, updates, report, malicious, message)
         honest = known(report, malicious, "honest")
         info = info | _distance_ranges(updates, honest, malicious)
         if accuracy is not None:
-            params = params_of(message)
-            info |= _accuracies(accuracy, params, updates, report.weights, honest, malicious)
+            info |= _accuracies(accuracy, message, updates, report.weights, honest, malicious)
         if edges is not None:
             info["honest_histogram"] = _histogram(updates, honest, edges)
             info["histogram"] = _histogram(updates, malicious, edges)
@@ -83,14 +82,15 @@ def _distance_ranges(updates: PyTree, honest: Array, malicious: Array) -> dict[s
 
 def _accuracies(
     accuracy: Callable[[Params], Array],
-    params: Params,
+    message: Message,
     updates: PyTree,
     weights: Array,
     honest: Array,
     malicious: Array,
 ) -> dict[str, Array]:
     def after(update: PyTree) -> Array:
-        return jnp.asarray(accuracy(trees.add(params, update)), jnp.float32)
+        params = message.params(trees.add(message.trained, update))
+        return jnp.asarray(accuracy(params), jnp.float32)
 
     shares = jnp.where(honest, weights, 0)
     shares = shares / jnp.maximum(shares.sum(), jnp.finfo(jnp.float32).tiny)

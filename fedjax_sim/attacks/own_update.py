@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.attacks._crafting import alone, following, normal_noise
-from fedjax_sim.base import Array, Attack, Key, PyTree, Report
+from fedjax_sim.base import Array, Attack, Key, Message, PyTree, Report
 from fedjax_sim.ops import checks, trees
 
 
@@ -12,7 +12,7 @@ def no_attack() -> Attack:
     """Malicious clients behave: to be watched by `monitored`, or as the zero of a `choice`."""
 
     def apply(
-        key: Key, state: PyTree, updates: PyTree, report: Report, malicious: Array, message: PyTree
+        key: Key, state: PyTree, updates: PyTree, report: Report, malicious: Array, message: Message
     ) -> tuple[PyTree, PyTree, dict[str, Array]]:
         return state, updates, {}
 

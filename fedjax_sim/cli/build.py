@@ -159,7 +159,7 @@ def build_algorithm(options: AlgorithmOptions, model: Model, mesh: Mesh | None =
         return algorithms.agnostic(
             model,
             optimizer=client_optimizer,
-            mixture_step_size=given.mixture_learning_rate,
+            ascent=algorithms.Ascent(given.mixture_learning_rate),
             batch_size=batch_size,
         )
     batching = Batching(batch_size, num_epochs=options.epochs, num_steps=options.local_steps)
@@ -176,16 +176,14 @@ def build_algorithm(options: AlgorithmOptions, model: Model, mesh: Mesh | None =
             width=given.width,
             mesh=mesh,
         )
-    rule = None
+    rule = clients.local_sgd(model, client_optimizer, loss=metrics.cross_entropy)
     if options.algorithm == "fedprox":
         rule = clients.prox(model, client_optimizer, mu=given.prox_mu, loss=metrics.cross_entropy)
-    return algorithms.fedavg(
-        model,
-        client_optimizer=client_optimizer,
+    return algorithms.averaging(
+        rule,
         batching=batching,
         sampler=sampler,
         server=_server_optimizer(options),
-        rule=rule,
         width=given.width,
         mesh=mesh,
     )

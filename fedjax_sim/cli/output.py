@@ -198,7 +198,7 @@ def _write_pictures(
 def _client_steps(result: simulate.Result) -> int:
     if result.info is None:
         return 0
-    return int(result.info.cohort.clients["num_steps"].sum(dtype=np.int64))
+    return int(result.info.cohort.num_steps.sum(dtype=np.int64))
 
 
 def _rate(count: int, seconds: float) -> float:

@@ -76,7 +76,10 @@ def ditto(
     gradient_of = jax.grad(value, has_aux=True)
 
     def begin(key: Key, personal: Params, message: Message, client: Client) -> DittoWork:
-        return DittoWork(base.begin(key, (), message, client), split(personal, model.kinds))
+        frozen = message.leaves(personal).frozen
+        whole = Leaves(personal, frozen, frozen).params
+        own = split(whole, model.kinds)
+        return DittoWork(base.begin(key, (), message, client), own._replace(frozen=none(frozen)))
 
     def step(key: Key, work: DittoWork, message: Message, batch: Batch) -> DittoWork:
         own = work.personal
@@ -97,6 +100,9 @@ def ditto(
 
     def init(params: Params) -> Params:
         leaves = split(params, model.kinds)
-        return leaves._replace(frozen=jax.tree.map(lambda _: None, leaves.frozen)).params
+        return leaves._replace(frozen=none(leaves.frozen)).params
+
+    def none(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda _: None, tree)
 
     return base._replace(init=init, begin=begin, step=step, finish=finish)

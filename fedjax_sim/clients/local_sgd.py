@@ -1,7 +1,7 @@
 """Local training: what a client of FedAvg does, and what most other rules are made of."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +26,11 @@ from fedjax_sim.ops import trees
 
 Regularizer = Callable[[Params], Array]
 """regularizer(trained leaves) -> scalar, added to every batch's mean loss."""
-Optimizer = optax.GradientTransformation | Callable[[Array], optax.GradientTransformation]
+Optimizer: TypeAlias = (
+    optax.GradientTransformation | Callable[[Array], optax.GradientTransformation]
+)
 """An optax optimizer, or optimizer(round) -> one, for what follows the rounds."""
-Rate = float | Array | Callable[[Array], Array]
+Rate: TypeAlias = float | Array | Callable[[Array], Array]
 """A learning rate, or rate(round) -> one, as optax schedules are; numbers may be traced."""
 
 

@@ -153,8 +153,12 @@ def federated(
     parts = _Parts(
         rule, sampler, aggregator, server, batching, uplink, attack, malicious, width, mesh
     )
-    bound = (functools.partial(function, parts) for function in (_init, _step, _params, _sample))
-    return Algorithm(*bound)
+    return Algorithm(
+        init=functools.partial(_init, parts),
+        step=functools.partial(_step, parts),
+        params=functools.partial(_params, parts),
+        sample=functools.partial(_sample, parts),
+    )
 
 
 def _init(parts: _Parts, key: Key, params: Params, data: FederatedData) -> FederatedState:
@@ -210,12 +214,10 @@ def _step(
         draft = Message(round=before.round, statistics=state.statistics, frozen=state.frozen)
         message = parts.server.broadcast(keys[Stream.BROADCAST], state.server, draft, cohort, data)
     done = _local_work(parts, keys[Stream.CLIENTS], state, cohort, message, data, mesh)
-    attacked, attack_info = state.attack, {}
-    if parts.attack is not None:
-        with stage("attacking"), _spread(mesh):
-            attacked, done, attack_info = _attacked(
-                parts, keys[Stream.ATTACK], state.attack, done, message
-            )
+    with stage("attacking"), _spread(mesh):
+        attacked, done, attack_info = _attacked(
+            parts, keys[Stream.ATTACK], state.attack, done, message
+        )
     with stage("aggregating"), _spread(mesh):
         aggregated, aggregate, aggregator_info = _aggregate(
             parts.aggregator, keys[Stream.AGGREGATOR], state.aggregator, done
@@ -280,6 +282,8 @@ def _attacked(
     parts: _Parts, key: Key, state: PyTree, done: Outcome, message: Message
 ) -> tuple[PyTree, Outcome, dict[str, Array]]:
     """The outcome with what the malicious clients send; what is not finite is dropped again."""
+    if parts.attack is None:
+        return state, done, {}
     report = done.report
     malicious = jnp.isin(report.ids, jnp.asarray(parts.malicious)) & (report.weights > 0)
     state, updates, info = parts.attack.apply(key, state, done.combined, report, malicious, message)

@@ -10,6 +10,7 @@ become float32 in [0, 1]. To write your own, write `init` and `apply` and give t
     functions        from_functions: any pair of functions
     linen, nnx       from_linen, from_nnx: Flax modules
     precision        mixed_precision: any of them in half precision
+    freezing         freeze: any of them with leaves that do not learn
     outputs          check_outputs: does a model fit the data?
     catalog          MODELS, build: models by name
     layers           what the models are made of, and how parameters start
@@ -17,6 +18,7 @@ become float32 in [0, 1]. To write your own, write `init` and `apply` and give t
 
 from fedjax_sim.models.catalog import MODELS, build
 from fedjax_sim.models.convolutional import emnist_cnn, lenet, lens_cnn, mnist_cnn, simple_cnn
+from fedjax_sim.models.freezing import freeze
 from fedjax_sim.models.functions import from_functions
 from fedjax_sim.models.layers import Activation, as_float
 from fedjax_sim.models.linear import logistic, mlp
@@ -34,6 +36,7 @@ __all__ = [
     "char_lstm",
     "check_outputs",
     "emnist_cnn",
+    "freeze",
     "from_functions",
     "from_linen",
     "from_nnx",

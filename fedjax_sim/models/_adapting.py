@@ -4,9 +4,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
-from fedjax_sim.base import Array, Params
+from fedjax_sim.base import Array, Kind, Kinds, Params, PyTree
 from fedjax_sim.models import layers
 from fedjax_sim.ops.trees import flat_dict
 
@@ -59,3 +60,30 @@ def check_floating(params: Params) -> None:
                 f"variable {name!r} of the module has dtype {leaf.dtype}: every variable must be "
                 "floating-point, because clients differentiate and servers average the whole tree."
             )
+
+
+def statistics_beside(trained: str) -> Kinds:
+    """Kinds of params {collection: ...}: one collection is trained, all others are statistics."""
+
+    def kinds(params: Params) -> PyTree:
+        def all_of(kind: Kind, tree: PyTree) -> PyTree:
+            return jax.tree.map(lambda _: kind, tree)
+
+        return {
+            name: all_of(Kind.TRAINED if name == trained else Kind.STATISTIC, tree)
+            for name, tree in params.items()
+        }
+
+    return kinds
+
+
+def rows_that_count(mask: Array, inputs: Array) -> Array:
+    """The mask [B] of a batch, in the shape of a mask of a batch norm's inputs [B * n, ...]."""
+    repeats, rest = divmod(inputs.shape[0], mask.shape[0])
+    if rest or not repeats:
+        raise ValueError(
+            f"a batch norm got inputs of shape {inputs.shape} from a batch of {mask.shape[0]}: "
+            "their first axis must hold the examples of the batch, so that rows that fill it up "
+            "can be left out."
+        )
+    return jnp.repeat(mask, repeats).reshape(-1, *(1,) * (inputs.ndim - 1))

@@ -3,7 +3,13 @@
 from typing import Any
 
 from fedjax_sim.base import Array, Key, Model, Params
-from fedjax_sim.models._adapting import check_floating, mode_arguments, scaled
+from fedjax_sim.models._adapting import (
+    check_floating,
+    mode_arguments,
+    rows_that_count,
+    scaled,
+    statistics_beside,
+)
 
 
 def from_linen(
@@ -13,8 +19,8 @@ def from_linen(
 
     With a key the module is in training mode: the key feeds every random stream (dropout and any
     other), and `apply_train` also returns the moved running statistics. Without one it is in
-    evaluation mode. Running statistics do not enter the outputs in training mode, so their gradient
-    is zero and a gradient step leaves them alone (weight decay does not: use `optax.masked`).
+    evaluation mode. Every collection but "params" is taken for statistics. Rows that fill a batch
+    up are kept out of every `linen.BatchNorm`.
 
     Args:
         module: a `flax.linen.Module` that takes one array [B, ...].
@@ -45,10 +51,10 @@ def from_linen(
 
     def apply(params: Params, inputs: Array, key: Key | None = None) -> Array:
         if key is not None:
-            return apply_train(params, inputs, key)[0]
+            return train(params, inputs, key)[0]
         return net.apply(params, scaled(inputs, scale_images), **mode(False))
 
-    def apply_train(params: Params, inputs: Array, key: Key) -> tuple[Array, Params]:
+    def train(params: Params, inputs: Array, key: Key) -> tuple[Array, Params]:
         outputs, moved = net.apply(
             params,
             scaled(inputs, scale_images),
@@ -59,4 +65,13 @@ def from_linen(
         )
         return outputs, {**params, **moved}
 
-    return Model(init, apply, apply_train)
+    def apply_train(params: Params, inputs: Array, key: Key, mask: Array) -> tuple[Array, Params]:
+        def masked(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+            if isinstance(context.module, linen.BatchNorm) and context.method_name == "__call__":
+                kwargs = {"mask": rows_that_count(mask, args[0])} | kwargs
+            return call(*args, **kwargs)
+
+        with linen.intercept_methods(masked):
+            return train(params, inputs, key)
+
+    return Model(init, apply, apply_train, statistics_beside("params"))

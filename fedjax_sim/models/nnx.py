@@ -6,13 +6,20 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.base import Array, Key, Model, Params
-from fedjax_sim.models._adapting import can_call, check_floating, mode_arguments, scaled
+from fedjax_sim.models._adapting import (
+    can_call,
+    check_floating,
+    mode_arguments,
+    rows_that_count,
+    scaled,
+    statistics_beside,
+)
 
 
 def from_nnx(module: Any, *, train_argument: str | None = None, scale_images: bool = True) -> Model:
     """Make a model of a `flax.nnx` module.
 
-    Modes, keys and running statistics are handled as in `from_linen`: the module's own `train()`
+    Modes, keys and statistics are handled as in `from_linen`: the module's own `train()`
     and `eval()` set them, and so do the call arguments named there. The random streams inside the
     module are replaced by the key of each call.
 
@@ -74,13 +81,17 @@ def from_nnx(module: Any, *, train_argument: str | None = None, scale_images: bo
 
         return jax.tree.unflatten(stream_tree, [fresh(i, s) for i, s in enumerate(streams)])
 
-    def call(params: Params, inputs: Array, key: Key, training: bool) -> tuple[Array, Params]:
+    def call(
+        params: Params, inputs: Array, key: Key, training: bool, mask: Array | None = None
+    ) -> tuple[Array, Params]:
         node = nnx.merge(
             graphs[training],
             filled(shapes[0], params["params"]),
             stream_values(key),
             filled(shapes[2], params["state"]),
         )
+        if mask is not None:
+            _mask_batch_norms(node, mask)
         outputs = node(scaled(inputs, scale_images), **mode(training))
         return outputs, {**params, "state": values(node)["state"]}
 
@@ -96,7 +107,21 @@ def from_nnx(module: Any, *, train_argument: str | None = None, scale_images: bo
             return call(params, inputs, jax.random.key(0), training=False)[0]
         return call(params, inputs, key, training=True)[0]
 
-    def apply_train(params: Params, inputs: Array, key: Key) -> tuple[Array, Params]:
-        return call(params, inputs, key, training=True)
+    def apply_train(params: Params, inputs: Array, key: Key, mask: Array) -> tuple[Array, Params]:
+        return call(params, inputs, key, training=True, mask=mask)
 
-    return Model(init, apply, apply_train)
+    return Model(init, apply, apply_train, statistics_beside("params"))
+
+
+def _mask_batch_norms(node: Any, mask: Array) -> None:
+    """Let every batch norm of a module that is thrown away see the rows that count alone."""
+    from flax import nnx
+
+    class Masked:
+        def __call__(self, inputs: Array, *args: Any, **kwargs: Any) -> Array:
+            own = {"mask": rows_that_count(mask, inputs)}
+            return super().__call__(inputs, *args, **own | kwargs)  # type: ignore[misc]
+
+    for _, child in nnx.iter_graph(node):
+        if isinstance(child, nnx.BatchNorm):
+            child.__class__ = type("MaskedBatchNorm", (Masked, type(child)), {})

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.base import Array, Key, Model, Params
+from fedjax_sim.base import Array, Key, Model, Params, split
 from fedjax_sim.models import layers
 
 
@@ -41,7 +41,10 @@ def mixed_precision(model: Model, dtype: Any = jnp.bfloat16) -> Model:
         raise ValueError(f"dtype must be bfloat16 or float16, got {dtype.name}.")
 
     def rounded(tree: Params) -> Params:
-        return jax.tree.map(lambda x: x.astype(dtype), tree)
+        def low(x: Array) -> Array:
+            return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+        return jax.tree.map(low, tree)
 
     def compute_inputs(inputs: Array) -> Array:
         tokens = jnp.issubdtype(inputs.dtype, jnp.integer) and inputs.dtype != jnp.uint8
@@ -50,11 +53,15 @@ def mixed_precision(model: Model, dtype: Any = jnp.bfloat16) -> Model:
     def apply(params: Params, inputs: Array, key: Key | None = None) -> Array:
         return model.apply(rounded(params), compute_inputs(inputs), key).astype(jnp.float32)
 
-    def apply_train(params: Params, inputs: Array, key: Key) -> tuple[Array, Params]:
-        low = rounded(params)
-        outputs, moved = model.train(low, compute_inputs(inputs), key)
+    def apply_train(params: Params, inputs: Array, key: Key, mask: Array) -> tuple[Array, Params]:
+        low, leaves = rounded(params), split(params, model.kinds)
+        before = split(low, model.kinds).statistics
+        outputs, moved = model.train(low, compute_inputs(inputs), key, mask)
         # What did not move keeps its float32 value: the difference of equals is zero.
-        kept = jax.tree.map(lambda p, m, q: p + (m - q).astype(p.dtype), params, moved, low)
-        return outputs.astype(jnp.float32), kept
+        kept = jax.tree.map(
+            lambda p, m, q: p + (m - q).astype(p.dtype), leaves.statistics, moved, before
+        )
+        return outputs.astype(jnp.float32), leaves._replace(statistics=kept).params
 
-    return Model(model.init, apply, None if model.apply_train is None else apply_train)
+    trains = None if model.apply_train is None else apply_train
+    return Model(model.init, apply, trains, model.kinds)

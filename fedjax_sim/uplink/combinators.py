@@ -47,7 +47,7 @@ def chain(*uplinks: Uplink) -> Uplink:
     def apply(
         key: Key, states: tuple[PyTree, ...], message: Message, update: PyTree, weight: Array
     ) -> tuple[tuple[PyTree, ...], PyTree, Array, dict[str, Array]]:
-        kept, info = [], {}
+        kept, info = [], dict[str, Array]()
         for i, (uplink, state) in enumerate(zip(uplinks, states, strict=True)):
             own = jax.random.fold_in(key, i)
             state, update, num_bytes, facts = uplink.apply(own, state, message, update, weight)

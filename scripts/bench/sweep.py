@@ -90,7 +90,7 @@ def measure(
 
         def step(state: Any, r: jax.Array) -> tuple[Any, Any]:
             state, info = algorithm.step(simulate.round_key(key, r), state, data)
-            return state, info.cohort.clients["loss"]
+            return state, info.cohort.loss
 
         state = algorithm.init(key, task.init_params(init_key), data)
         state, losses = jax.lax.scan(step, state, jnp.arange(num_rounds))

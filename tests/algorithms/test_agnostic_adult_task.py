@@ -59,7 +59,7 @@ def test_full_batch_rounds_equal_the_float64_reference():
         np.testing.assert_allclose(info.server["mixture"], mixture, atol=1e-5)
         w, b, mixture, losses = reference.agnostic_step(w, b, mixture, domains, 0.3, 0.3)
         iterates.append((w, b, mixture))
-        np.testing.assert_allclose(info.cohort.clients["loss"], losses, atol=1e-5)
+        np.testing.assert_allclose(info.cohort.loss, losses, atol=1e-5)
         assert int(info.status) == Status.OK
     np.testing.assert_allclose(state.params["kernel"], w, atol=1e-5)
     np.testing.assert_allclose(state.params["bias"], b, atol=1e-5)
@@ -123,7 +123,7 @@ def estimates(
         "w": np.float64(params()["kernel"]) - np.float64(after.params["kernel"]),
         "b": np.float64(params()["bias"]) - np.float64(after.params["bias"]),
         "lambda": (np.float64(after.mixture) - MIXTURE) / ASCENT,
-        "loss": np.float64(info.cohort.clients["loss"]),
+        "loss": np.float64(info.cohort.loss),
     }
 
 
@@ -241,7 +241,7 @@ def test_two_opposed_domains_meet_in_the_middle():
     result = simulate.run(algorithm, jnp.array([0.7]), data, key=KEY, num_rounds=2000)
     np.testing.assert_allclose(result.state.params, 0, atol=1e-5)
     np.testing.assert_allclose(result.state.mixture, 0.5, atol=1e-5)
-    np.testing.assert_allclose(result.info.cohort.clients["loss"][-1], 1, atol=1e-4)
+    np.testing.assert_allclose(result.info.cohort.loss[-1], 1, atol=1e-4)
     np.testing.assert_allclose(result.params, 0, atol=0.02)  # the average lags as 1 / t
     np.testing.assert_allclose(result.state.mean_mixture, 0.5, atol=0.02)
 

@@ -87,7 +87,7 @@ def test_fedjax_golden_numbers():
         server.mixture, [0.08702461, 0.18604803, 0.2663479, 0.46057943], atol=1e-6
     )
     np.testing.assert_array_equal(server.window, [[1, 2, 3, 4], [3, 3, 2, 1]])
-    found = info.cohort.clients["update_norm"]
+    found = info.cohort.update_norm
     np.testing.assert_allclose(found, [2.8333335, 7.666667], atol=1e-6)
 
 
@@ -261,7 +261,7 @@ def test_skewness_holds_lambda_near_the_shares_of_the_examples():
     share = np.array(SIZES) / sum(SIZES)
     result = first_rounds(skewness=0.1)
     mixture = np.full(4, 0.25)
-    losses = result.info.cohort.clients["loss"]
+    losses = result.info.cohort.loss
     for r in range(2):
         uphill = losses[r] - 0.1 * 2 * (mixture - share) / share
         mixture = reference.project_simplex(mixture + 0.2 * uphill)
@@ -291,7 +291,7 @@ def test_domains_of_examples_need_no_clients_of_their_own():
     w = point()
     for r in range(2):
         losses, gradient = full_batch(w, mixture, by_domain=True)
-        np.testing.assert_allclose(result.info.cohort.clients["loss"][r], losses, rtol=1e-5)
+        np.testing.assert_allclose(result.info.cohort.loss[r], losses, rtol=1e-5)
         w = twin.minus(w, [0.3 * g for g in gradient])
         mixture = reference.project_simplex(mixture + 0.2 * losses)
     assert_model(result.params, w)

@@ -47,10 +47,10 @@ def test_the_engine_hands_the_attack_the_malicious_of_the_cohort():
     plain, honest = one_round()
     cohort = honest.cohort.ids.tolist()
     params, info = one_round(attack=attacks.scaling(3.0), malicious=[cohort[1], cohort[3]])
-    norms = np.asarray(honest.cohort.clients["update_norm"])
+    norms = np.asarray(honest.cohort.update_norm)
     expected = norms * np.where(np.isin(cohort, [cohort[1], cohort[3]]), 3.0, 1.0)
-    np.testing.assert_allclose(info.cohort.clients["update_norm"], expected, rtol=1e-5)
-    np.testing.assert_array_equal(info.cohort.clients["loss"], honest.cohort.clients["loss"])
+    np.testing.assert_allclose(info.cohort.update_norm, expected, rtol=1e-5)
+    np.testing.assert_array_equal(info.cohort.loss, honest.cohort.loss)
     assert trees.norm(trees.subtract(params, plain)) > 1e-3
 
 
@@ -111,9 +111,7 @@ def test_a_free_rider_repeats_the_servers_last_step():
                 moved = trees.norm(
                     trees.subtract(algorithm.params(states[-1]), algorithm.params(states[-2]))
                 )
-            np.testing.assert_allclose(
-                info.cohort.clients["update_norm"][rider], moved, rtol=1e-4, atol=1e-7
-            )
+            np.testing.assert_allclose(info.cohort.update_norm[rider], moved, rtol=1e-4, atol=1e-7)
         states.append(state)
 
 

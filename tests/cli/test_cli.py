@@ -193,7 +193,7 @@ def test_every_kind_of_algorithm_trains_in_its_own_way() -> None:
         algorithm = build.build_algorithm(options, model)
         params = {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}
         result = simulate.run(algorithm, params, data, key=jax.random.key(1), num_rounds=40)
-        loss = result.info.cohort.clients["loss"].mean(axis=1)
+        loss = result.info.cohort.loss.mean(axis=1)
         assert loss[-1] < 0.9 * loss[0]
         kernels.append(np.asarray(result.params["kernel"]))
     for i, kernel in enumerate(kernels):

@@ -42,7 +42,7 @@ def test_momentum_follows_its_recursion_per_client(dampening, fresh):
     for leaf in jax.tree.leaves(kept.momentum):
         np.testing.assert_allclose(leaf.reshape(6, -1)[:, 0], sent, rtol=1e-5)
     np.testing.assert_array_equal(kept.started, sent > 0)
-    norms = done.info.cohort.clients["update_norm"][-1]
+    norms = done.info.cohort.update_norm[-1]
     size = sum(leaf[0].size for leaf in jax.tree.leaves(kept.momentum))
     np.testing.assert_allclose(norms, sent[ids[-1]] * size**0.5, rtol=1e-5)
 

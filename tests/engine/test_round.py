@@ -64,7 +64,7 @@ def test_fedavg_equals_the_float64_reference(key, width):
         )
         assert info.cohort.ids.tolist() == cohort
         assert info.cohort.weights.tolist() == [SIZES[k] for k in cohort]
-        assert info.cohort.clients["num_steps"].tolist() == [2 * -(-SIZES[k] // 8) for k in cohort]
+        assert info.cohort.num_steps.tolist() == [2 * -(-SIZES[k] // 8) for k in cohort]
     np.testing.assert_allclose(algorithm.params(state)["kernel"], w, atol=1e-5)
     np.testing.assert_allclose(algorithm.params(state)["bias"], b, atol=1e-5)
     assert np.abs(w).max() > 0.1  # something was learned, or the comparison says nothing
@@ -152,7 +152,7 @@ def test_a_client_does_not_depend_on_its_slot_or_neighbours(key):
     padded, info = updates([5, 10, 3], 2)  # id 10 is nobody
     np.testing.assert_allclose(padded[[0, 2]], a[[0, 2]], atol=1e-6)
     assert info.cohort.weights.tolist() == [60, 0, 33]
-    assert info.cohort.clients["num_steps"].tolist() == [8, 0, 5]
+    assert info.cohort.num_steps.tolist() == [8, 0, 5]
 
 
 def test_streamed_and_stacked_aggregation_agree(key):
@@ -199,7 +199,7 @@ def test_prox_pulls_to_the_server(key):
         rule = clients.prox(MODEL, optax.sgd(0.3), mu=mu, loss=metrics.cross_entropy)
         algorithm = make(rule=rule)
         state, info = jax.jit(algorithm.step)(key, algorithm.init(key, initial(key), data), data)
-        return algorithm.params(state)["kernel"], info.cohort.clients["update_norm"]
+        return algorithm.params(state)["kernel"], info.cohort.update_norm
 
     free, norms = moved(0.0)
     plain = make()

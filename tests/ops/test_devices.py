@@ -61,7 +61,7 @@ PROGRAM = textwrap.dedent(
             found[f"{name}/{size}"] = {
                 "kernel": np.asarray(result.params["kernel"]).tolist(),
                 "ids": result.info.cohort.ids.tolist(),
-                "num_steps": result.info.cohort.clients["num_steps"].tolist(),
+                "num_steps": result.info.cohort.num_steps.tolist(),
             }
     mesh = eight
     # With eight devices, the columns of some leaves are dealt out, of others copied.

@@ -444,7 +444,7 @@ def converge(
         )
     study.stop_if_interrupted(result)
     path = {
-        "losses": result.info.cohort.clients["loss"],
+        "losses": result.info.cohort.loss,
         "mixture": result.info.server["mixture"],
     }
     last = variant != "mini-batch"

@@ -242,7 +242,7 @@ def converge(
         )
     study.stop_if_interrupted(result)
     last = jax.tree.map(lambda x: x[-1:], result.evaluations.values)
-    path = {"losses": result.info.cohort.clients["loss"], "mixture": result.info.server["mixture"]}
+    path = {"losses": result.info.cohort.loss, "mixture": result.info.server["mixture"]}
     row = Row(
         last["test"]["accuracy"].value,
         last["train"]["loss"].value,
