@@ -108,11 +108,11 @@ def run(
     init_params: Callable[[Key], Params],
     data: FederatedData,
     *,
-    seed: int,
+    key: Key,
     **options: Any,
 ) -> simulate.Result:
-    """`simulate.run` with a progress bar; initial params and rounds have keys of their own."""
-    init_key, key = jax.random.split(jax.random.key(seed))
+    """`simulate.run` with a progress bar; initial params and rounds get keys split from `key`."""
+    init_key, key = jax.random.split(key)
     with simulate.progress_bar(name) as show:
         params = init_params(init_key)
         result = simulate.run(algorithm, params, data, key=key, progress=show, **options)

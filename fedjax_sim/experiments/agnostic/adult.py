@@ -17,6 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import jax
 import numpy as np
 import optax
 
@@ -261,7 +262,7 @@ def converge(
         algorithm,
         task.train if in_batches else kinds(task.train),
         last=not in_batches,
-        seed=seed,
+        key=jax.random.key(seed),
         num_rounds=max(1, round(num_rounds * effort)),
         segment_rounds=1000,
     )

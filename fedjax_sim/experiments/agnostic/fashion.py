@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -149,7 +150,8 @@ def converge(task: Task, num_rounds: int) -> tuple[Row, dict[str, np.ndarray]]:
         regularizer=RIDGE,
         output="last",
     )
-    return tasks.settle("agnostic, full batch", task, algorithm, seed=0, num_rounds=num_rounds)
+    key, name = jax.random.key(0), "agnostic, full batch"
+    return tasks.settle(name, task, algorithm, key=key, num_rounds=num_rounds)
 
 
 def exact_accuracy(exact: minimax.Minimax, test: FederatedData) -> np.ndarray:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import jax
 import numpy as np
 import optax
 
@@ -157,7 +158,7 @@ def _train(
         algorithm,
         lambda key: model.init(key, train.examples["x"][:1]),
         train,
-        seed=options.seed,
+        key=jax.random.key(options.seed),
         num_rounds=options.num_rounds,
         evaluate=engine.evaluator(model, {"loss": metrics.cross_entropy}, block_size=64),
         eval_data={"test": test},

@@ -135,18 +135,21 @@ def main(options: Options) -> None:
     looked_at: dict[str, Any] = {"accuracy": metrics.accuracy, "loss": metrics.cross_entropy}
     evaluate = jax.jit(engine.evaluator(model, looked_at, block_size=128))
     made = recipes(model, options)
-    keys = [jax.random.key(seed) for seed in options.seeds]
-    start = [
-        _train("FedAvg", made["FedAvg"], model.init(key, train.examples["x"][:1]), train,
-               jax.random.fold_in(key, 0), options.warmup_rounds).params
-        for key in keys
-    ]  # fmt: skip
+    keys = [jax.random.split(jax.random.key(seed)) for seed in options.seeds]
+
+    def train_on(name: str, start: Params | None, key: Key, num_rounds: int) -> simulate.Result:
+        def init(key: Key) -> Params:
+            return model.init(key, train.examples["x"][:1]) if start is None else start
+
+        return study.run(name, made[name], init, train, key=key, num_rounds=num_rounds)
+
+    warm = [train_on("FedAvg", None, key, options.warmup_rounds).params for key, _ in keys]
     rows: dict[str, Row] = {}
-    for name, algorithm in made.items():
+    for name in made:
         # All methods see the same cohorts and batches.
         results = [
-            _train(name, algorithm, params, train, jax.random.fold_in(key, 1), options.num_rounds)
-            for key, params in zip(keys, start, strict=True)
+            train_on(name, start, key, options.num_rounds)
+            for (_, key), start in zip(keys, warm, strict=True)
         ]
         accuracy, loss = (
             jax.tree.map(lambda *x: np.stack(x), *(evaluate(r.params, data)[of] for r in results))
@@ -162,21 +165,6 @@ def main(options: Options) -> None:
         arrays={"per_client.npz": arrays},
         rows=_plain(rows),
     )
-
-
-def _train(
-    name: str,
-    algorithm: Algorithm,
-    params: Params,
-    train: FederatedData,
-    key: Key,
-    num_rounds: int,
-) -> simulate.Result:
-    with simulate.progress_bar(name) as show:
-        result = simulate.run(
-            algorithm, params, train, key=key, num_rounds=num_rounds, progress=show
-        )
-    return study.finished(result)
 
 
 def load_clients(options: Options) -> tuple[FederatedData, FederatedData]:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_sim import algorithms, clients, engine, matching, metrics, models, simulate
+from fedjax_sim import algorithms, clients, engine, matching, metrics, models
 from fedjax_sim.base import Algorithm, Array, ClientRule, Key, Model, Params
 from fedjax_sim.data import Batching, FederatedData, federate, partition
 from fedjax_sim.data.datasets import Dataset
@@ -338,9 +338,11 @@ class Workshop:
         found = {}
         for name, algorithm in self.over_rounds.items():
             widths = self.sizes[1:-1] if name == "FedAvg" else budgets
-            result = simulate.run(
+            sizes = (self.sizes[0], *widths, self.sizes[-1])
+            result = study.run(
+                name,
                 algorithm,
-                initial_params(key, (self.sizes[0], *widths, self.sizes[-1])),
+                functools.partial(initial_params, sizes=sizes),
                 task.train,
                 key=key,
                 num_rounds=num_rounds,
@@ -348,7 +350,7 @@ class Workshop:
                 eval_data={"test": task.test},
                 eval_every=1,
             )
-            server = study.finished(result).info.server
+            server = result.info.server
             found[name] = Curve(
                 np.asarray(result.evaluations.values["test"]["accuracy"].value)[1:, 0],
                 server.get("num_neurons", np.tile(self.sizes[1:-1], (num_rounds, 1))),

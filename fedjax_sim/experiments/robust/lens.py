@@ -217,7 +217,7 @@ def train(name: str, setting: Setting, job: Job, seeds: range) -> Row:
             algorithm,
             lambda key: setting.model.init(key, jnp.asarray(setting.train["x"][:1])),
             job.data,
-            seed=seed,
+            key=jax.random.key(seed),
             num_rounds=setting.num_rounds,
             evaluate=evaluate,
             eval_data={"test": setting.test, "targets": tasks.whole(setting.targets)},
