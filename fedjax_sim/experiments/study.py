@@ -243,7 +243,7 @@ def expect(source: str, why: str, *numbers: tuple[str, float, ArrayLike, float])
     ]
 
 
-def compared(expected: Sequence[Expected]) -> Sheet:
+def compared(expected: Sequence[Expected], *, quick: bool = False) -> Sheet:
     """The expected numbers, ours, and whether that is near enough; sources in the caption."""
     sources = list(dict.fromkeys(each.source for each in expected))
     rows = [
@@ -259,7 +259,9 @@ def compared(expected: Sequence[Expected]) -> Sheet:
         for each in expected
     ]
     notes = [f"[{i}] {source}" for i, source in enumerate(sources, start=1)]
-    notes += [f"allowed: {why}" for why in dict.fromkeys(each.why for each in expected)]
+    notes.append(f"allowed: {'; '.join(dict.fromkeys(each.why for each in expected))}")
+    if quick:
+        notes.append("with --quick they need not hold")
     columns = ("what", "expected", "ours", "difference", "allowed", "holds", "source")
     return Sheet("Expected", columns, rows, "; ".join(notes))
 
@@ -311,7 +313,8 @@ class Study:
             listed: whether expected numbers get a table, or stand in results.json only.
             **results: for results.json.
         """
-        sheets = [*sheets, *([compared(expected)] if expected and listed else [])]
+        if expected and listed:
+            sheets = [*sheets, compared(expected, quick=self.options.quick)]
         for sheet in sheets:
             self.console.print(sheet.rich())
         if note:

@@ -56,7 +56,8 @@ def test_expected_numbers_pass_or_fail() -> None:
     sheet = compared(numbers)
     assert sheet.rows[0] == ("one", "1", "1.1", "+0.1", "0.11", "yes", "[1]")
     assert [row[-2:] for row in sheet.rows[1:]] == [("no", "[1]"), ("no", "[2]")]
-    assert sheet.caption == "[1] a table; [2] a figure; allowed: a digit; allowed: seen"
+    assert sheet.caption == "[1] a table; [2] a figure; allowed: a digit; seen"
+    assert compared(numbers, quick=True).caption.endswith("with --quick they need not hold")
 
 
 def test_a_picture_that_cannot_be_drawn_costs_no_results(tmp_path: Path) -> None:
