@@ -73,7 +73,8 @@ def main(options: Options) -> None:
             axes={"learning_rate": [STEP_SIZE]},
             num_rounds=num_rounds,
         )
-        rows[name] = tasks.swept(task, result)
+        # A λ that is never used is no mixture that was trained on.
+        rows[name] = tasks.swept(task, result, mixture=np.nan if "ignored" in name else None)
     losses = {name: (*row.loss.T, row.worst_loss) for name, row in rows.items()}
     columns = ("method", *task.domains, "worst")
     report.publish(

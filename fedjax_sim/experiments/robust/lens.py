@@ -373,6 +373,5 @@ def _confidences(rows: Rows) -> Any:
         return plots.learning_curves(at, curves)
     means = {name: row.confidence.mean(axis=0) for name, row in rows.items()}
     columns = [str(r) for r in at]
-    return plots.heat_map(
-        list(means.values()), list(means), columns, label=f"{label}, by round", limits=(0, 1)
-    )
+    label = "mean probability of\nthe attacker's label,\nby round"  # fits beside few rows
+    return plots.heat_map(list(means.values()), list(means), columns, label=label, limits=(0, 1))
