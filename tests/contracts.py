@@ -30,6 +30,7 @@ from fedjax_sim.base import (
     ClientRule,
     Model,
     Params,
+    Report,
     Sampler,
     Server,
     Uplink,
@@ -91,19 +92,25 @@ def initial_params(key: Array) -> Params:
     return MODEL.init(key, jnp.zeros((1, FEATURES)))
 
 
+def told(ids: Any, weights: Any) -> Report:
+    """A Report of clients who all made three steps."""
+    each = np.ones(len(ids), np.float32)
+    return Report(ids, weights, each < 0, np.int32(3 * each), each, each, 40 * each, {})
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class AggregatorRow(Row):
     """build() -> Aggregator; reference(updates [C, D], weights [C]) -> [D], in float64.
 
     least: the smallest cohort that it accepts.
-    bears: of 11 clients, how many may send anything at all; 0 for no promise.
+    tolerates: of 11 clients, how many may send anything at all; 0 for no promise.
     hull: then every coordinate stays between those of the honest clients. Otherwise the aggregate
         stays within a few times the largest honest norm.
     trusted: a slot that is honest.
     """
 
     least: int = 1
-    bears: int = 0
+    tolerates: int = 0
     hull: bool = False
     trusted: int | None = None
 
@@ -128,10 +135,10 @@ def _norm_clipped_mean(updates: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _weighted_geometric_median(updates: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    live = weights > 0
-    if not live.any():
+    valid = weights > 0
+    if not valid.any():
         return np.zeros(updates.shape[1])
-    return robust.geometric_median(updates[live], weights[live], 100)
+    return robust.geometric_median(updates[valid], weights[valid], 100)
 
 
 def _with(factory: Callable[..., Any], *args: Any, **options: Any) -> Callable[[], Aggregator]:
@@ -147,14 +154,14 @@ AGGREGATORS = {
         aggregators.uniform_mean, aggregators.uniform_mean, reference.uniform_mean
     ),
     "coordinate_median": AggregatorRow(
-        _median, _median, robust.or_zero(robust.median), bears=5, hull=True
+        _median, _median, robust.or_zero(robust.median), tolerates=5, hull=True
     ),
     "trimmed_mean": AggregatorRow(
         aggregators.trimmed_mean,
         _trimmed,
         robust.or_zero(lambda x: robust.trimmed_mean(x, 2)),
         least=5,
-        bears=2,
+        tolerates=2,
         hull=True,
     ),
     "meamed": AggregatorRow(
@@ -162,7 +169,7 @@ AGGREGATORS = {
         _with(aggregators.meamed, num_byzantine=2),
         robust.or_zero(lambda x: robust.meamed(x, 2)),
         least=5,
-        bears=2,
+        tolerates=2,
         hull=True,
     ),
     "krum": AggregatorRow(
@@ -170,7 +177,7 @@ AGGREGATORS = {
         _with(aggregators.krum, num_byzantine=2),
         robust.or_zero(lambda x: robust.multi_krum(x, 2, 1)),
         least=7,
-        bears=2,
+        tolerates=2,
         hull=True,
     ),
     "multi_krum": AggregatorRow(
@@ -178,7 +185,7 @@ AGGREGATORS = {
         _with(aggregators.multi_krum, num_byzantine=2),
         robust.or_zero(lambda x: robust.multi_krum(x, 2)),
         least=7,
-        bears=2,
+        tolerates=2,
         hull=True,
     ),
     "multi_krum, three": AggregatorRow(
@@ -186,7 +193,7 @@ AGGREGATORS = {
         _with(aggregators.multi_krum, num_byzantine=1, num_selected=3),
         robust.or_zero(lambda x: robust.multi_krum(x, 1, 3)),
         least=5,
-        bears=1,
+        tolerates=1,
         hull=True,
     ),
     "bulyan": AggregatorRow(
@@ -194,7 +201,7 @@ AGGREGATORS = {
         _with(aggregators.bulyan, num_byzantine=2),
         robust.or_zero(lambda x: robust.bulyan(x, 2)),
         least=11,
-        bears=2,
+        tolerates=2,
         hull=True,
     ),
     "mda": AggregatorRow(
@@ -202,7 +209,7 @@ AGGREGATORS = {
         _with(aggregators.mda, num_byzantine=2),
         robust.or_zero(lambda x: robust.mda(x, 2)),
         least=5,
-        bears=2,
+        tolerates=2,
         hull=True,
     ),
     "smea": AggregatorRow(
@@ -210,7 +217,7 @@ AGGREGATORS = {
         _with(aggregators.smea, num_byzantine=2),
         robust.or_zero(lambda x: robust.smea(x, 2)),
         least=5,
-        bears=2,
+        tolerates=2,
         hull=True,
     ),
     "caf": AggregatorRow(
@@ -218,7 +225,7 @@ AGGREGATORS = {
         _with(aggregators.caf, num_byzantine=2),
         robust.or_zero(lambda x: robust.caf(x, 2)),
         least=5,
-        bears=2,
+        tolerates=2,
     ),
     "monna": AggregatorRow(
         aggregators.monna,
@@ -226,7 +233,7 @@ AGGREGATORS = {
         lambda updates, weights: robust.monna(updates, weights, 2, -1),
         _OF_ONE,
         least=5,
-        bears=2,
+        tolerates=2,
         hull=True,
         trusted=-1,
     ),
@@ -234,7 +241,7 @@ AGGREGATORS = {
         aggregators.geometric_median,
         aggregators.geometric_median,
         robust.or_zero(lambda x: robust.geometric_median(x, np.ones(len(x)), 100)),
-        bears=4,
+        tolerates=4,
     ),
     "geometric_median, weighted": AggregatorRow(
         aggregators.geometric_median,
@@ -250,7 +257,7 @@ AGGREGATORS = {
         _with(aggregators.centered_clipping, radius=1.5, num_iterations=2),
         robust.or_zero(lambda x: robust.centered_clipping(x, np.zeros(x.shape[1]), 1.5, 2)),
         _ABSOLUTE | _FROM_ZERO,
-        bears=4,
+        tolerates=4,
     ),
     "foolsgold": AggregatorRow(
         aggregators.foolsgold,
@@ -263,7 +270,7 @@ AGGREGATORS = {
         aggregators.fltrust,
         lambda updates, weights: robust.fltrust(updates, weights, -1),
         _OF_ONE | _FROM_ZERO,
-        bears=6,
+        tolerates=6,
         trusted=-1,
     ),
     "flame": AggregatorRow(
@@ -271,7 +278,7 @@ AGGREGATORS = {
         _with(aggregators.flame, noise_multiplier=0.0),
         robust.or_zero(robust.flame),
         _FROM_ZERO,
-        bears=4,
+        tolerates=4,
     ),
     "dnc": AggregatorRow(
         aggregators.dnc,
@@ -284,28 +291,28 @@ AGGREGATORS = {
         aggregators.signguard,
         robust.or_zero(lambda x: robust.signguard(x, 0.1, 3.0)),
         _FROM_ZERO,
-        bears=4,
+        tolerates=4,
     ),
     "clipped_clustering": AggregatorRow(
         aggregators.clipped_clustering,
         aggregators.clipped_clustering,
         robust.or_zero(lambda x: robust.clipped_clustering(x, [])),
         _FROM_ZERO,
-        bears=4,
+        tolerates=4,
     ),
     "norm_clipping, mean": AggregatorRow(
         aggregators.norm_clipping,
         _with(aggregators.norm_clipping, aggregators.mean, max_norm=2.0),
         _norm_clipped_mean,
         _ABSOLUTE | _FROM_ZERO,
-        bears=5,
+        tolerates=5,
     ),
     "norm_clipping, median": AggregatorRow(
         aggregators.norm_clipping,
         _with(aggregators.norm_clipping, _median, max_norm=2.0),
         _prepared(lambda x: robust.clipped(x, 2.0), robust.median),
         _ABSOLUTE | _FROM_ZERO,
-        bears=5,
+        tolerates=5,
     ),
     "arc": AggregatorRow(
         aggregators.arc,
@@ -313,14 +320,14 @@ AGGREGATORS = {
         _prepared(lambda x: robust.arc(x, 2), lambda x: robust.trimmed_mean(x, 2)),
         _FROM_ZERO,
         least=5,
-        bears=2,
+        tolerates=2,
     ),
     "nnm": AggregatorRow(
         aggregators.nnm,
         _with(aggregators.nnm, _trimmed, num_byzantine=2),
         _prepared(lambda x: robust.nnm(x, 2), lambda x: robust.trimmed_mean(x, 2)),
         least=5,
-        bears=2,
+        tolerates=2,
         hull=True,
     ),
     "bucketing, mean": AggregatorRow(
@@ -337,7 +344,7 @@ AGGREGATORS = {
             "test_the_order_of_clients_does_not_matter": "buckets are drawn from slots",
         },
         least=2,
-        bears=2,
+        tolerates=2,
         hull=True,
     ),
     "common_descent": AggregatorRow(
@@ -345,7 +352,7 @@ AGGREGATORS = {
         lambda: aggregators.common_descent(0.4),
         opts_out={
             "test_an_aggregate_equals_the_float64_reference": "is of unit length whatever the "
-            "updates' size, which asks for other tolerances: test_fairness.py has them",
+            "updates' size, which asks for other tolerances: test_descent.py has them",
             "test_an_aggregate_scales_with_the_updates": "the size of an update does not matter",
         }
         | _FROM_ZERO,
@@ -854,7 +861,7 @@ def drfa(model: Model, **options: Any) -> Algorithm:
 
 _TWICE = {
     "test_two_seeds_draw_different_batches": "a client may be in a cohort twice; "
-    "test_fairness.py follows its batches"
+    "test_drfa.py follows its batches"
 }
 
 
@@ -960,7 +967,7 @@ ALGORITHMS = {
         params=_wide,
         opts_out={
             "test_a_round_without_jit_is_the_same": "an assignment is thousands of small steps; "
-            "test_matched.py compares rounds with NumPy"
+            "test_pfnm.py compares rounds with NumPy"
         },
     ),
 }

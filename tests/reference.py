@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from fedjax_sim.base import Stream
-from fedjax_sim.ops import permutation
 
 MASK = 0xFFFFFFFF
 
@@ -17,6 +16,17 @@ def _mix(x: int) -> int:
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & MASK
     x = ((x ^ (x >> 15)) * 0x846CA68B) & MASK
     return x ^ (x >> 16)
+
+
+def words(key: jax.Array) -> np.ndarray:
+    """The 24 random words of a shuffle, hashed from the two of the key, in Python integers."""
+    found = []
+    for i in range(1, 25):
+        word = (0x9E3779B9 * i) & MASK
+        for part in jax.random.key_data(key).tolist():
+            word = _mix(word ^ part)
+        found.append(word)
+    return np.array(found, np.uint32)
 
 
 def permute(words: np.ndarray, size: int, position: int, epoch: int = 0) -> int:
@@ -45,14 +55,14 @@ def uniform_cohort(round_key: jax.Array, num_clients: int, cohort_size: int) -> 
 
 def uniform_cohort_of(key: jax.Array, num_clients: int, cohort_size: int) -> list[int]:
     """The ids that `sampling.uniform` draws with this key."""
-    words = np.asarray(permutation.words(key))
-    return [permute(words, num_clients, slot) for slot in range(cohort_size)]
+    own = words(key)
+    return [permute(own, num_clients, slot) for slot in range(cohort_size)]
 
 
 def client_words(round_key: jax.Array, client_id: int) -> np.ndarray:
     """A client's shuffling words in a round."""
     stream = jax.random.fold_in(round_key, Stream.CLIENTS)
-    return np.asarray(permutation.words(jax.random.fold_in(stream, client_id)))
+    return words(jax.random.fold_in(stream, client_id))
 
 
 def softmax_gradient(w: np.ndarray, b: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple:
@@ -97,10 +107,10 @@ def fedavg_round(
 
 def mean(updates: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Weighted mean of the rows of positive weight; 0 if there are none."""
-    live = weights > 0
-    if not live.any():
+    valid = weights > 0
+    if not valid.any():
         return np.zeros(updates.shape[1])
-    return (weights[live, None] * updates[live]).sum(axis=0) / weights[live].sum()
+    return (weights[valid, None] * updates[valid]).sum(axis=0) / weights[valid].sum()
 
 
 def uniform_mean(updates: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -113,8 +113,8 @@ def as_far_as_honest(direction, worst):
 
 
 def weighted_mean(updates, weights):
-    live = weights > 0
-    return weights[live] @ updates[live] / weights[live].sum()
+    valid = weights > 0
+    return weights[valid] @ updates[valid] / weights[valid].sum()
 
 
 def adaptive(make, strengths, aggregate=weighted_mean):
@@ -130,10 +130,10 @@ def adaptive(make, strengths, aggregate=weighted_mean):
 
 
 def most_central(updates, weights):
-    """The live row with the least sum of distances to all others."""
-    live = np.flatnonzero(weights > 0)
-    sums = [sum(np.linalg.norm(updates[i] - updates[j]) for j in live) for i in live]
-    return updates[live[int(np.argmin(sums))]]
+    """The valid row with the least sum of distances to all others."""
+    valid = np.flatnonzero(weights > 0)
+    sums = [sum(np.linalg.norm(updates[i] - updates[j]) for j in valid) for i in valid]
+    return updates[valid[int(np.argmin(sums))]]
 
 
 def fang_krum(choose, num_halvings=30):

@@ -157,11 +157,11 @@ def common_descent(updates: np.ndarray, weights: np.ndarray, tolerance: float) -
     """The shortest allowed combination of the normalised rows, by a general solver."""
     from scipy import optimize
 
-    live = weights > 0
-    if not live.any():
+    valid = weights > 0
+    if not valid.any():
         return np.zeros(updates.shape[1])
-    rows = updates[live] / np.linalg.norm(updates[live], axis=1, keepdims=True)
-    share = weights[live] / weights[live].sum()
+    rows = updates[valid] / np.linalg.norm(updates[valid], axis=1, keepdims=True)
+    share = weights[valid] / weights[valid].sum()
     bounds = [(max(s - tolerance, 0), min(s + tolerance, 1)) for s in share]
     gram = rows @ rows.T
     found = optimize.minimize(

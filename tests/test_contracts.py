@@ -26,6 +26,7 @@ from contracts import (
     SERVERS,
     AlgorithmRow,
     Row,
+    told,
 )
 from fedjax_sim.base import Aggregator, Algorithm, Batch, Client, History, Message, Model, Report
 from fedjax_sim.ops import trees
@@ -342,15 +343,15 @@ JUNK = {
 }
 
 
-@law({name: row for name, row in AGGREGATORS.items() if row.bears})
+@law({name: row for name, row in AGGREGATORS.items() if row.tolerates})
 @pytest.mark.parametrize("junk", JUNK)
 def test_byzantine_clients_cannot_move_an_aggregate_far(row, junk):
-    """As many clients as the rule bears send junk, at full weight; the others are honest."""
+    """As many clients as the rule tolerates send junk, at full weight; the others are honest."""
     updates, weights = cohort()
     updates = jax.tree.map(lambda u: u + np.float32(0.5), updates)
     present = np.flatnonzero(weights)
     candidates = present if row.trusted is None else np.delete(present, row.trusted)
-    bad = np.random.default_rng(3).permutation(candidates)[: row.bears]
+    bad = np.random.default_rng(3).permutation(candidates)[: row.tolerates]
     honest = flat(jax.tree.map(lambda u: u[np.setdiff1d(present, bad)], updates))
     for i, slot in enumerate(bad):
         for leaf in jax.tree.leaves(updates):
@@ -367,9 +368,9 @@ def test_byzantine_clients_cannot_move_an_aggregate_far(row, junk):
 def test_a_mean_would_be_moved_far():
     """The law above can fail."""
     row = AGGREGATORS["mean"]
-    bears = dataclasses.replace(row, bears=1)
+    planted = dataclasses.replace(row, tolerates=1)
     with pytest.raises(AssertionError):
-        test_byzantine_clients_cannot_move_an_aggregate_far(bears, "1e12")
+        test_byzantine_clients_cannot_move_an_aggregate_far(planted, "1e12")
 
 
 @law(AGGREGATORS)
@@ -551,12 +552,6 @@ def scene(seed: int = 3) -> Scene:
     malicious = np.array([0, 1, 0, 0, 0, 1, 0], bool)
     message = Message(History(params, previous), round=np.int32(5))
     return Scene(updates, told(ids, weights), malicious, message)
-
-
-def told(ids: Any, weights: Any) -> Report:
-    """A Report of clients who all made three steps."""
-    each = np.ones(len(ids), np.float32)
-    return Report(ids, weights, each < 0, np.int32(3 * each), each, each, 40 * each, {})
 
 
 @functools.cache

@@ -65,7 +65,10 @@ def makers(model: Any) -> dict[str, Callable[[jax.Array], Algorithm]]:
     """make(learning_rate) of each algorithm."""
     return {
         "agnostic": lambda learning_rate: algorithms.agnostic(
-            model, optimizer=optax.sgd(learning_rate), mixture_step_size=0.01, batch_size=32
+            model,
+            optimizer=optax.sgd(learning_rate),
+            ascent=algorithms.Ascent(0.01),
+            batch_size=32,
         ),
         "fedavg": lambda learning_rate: algorithms.fedavg(
             model,

@@ -183,9 +183,9 @@ def test_foolsgold_remembers():
         if seed == 1:
             updates[5] = np.nan
         state, found, info = apply(aggregator, updates, weights, state)
-        live = weights > 0
-        history[live] += updates[live]
-        expected = robust.foolsgold(updates[live].astype(float), history[live])
+        valid = weights > 0
+        history[valid] += updates[valid]
+        expected = robust.foolsgold(updates[valid].astype(float), history[valid])
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     assert info["shares"][:2].max() < 0.1 < info["shares"][2:].min()
     _, _, at_once = apply(aggregators.foolsgold(), updates, weights)
@@ -294,18 +294,3 @@ def test_a_root_client_carries_fltrust_against_a_majority():
 
     assert accuracy(aggregators.fltrust()) > 0.9
     assert accuracy(aggregators.coordinate_median()) < 0.6
-
-
-def test_with_root_needs_others():
-    with pytest.raises(ValueError, match="needs clients beside the root"):
-        sampling.with_root(sampling.everyone()).init(jnp.array([3]))
-
-
-def test_empty_slots_stay_empty_beside_a_root():
-    def apply(key, state, sizes):
-        return state, sampling.Cohort(jnp.array([0, 3]), jnp.array([True, False]))
-
-    sampler = sampling.with_root(sampling.Sampler(lambda sizes: (), apply))
-    _, cohort = sampler.apply(KEY, (), jnp.ones(4, jnp.int32))
-    np.testing.assert_array_equal(cohort.ids, [0, 4, 3])
-    np.testing.assert_array_equal(cohort.mask, [True, False, True])

@@ -8,7 +8,7 @@ import pytest
 import contracts
 import reference_attacks
 from fedjax_sim import attacks
-from fedjax_sim.base import History, Report, Status
+from fedjax_sim.base import History, Message, Status
 from fedjax_sim.ops import trees
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -31,8 +31,9 @@ def acting(num_rows=6, size=400, seed=0):
     rng = np.random.default_rng(seed)
     updates = np.float32(rng.normal(size=(num_rows, size)) * np.linspace(0.5, 2, size) + 0.2)
     ids = np.arange(num_rows, dtype=np.int32)
-    report = Report(ids, np.ones(num_rows, np.float32), ids < 0, {})
-    return updates, report, ids < 2, np.zeros(size, np.float32)
+    report = contracts.told(ids, np.ones(num_rows, np.float32))
+    message = Message(np.zeros(size, np.float32), round=np.int32(0))
+    return updates, report, ids < 2, message
 
 
 def apply(attack, updates, report, malicious, message, *, state=None, key=KEY):
@@ -92,9 +93,10 @@ def test_attackers_are_named_by_a_list():
 
 
 def test_attacks_that_follow_the_model_need_a_server_that_sends_it():
-    updates, report, malicious, message = acting()
-    with pytest.raises(TypeError, match="broadcasts its params"):
-        apply(attacks.free_rider(), updates, report, malicious, (message, message))
+    *act, message = acting()
+    two = message._replace(shared=(message.shared, message.shared))
+    with pytest.raises(TypeError, match="needs a server that shares its params"):
+        apply(attacks.free_rider(), *act, two)
 
 
 def test_a_free_rider_repeats_the_servers_last_step():
@@ -169,10 +171,11 @@ def test_mimic_finds_the_main_direction_and_stays_with_its_client():
 
 def test_delayed_attacks_begin_on_time():
     attack = attacks.delayed(attacks.sign_flip(), num_rounds=2)
-    act = acting()
+    *act, message = acting()
     state = None
     for r in range(4):
-        state, sent, _ = apply(attack, *act, state=state)
+        at_round = message._replace(round=np.int32(r))
+        state, sent, _ = apply(attack, *act, at_round, state=state)
         np.testing.assert_array_equal(sent[0], act[0][0] * (-1 if r >= 2 else 1))
 
 
@@ -220,7 +223,8 @@ def test_monitored_distances_accuracies_and_histograms():
     attack = attacks.monitored(
         attacks.scaling(1.5), accuracy=lambda params: params.sum(), histogram_edges=edges
     )
-    message = History(message + 1, message, np.int32(1))
+    history = History(message.shared + 1, message.shared)
+    message = message._replace(shared=history, round=np.int32(1))
     _, sent, info = apply(attack, updates, report, malicious, message)
     among, across = reference_attacks.honest_range(
         np.asarray(sent, float), np.asarray(report.weights), malicious

@@ -119,12 +119,12 @@ def test_results_follow_from_the_per_client_arrays(trained: Path) -> None:
 
 def test_per_client_arrays_have_a_row_a_round(trained: Path) -> None:
     saved, results = arrays(trained), read(trained / "results.json")
-    for name in ("ids", "weights", "clients/loss", "clients/num_steps", "clients/update_norm"):
+    for name in ("ids", "weights", "loss", "num_steps", "update_norm", "num_bytes"):
         assert saved[f"rounds/cohort/{name}"].shape == (7, 3)
     ids = saved["rounds/cohort/ids"]
     assert all(len(set(row)) == 3 for row in ids.tolist())
     np.testing.assert_array_equal(saved["rounds/cohort/weights"], saved["client_sizes"][ids])
-    steps = saved["rounds/cohort/clients/num_steps"]
+    steps = saved["rounds/cohort/num_steps"]
     np.testing.assert_array_equal(steps, -(-saved["client_sizes"][ids] // 32))
     assert results["client_steps"] == steps.sum()
     num_parameters = 785 * 10
@@ -157,7 +157,7 @@ def test_config_toml_repeats_a_run_and_the_command_line_overrides_it(
     assert run("train", "--seed", 1, config, "--rounds", 2, "--output", other) == 0
     options = read(other / "config.json")["options"]
     assert (options["seed"], options["rounds"], options["eval_every"]) == (1, 2, 3)
-    first, second = (arrays(folder)["rounds/cohort/clients/loss"][:2] for folder in (again, other))
+    first, second = (arrays(folder)["rounds/cohort/loss"][:2] for folder in (again, other))
     assert (first != second).all()
 
 

@@ -13,7 +13,7 @@ import pytest
 PROGRAM = textwrap.dedent(
     """
     import json, sys
-    from fedjax_sim import devices
+    from fedjax_sim.ops import devices
 
     devices.use_all_cores(2)
 
@@ -23,10 +23,9 @@ PROGRAM = textwrap.dedent(
     jax.distributed.initialize(address, num_processes=2, process_id=process)
 
     import numpy as np, optax
-    from fedjax_sim import (
-        aggregators, algorithms, disk, engine, metrics, models, sampling, simulate
-    )
-    from fedjax_sim.data import Batching, federate
+    from fedjax_sim import aggregators, algorithms, engine, metrics, models, simulate
+    from fedjax_sim.data import Batching, disk, federate
+    from fedjax_sim.servers import sampling
 
     mesh = devices.mesh()
     assert (mesh.size, jax.local_device_count(), jax.process_index()) == (4, 2, process)
@@ -67,8 +66,10 @@ PROGRAM = textwrap.dedent(
         return {
             "kernel": np.asarray(result.params["kernel"]).tolist(),
             "states": jax.tree.map(lambda x: np.asarray(x).tolist(), result.state.clients),
-            "clients": jax.tree.map(np.ndarray.tolist, result.info.cohort.clients),
-            "ids": result.info.cohort.ids.tolist(),
+            "cohort": {
+                name: getattr(result.info.cohort, name).tolist()
+                for name in ("ids", "num_steps", "weights", "update_norm", "loss", "num_bytes")
+            },
             "loss": result.evaluations.values["train"]["loss"].total[[0, -1]].tolist(),
         }
 
@@ -123,12 +124,12 @@ def found(tmp_path_factory):
 @pytest.mark.parametrize("name", ["streamed", "checkpoint"])
 def test_a_run_is_the_same_on_one_device_and_on_two_processes(found, name):
     one, many = found[f"{name}/1"], found[f"{name}/4"]
-    assert many["ids"] == one["ids"]
-    assert many["clients"]["num_steps"] == one["clients"]["num_steps"]
-    assert many.keys() == one.keys() and many["clients"].keys() == one["clients"].keys()
+    assert many.keys() == one.keys() and many["cohort"].keys() == one["cohort"].keys()
+    for what in ("ids", "num_steps"):
+        assert many["cohort"][what] == one["cohort"][what]
     for what in ("kernel", "loss"):
         np.testing.assert_allclose(many[what], one[what], rtol=1e-6, atol=1e-6)
-    for part in ("clients", "states"):
+    for part in ("cohort", "states"):
         for what in one[part]:
             np.testing.assert_allclose(many[part][what], one[part][what], rtol=1e-6, atol=1e-6)
     assert np.abs(one["kernel"]).max() > 0.05

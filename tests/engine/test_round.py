@@ -11,9 +11,9 @@ import pytest
 import compilation
 import reference
 from fedjax_sim import aggregators, algorithms, clients, engine, metrics, models, simulate
-from fedjax_sim.base import Aggregator, Model, Status
+from fedjax_sim.base import Aggregator, Cohort, Model, Sampler, Server, Status
 from fedjax_sim.data import Batching, federate
-from fedjax_sim.engine import round as round_
+from fedjax_sim.engine import local_work
 from fedjax_sim.servers import sampling
 
 SIZES = [1, 7, 20, 33, 5, 60, 12, 2, 41, 19]
@@ -124,15 +124,13 @@ def test_a_client_does_not_depend_on_its_slot_or_neighbours(key):
 
     def updates(ids, width):
         ids = jnp.array(ids, jnp.int32)
-        from fedjax_sim.base import Cohort, Sampler, Server
-
         algorithm = engine.federated(
             rule=clients.local_sgd(MODEL, optax.sgd(0.3), loss=metrics.cross_entropy),
-            sampler=Sampler(lambda s: (), lambda k, s, n: (s, Cohort(ids, ids < 10))),
+            sampler=Sampler(lambda s: (), lambda k, s, n, r: (s, Cohort(ids, ids < 10))),
             aggregator=stack,
             server=Server(
                 lambda k, p, d: (p, jax.tree.map(lambda x: jnp.zeros((len(ids), *x.shape)), p)),
-                lambda k, s, c, d: s[0],
+                lambda k, s, draft, c, d: draft._replace(shared=s[0]),
                 lambda k, s, aggregate, report: ((s[0], aggregate), {}),
                 lambda s: s[1],
             ),
@@ -198,7 +196,9 @@ def test_prox_pulls_to_the_server(key):
 
     def moved(mu):
         rule = clients.prox(MODEL, optax.sgd(0.3), mu=mu, loss=metrics.cross_entropy)
-        algorithm = make(rule=rule)
+        algorithm = algorithms.averaging(
+            rule, batching=Batching(8, num_epochs=2), sampler=sampling.uniform(4), width=1
+        )
         state, info = jax.jit(algorithm.step)(key, algorithm.init(key, initial(key), data), data)
         return algorithm.params(state)["kernel"], info.cohort.update_norm
 
@@ -247,11 +247,8 @@ def test_non_finite_updates_are_dropped_and_named(key, width):
 
 def test_an_empty_cohort_leaves_the_server_alone(key):
     data, _ = population()
-    from fedjax_sim.base import Cohort, Sampler
-
-    nobody = Sampler(
-        lambda s: (), lambda k, s, n: (s, Cohort(jnp.full(3, 10, jnp.int32), jnp.zeros(3, bool)))
-    )
+    cohort = Cohort(jnp.full(3, 10, jnp.int32), jnp.zeros(3, bool))
+    nobody = Sampler(lambda s: (), lambda k, s, n, r: (s, cohort))
     algorithm = algorithms.fedavg(
         MODEL,
         client_optimizer=optax.sgd(0.1),
@@ -293,21 +290,6 @@ def test_memory_of_a_mean_round_does_not_grow_with_the_cohort(key):
     assert temporary(64, stacked) > large + 50 * num_bytes  # or the measurement means nothing
 
 
-def test_evaluator_is_exact_per_client(key):
-    data, people = population()
-    params = {"kernel": jax.random.normal(key, (FEATURES, CLASSES)), "bias": jnp.arange(3.0)}
-    evaluate = engine.evaluator(
-        MODEL, {"loss": metrics.cross_entropy, "accuracy": metrics.accuracy}, block_size=17
-    )
-    out = jax.jit(evaluate)(params, data)
-    assert out["loss"].count.tolist() == SIZES
-    for k, (x, y) in enumerate(people):
-        w, b = np.asarray(params["kernel"], np.float64), np.asarray(params["bias"], np.float64)
-        loss, _, _ = reference.softmax_gradient(w, b, x, y)
-        np.testing.assert_allclose(out["loss"].value[k], loss, rtol=1e-5)
-        assert out["accuracy"].total[k] == ((x @ w + b).argmax(axis=1) == y).sum()
-
-
 def test_exceptions_name_the_stage_and_in_debug_the_client_and_round(key):
     data, _ = population()
 
@@ -341,7 +323,7 @@ def test_bad_width():
 
 def test_devices_get_about_as_many_local_steps():
     steps = np.ceil(3 * np.random.default_rng(0).lognormal(0, 1, 96)).astype(np.int32)
-    order = np.asarray(round_._balanced_order(jnp.asarray(steps), (12, 8, 1)))
+    order = np.asarray(local_work._balanced_order(jnp.asarray(steps), (12, 8, 1)))
     assert sorted(order) == list(range(96))
     loads = steps[order].reshape(12, 8).sum(axis=0)
     dealt_in_turn = np.sort(steps)[::-1].reshape(12, 8).sum(axis=0)

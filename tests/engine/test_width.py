@@ -12,7 +12,6 @@ import pytest
 from fedjax_sim import aggregators, algorithms, engine, metrics, models, simulate
 from fedjax_sim.base import Aggregator
 from fedjax_sim.data import Batching, FederatedData, federate
-from fedjax_sim.engine import round as round_
 from fedjax_sim.engine import width as tuning
 
 KEY = jax.random.key(3)
@@ -159,7 +158,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list:
         return widths[-1]
 
     monkeypatch.setattr(tuning, "fastest_width", fastest_width)
-    monkeypatch.setattr(round_, "WORTH_MEASURING", 0.0)
+    monkeypatch.setattr(tuning, "WORTH_MEASURING", 0.0)
     return calls
 
 
@@ -219,13 +218,13 @@ def test_unequal_clients_make_wide_chunks_less_useful(asked) -> None:
 
 def test_little_work_large_models_and_sweeps_are_not_measured(asked, monkeypatch) -> None:
     data = population(20)
-    monkeypatch.setattr(round_, "CORE_PARAMS", 100)
+    monkeypatch.setattr(tuning, "CORE_PARAMS", 100)
     one_round("auto", data)
-    monkeypatch.setattr(round_, "CORE_PARAMS", 100_000)
+    monkeypatch.setattr(tuning, "CORE_PARAMS", 100_000)
     points = {"seed": np.arange(2)}
     init = lambda key: models.logistic(10).init(key, data.examples["x"][:1])  # noqa: E731
     simulate.sweep(algorithm, points, init, data, num_rounds=1)
-    monkeypatch.setattr(round_, "WORTH_MEASURING", 1e12)
+    monkeypatch.setattr(tuning, "WORTH_MEASURING", 1e12)
     one_round("auto", data)
     assert asked == []
 

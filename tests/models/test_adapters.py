@@ -61,8 +61,9 @@ def test_adapters_switch_modes(adapted: Model) -> None:
     assert len(statistics(adapted, params)) == 2
     plain = adapted.apply(params, FLOATS)
     np.testing.assert_array_equal(plain, adapted.apply(params, FLOATS))
-    first, moved = adapted.apply_train(params, FLOATS, jax.random.key(0))
-    other, _ = adapted.apply_train(params, FLOATS, jax.random.key(1))
+    everything = jnp.ones(len(FLOATS), bool)
+    first, moved = adapted.apply_train(params, FLOATS, jax.random.key(0), everything)
+    other, _ = adapted.apply_train(params, FLOATS, jax.random.key(1), everything)
     np.testing.assert_array_equal(first, adapted.apply(params, FLOATS, jax.random.key(0)))
     assert not np.allclose(first, other)
     assert not np.allclose(first, plain)
@@ -133,7 +134,7 @@ def test_a_built_nnx_module_keeps_its_parameters_and_itself() -> None:
     params = model.init(KEY, FLOATS)
     np.testing.assert_allclose(model.apply(params, FLOATS), expected, rtol=1e-5, atol=1e-6)
     assert model.apply_train is not None
-    model.apply_train(params, FLOATS, KEY)
+    model.apply_train(params, FLOATS, KEY, jnp.ones(len(FLOATS), bool))
     for leaf in jax.tree.leaves(params):
         leaf.delete()
     np.testing.assert_array_equal(module(jnp.asarray(FLOATS)), expected)

@@ -33,9 +33,9 @@ def test_mixed_precision_moves_running_statistics_only() -> None:
     model = models.from_linen(LinenNet())
     half = models.mixed_precision(model)
     params = drawn(model, FLOATS)
-    _, moved = models.mixed_precision(model).train(params, FLOATS, KEY)
+    _, moved = half.train(params, FLOATS, KEY)
     _, exact = model.train(params, FLOATS, KEY)
-    jax.tree.map(np.testing.assert_array_equal, moved["params"], params["params"])
+    assert jax.tree.leaves(moved["params"]) == []
     for name, value in statistics(model, moved).items():
         np.testing.assert_allclose(value, statistics(model, exact)[name], rtol=0.05, atol=0.05)
         assert not np.array_equal(value, statistics(model, params)[name])

@@ -30,6 +30,7 @@ def test_any_size_equals_the_reference_and_never_collides(size, seed, epoch, dat
     drawn = sorted(data.draw(st.sets(ends | ends.map(lambda i: size - 1 - i), max_size=20)))
     positions = np.resize(drawn or [0], LENGTH)
     words = words_of(seed)
+    np.testing.assert_array_equal(words, reference.words(jax.random.key(seed)))
     out = np.asarray(permute(words, size, positions, epoch))
     assert out.dtype == np.int32 and out.min() >= 0 and out.max() < size
     expected = [reference.permute(np.asarray(words), size, i, epoch) for i in drawn]

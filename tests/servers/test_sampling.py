@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 import reference
-from fedjax_sim.base import Stream
+from fedjax_sim.base import Cohort, Sampler, Stream
 from fedjax_sim.servers import sampling
 
 SIZES = jnp.array([5, 1, 30, 4], jnp.int32)
@@ -21,7 +21,7 @@ def cohorts(build, num_draws=20000):
     """[num_draws, C] ids."""
     sampler = build()
     state = sampler.init(SIZES)
-    draw = jax.jit(jax.vmap(lambda key: sampler.apply(key, state, SIZES)[1].ids))
+    draw = jax.jit(jax.vmap(lambda key: sampler.apply(key, state, SIZES, 0)[1].ids))
     return np.asarray(draw(jax.random.split(jax.random.key(5), num_draws)))
 
 
@@ -86,7 +86,8 @@ def test_cohorts_occur_as_often_as_they_should(build):
 def test_uniform_is_the_documented_shuffle(key):
     sampler = sampling.uniform(5)
     sizes = jnp.ones(100, jnp.int32)
-    _, cohort = sampler.apply(jax.random.fold_in(key, Stream.SAMPLING), sampler.init(sizes), sizes)
+    sampling_key = jax.random.fold_in(key, Stream.SAMPLING)
+    _, cohort = sampler.apply(sampling_key, sampler.init(sizes), sizes, 0)
     assert cohort.ids.tolist() == reference.uniform_cohort(key, 100, 5)
 
 
@@ -96,15 +97,15 @@ def test_the_whole_population_is_a_cohort(key):
         sampling.uniform(4),
         sampling.by_weight(4, replace=False),
     ):
-        _, cohort = sampler.apply(key, sampler.init(SIZES), SIZES)
+        _, cohort = sampler.apply(key, sampler.init(SIZES), SIZES, 0)
         assert sorted(cohort.ids.tolist()) == [0, 1, 2, 3]
-    _, cohort = sampling.everyone().apply(key, (), SIZES)
+    _, cohort = sampling.everyone().apply(key, (), SIZES, 0)
     assert cohort.ids.tolist() == [0, 1, 2, 3]  # in the order of their ids
 
 
 def test_replacement_allows_cohorts_larger_than_the_population(key):
     sampler = sampling.by_weight(50)
-    _, cohort = sampler.apply(key, sampler.init(SIZES), SIZES)
+    _, cohort = sampler.apply(key, sampler.init(SIZES), SIZES, 0)
     assert cohort.ids.shape == (50,)
 
 
@@ -142,3 +143,18 @@ def test_bad_options_are_named(build, error, message):
 def test_a_population_that_does_not_fit_is_named_at_init(sampler, message):
     with pytest.raises(ValueError, match=message):
         sampler.init(SIZES)
+
+
+def test_with_root_needs_others():
+    with pytest.raises(ValueError, match="needs clients beside the root"):
+        sampling.with_root(sampling.everyone()).init(jnp.array([3]))
+
+
+def test_empty_slots_stay_empty_beside_a_root(key):
+    def apply(key, state, sizes, round):
+        return state, Cohort(jnp.array([0, 3]), jnp.array([True, False]))
+
+    sampler = sampling.with_root(Sampler(lambda sizes: (), apply))
+    _, cohort = sampler.apply(key, (), jnp.ones(4, jnp.int32), 0)
+    np.testing.assert_array_equal(cohort.ids, [0, 4, 3])
+    np.testing.assert_array_equal(cohort.mask, [True, False, True])

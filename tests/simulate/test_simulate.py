@@ -76,11 +76,16 @@ def walk(bad_round: Any = -1) -> Algorithm:
         position, done = state
         position = position + jax.random.normal(key, (3,))
         bad = done == bad_round
+        ones = jnp.ones(2)
         report = Report(
             ids=jnp.array([2, 0]),
-            weights=jnp.array([1.0, 1.0]),
+            weights=ones,
             dropped=jnp.array([True, False]) & bad,
-            clients={"num_steps": jnp.array([3, 4])},
+            num_steps=jnp.array([3, 4]),
+            update_norm=ones,
+            loss=ones,
+            num_bytes=ones,
+            clients={},
         )
         status = jnp.where(bad, int(Status.NON_FINITE_UPDATE), 0).astype(jnp.int32)
         here = {"here": position}

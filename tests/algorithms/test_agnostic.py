@@ -1,4 +1,4 @@
-"""Agnostic federated learning against its float64 twin, and its estimators' expectations."""
+"""Agnostic federated learning: its float64 twin, its estimators' expectations, its options."""
 
 import functools
 from typing import Any
@@ -10,9 +10,13 @@ import optax
 import pytest
 
 import reference
+import reference_fairness as twin
 from fedjax_sim import algorithms, metrics, models, simulate
+from fedjax_sim.algorithms import Ascent, Domains
 from fedjax_sim.base import Model, Status
 from fedjax_sim.data import FederatedData, federate
+from fedjax_sim.ops import simplex
+from small_task import assert_model
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -43,7 +47,7 @@ def params():
 
 
 def agnostic(**options):
-    options = {"optimizer": optax.sgd(0.3), "mixture_step_size": 0.1, **options}
+    options = {"optimizer": optax.sgd(0.3), "ascent": Ascent(0.1), **options}
     return algorithms.agnostic(options.pop("model", MODEL), **options)
 
 
@@ -51,7 +55,7 @@ def test_full_batch_rounds_equal_the_float64_reference():
     """Twenty rounds, unequal domains, unequal start; the output is the mean of iterates 1 ... t."""
     data, domains = population()
     (w, b), mixture = point(), np.array([0.2, 0.5, 0.3])
-    algorithm = agnostic(initial_mixture=mixture, mixture_step_size=0.3)
+    algorithm = agnostic(ascent=Ascent(0.3, initial=mixture))
     state, step = algorithm.init(KEY, params(), data), jax.jit(algorithm.step)
     iterates = []
     for r in range(20):
@@ -99,21 +103,15 @@ def estimates(
     estimator: str, batch_size: int, of_examples: bool = False, num_keys: int = 4000
 ) -> dict[str, np.ndarray]:
     """What one step of `sgd(1)` shows of g_w and of g_lambda - its mean, for many keys."""
-    data, options = (
-        (mixed_up(), {"domain": "k", "num_domains": 3})
-        if of_examples
-        else (
-            population()[0],
-            {},
-        )
-    )
+    data, domains = population()[0], None
+    if of_examples:
+        data, domains = mixed_up(), Domains("k", 3)
     algorithm = agnostic(
         optimizer=optax.sgd(1.0),
-        mixture_step_size=ASCENT,
-        initial_mixture=MIXTURE,
+        ascent=Ascent(ASCENT, initial=MIXTURE),
         estimator=estimator,
         batch_size=batch_size,
-        **options,
+        domains=domains,
     )
     state = algorithm.init(KEY, params(), data)
     step = jax.jit(jax.vmap(lambda key: algorithm.step(key, state, data)))
@@ -203,8 +201,7 @@ def test_weighted_never_draws_a_domain_without_weight():
     data, domains = population()
     algorithm = agnostic(
         optimizer=optax.sgd(1.0),
-        mixture_step_size=0.0,
-        initial_mixture=np.array([0.0, 0.0, 1.0]),
+        ascent=Ascent(0.0, initial=np.array([0.0, 0.0, 1.0])),
         estimator="weighted",
         batch_size=400,
     )
@@ -216,7 +213,7 @@ def test_weighted_never_draws_a_domain_without_weight():
 
 def test_without_ascent_the_mixture_stays():
     data, _ = population()
-    algorithm = agnostic(mixture_step_size=0.0, initial_mixture=MIXTURE)
+    algorithm = agnostic(ascent=Ascent(0.0, initial=MIXTURE))
     result = simulate.run(algorithm, params(), data, key=KEY, num_rounds=10)
     np.testing.assert_allclose(result.info.server["mixture"], np.tile(MIXTURE, (10, 1)), atol=1e-6)
     np.testing.assert_allclose(result.state.mean_mixture, MIXTURE, atol=1e-6)
@@ -234,8 +231,7 @@ def test_two_opposed_domains_meet_in_the_middle():
     algorithm = agnostic(
         model=model,
         optimizer=optax.sgd(0.1),
-        mixture_step_size=0.05,
-        initial_mixture=np.array([0.4, 0.6]),
+        ascent=Ascent(0.05, initial=np.array([0.4, 0.6])),
         loss=metrics.mean_squared_error,
     )
     result = simulate.run(algorithm, jnp.array([0.7]), data, key=KEY, num_rounds=2000)
@@ -300,7 +296,7 @@ def test_a_swept_step_size_is_its_separate_runs():
     data, _ = population()
     sizes = np.array([0.0, 0.05, 0.4], np.float32)
     swept = simulate.sweep(
-        lambda gamma: agnostic(mixture_step_size=gamma, batch_size=2),
+        lambda gamma: agnostic(ascent=Ascent(gamma), batch_size=2),
         {"seed": np.ones(3, int), "gamma": sizes},
         lambda key: params(),
         data,
@@ -308,7 +304,7 @@ def test_a_swept_step_size_is_its_separate_runs():
     )
     key = jax.random.split(jax.random.key(1))[1]
     for g, gamma in enumerate(sizes.tolist()):
-        algorithm = agnostic(mixture_step_size=gamma, batch_size=2)
+        algorithm = agnostic(ascent=Ascent(gamma), batch_size=2)
         alone = simulate.run(algorithm, params(), data, key=key, num_rounds=15)
         one = jax.tree.map(lambda x: x[g], swept.state[1])  # noqa: B023
         close = functools.partial(np.testing.assert_allclose, atol=1e-5)
@@ -318,18 +314,148 @@ def test_a_swept_step_size_is_its_separate_runs():
     assert np.abs(mixtures[2] - mixtures[1]).max() > 0.05
 
 
+# The options.
+
+
+def first_rounds(num_rounds: int = 3, data: FederatedData | None = None, **options: Any):
+    options = {"ascent": Ascent(0.2), **options}
+    data = population()[0] if data is None else data
+    return simulate.run(agnostic(**options), params(), data, key=KEY, num_rounds=num_rounds)
+
+
+def losses_and_gradient(w: Any, mixture: np.ndarray) -> tuple[np.ndarray, twin.Params]:
+    parts = [reference.softmax_gradient(*w, x, y) for x, y in population()[1]]
+    gradient = twin.combine([list(part[1:]) for part in parts], mixture)
+    return np.array([part[0] for part in parts]), gradient
+
+
+UNIFORM = np.full(len(SIZES), 1 / len(SIZES))
+
+
+def test_optimistic_steps_extrapolate_both_gradients():
+    result = first_rounds(5, optimistic=True, output="last")
+    w, mixture, before = point(), UNIFORM, None
+    for r in range(5):
+        np.testing.assert_allclose(result.info.server["mixture"][r], mixture, atol=1e-5)
+        now = losses_and_gradient(w, mixture)
+        old = before or now
+        w = twin.minus(w, [0.3 * (2 * g - h) for g, h in zip(now[1], old[1], strict=True)])
+        mixture = reference.project_simplex(mixture + 0.2 * (2 * now[0] - old[0]))
+        before = now
+    assert_model(result.params, w)
+
+
+def test_exponentiated_ascent_and_schedules():
+    sizes = [0.5, 0.25, 0.125]
+    result = first_rounds(
+        ascent=Ascent(optax.exponential_decay(0.5, 1, 0.5), "exponentiated"),
+        optimizer=optax.sgd(optax.exponential_decay(0.3, 1, 0.5)),
+        output="last",
+    )
+    w, mixture = point(), UNIFORM
+    for r, size in enumerate(sizes):
+        np.testing.assert_allclose(result.info.server["mixture"][r], mixture, atol=1e-5)
+        losses, gradient = losses_and_gradient(w, mixture)
+        w = twin.minus(w, [0.6 * size * g for g in gradient])
+        mixture = mixture * np.exp(size * losses)
+        mixture /= mixture.sum()
+    assert_model(result.params, w)
+    np.testing.assert_allclose(result.state.mixture, mixture, atol=1e-5)
+
+
+def test_skewness_holds_lambda_near_the_shares_of_the_examples():
+    share = np.array(SIZES) / sum(SIZES)
+    result = first_rounds(skewness=0.1)
+    mixture, losses = UNIFORM, result.info.cohort.loss
+    for r in range(2):
+        uphill = losses[r] - 0.1 * 2 * (mixture - share) / share
+        mixture = reference.project_simplex(mixture + 0.2 * uphill)
+        np.testing.assert_allclose(result.info.server["mixture"][r + 1], mixture, atol=1e-5)
+    held = first_rounds(400, skewness=3.0, ascent=Ascent(0.01))
+    np.testing.assert_allclose(held.state.mixture, share, atol=0.03)
+
+
+def test_lambda_stays_in_its_set():
+    capped = functools.partial(simplex.project_capped, low=0.1, high=0.5)
+    mixture = first_rounds(40, ascent=Ascent(0.2, projection=capped)).info.server["mixture"]
+    assert mixture.min() > 0.1 - 1e-6 and mixture.max() < 0.5 + 1e-6
+    assert (mixture[-1] > 0.5 - 1e-6).any()
+    corners = np.array([[0.5, 0.5, 0], [0, 0, 1]])
+    hull = functools.partial(simplex.project_onto_hull, mixtures=corners)
+    mixture = first_rounds(40, ascent=Ascent(0.2, projection=hull)).info.server["mixture"]
+    np.testing.assert_allclose(mixture[:, 0], mixture[:, 1], atol=1e-6)
+    assert np.ptp(mixture[:, 0]) > 0.05
+
+
+def test_domains_of_examples_need_no_clients_of_their_own():
+    mixture = MIXTURE
+    ascent = Ascent(0.2, initial=mixture)
+    result = first_rounds(2, mixed_up(), domains=Domains("k", 3), ascent=ascent, output="last")
+    w: Any = point()
+    for r in range(2):
+        losses, gradient = losses_and_gradient(w, mixture)
+        np.testing.assert_allclose(result.info.cohort.loss[r], losses, rtol=1e-5)
+        w = twin.minus(w, [0.3 * g for g in gradient])
+        mixture = reference.project_simplex(mixture + 0.2 * losses)
+    assert_model(result.params, w)
+
+
+def test_an_array_of_domains_that_the_examples_lack_is_an_error():
+    with pytest.raises(ValueError, match=r"unknown name 'xs'\. Did you mean 'x'"):
+        first_rounds(domains=Domains("xs", 3))
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_a_domain_without_examples_is_an_error(batch_size):
+    with pytest.raises(simulate.SimulationError, match=r"round 0, domains \[3\] have no examples"):
+        first_rounds(data=mixed_up(), domains=Domains("k", 4), batch_size=batch_size)
+
+
+@pytest.mark.parametrize(
+    ("ascent", "message"),
+    [
+        ({"initial": [0.5, 0.5]}, r"initial.*one entry a domain \(3\).*\(2,\)"),
+        ({"initial": [0.5, 0.7, -0.2]}, "initial must be >= 0 and sum to 1"),
+        ({"initial": [0.5, 0.5, 0.5]}, r"with sum 1\.5. Divide it by its sum"),
+        ({"initial": [np.nan, 0.5, 0.5]}, "initial must be >= 0 and sum to 1"),
+        ({"step_size": -0.1}, r"step_size must lie in \[0, inf\), got -0.1"),
+        ({"method": "mirror"}, "unknown method 'mirror'"),
+        (
+            {"method": "exponentiated", "projection": simplex.project_capped},
+            "projection must be simplex.project",
+        ),
+        (
+            {
+                "projection": functools.partial(simplex.project_capped, high=0.4),
+                "initial": np.array([0.5, 0.25, 0.25]),
+            },
+            "initial must lie in the set.*nearest point",
+        ),
+        (
+            {
+                "projection": functools.partial(
+                    simplex.project_onto_hull, mixtures=np.array([[0.5, 0.5, 0.5]])
+                )
+            },
+            r"mixtures\[0\] must be >= 0 and sum to 1.*with sum 1.5",
+        ),
+    ],
+)
+def test_bad_ascents_are_named(ascent: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        agnostic(ascent=Ascent(**{"step_size": 0.1} | ascent)).init(KEY, params(), population()[0])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"initial_mixture": [0.5, 0.5]}, r"initial_mixture.*one entry a domain \(3\).*\(2,\)"),
-        ({"initial_mixture": [0.5, 0.7, -0.2]}, "initial_mixture must be >= 0 and sum to 1"),
-        ({"initial_mixture": [0.5, 0.5, 0.5]}, r"with sum 1\.5. Divide it by its sum"),
-        ({"initial_mixture": [np.nan, 0.5, 0.5]}, "initial_mixture must be >= 0 and sum to 1"),
-        ({"mixture_step_size": -0.1}, r"mixture_step_size must lie in \[0, inf\), got -0.1"),
         ({"estimator": "per_client"}, "unknown estimator 'per_client'"),
         ({"output": "mean"}, "unknown output 'mean'"),
         ({"batch_size": 0}, "batch_size must be >= 1, got 0. None takes all examples"),
         ({"estimator": "weighted"}, "batch_size must be a number"),
+        ({"estimator": "uniform"}, 'batch_size must be a number with estimator="uniform"'),
+        ({"skewness": -1.0}, r"skewness must lie in \[0, inf\), got -1"),
+        ({"domains": Domains("y", 0)}, "number must be >= 1, got 0"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], message):
