@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_sim import algorithms, engine, metrics, models, simulate
+from fedjax_sim import engine, metrics, models, simulate
 from fedjax_sim.analysis import plots
 from fedjax_sim.base import Algorithm, Array, Examples, Key, Mean, Model, Params
 from fedjax_sim.data import FederatedData, datasets, federate, partition
@@ -163,7 +163,7 @@ def _assessment(model: Model, personal: bool) -> Callable[[Params, FederatedData
         "accuracy": metrics.accuracy,
     }
     if personal:
-        one = algorithms.personal_evaluator(model, looked_at, block_size=2048)
+        one = engine.personal_evaluator(model, looked_at, block_size=2048)
     else:
         one = engine.evaluator(model, looked_at)
     return jax.jit(jax.vmap(one, in_axes=(0, None)))

@@ -129,7 +129,7 @@ def jobs(
         return algorithms.fedavg(task.model, client_optimizer=optimizer, batching=batching)
 
     def agnostic(**options: Any) -> Job:
-        options = {"mixture_step_size": 0.01, "batch_size": 32, **options}
+        options = {"ascent": algorithms.Ascent(0.01), "batch_size": 32, **options}
         return Job(
             lambda lr: algorithms.agnostic(task.model, optimizer=optax.sgd(lr), **options),
             task.train,
@@ -160,7 +160,7 @@ def _family(task: Task, num_steps: int, agnostic: Callable[..., Job]) -> dict[st
 
     return {
         "agnostic, optimistic": half(optimistic=True),
-        "agnostic, exponentiated": half(ascent="exponentiated", mixture_step_size=0.05),
+        "agnostic, exponentiated": half(ascent=algorithms.Ascent(0.05, "exponentiated")),
         "agnostic, weighted draws": half(estimator="weighted", batch_size=16 * p),
         "agnostic, uniform draws": half(estimator="uniform", batch_size=32 * p),
         "AgnosticFedAvg": Job(
@@ -168,7 +168,7 @@ def _family(task: Task, num_steps: int, agnostic: Callable[..., Job]) -> dict[st
                 model,
                 client_optimizer=sgd(lr),
                 server=sgd(3.0, momentum=0.9),
-                mixture_step_size=0.3,
+                ascent=algorithms.Ascent(0.3),
                 initial_window=np.asarray(task.train.sizes)[None],
                 loss=counted,
                 **whole,
@@ -252,7 +252,7 @@ def converge(
     algorithm = algorithms.agnostic(
         task.model,
         # Near the saddle the losses of the worst domains hardly differ: lambda takes long steps.
-        mixture_step_size=0.01 if in_batches else 0.1,
+        ascent=algorithms.Ascent(0.01 if in_batches else 0.1),
         regularizer=tasks.ridge(RIDGE),
         **options,
     )

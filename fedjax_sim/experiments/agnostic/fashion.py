@@ -123,7 +123,8 @@ def recipes() -> dict[str, tuple[Callable[[], Algorithm], int]]:
     rule = local_sgd(MODEL, local, loss=metrics.cross_entropy, regularizer=RIDGE)
 
     def agnostic(**options: Any) -> tuple[Callable[[], Algorithm], int]:
-        options = {"mixture_step_size": 0.002, "batch_size": 32, "regularizer": RIDGE, **options}
+        options = {"ascent": algorithms.Ascent(0.002), "batch_size": 32, **options}
+        options = {"regularizer": RIDGE, **options}
         return lambda: algorithms.agnostic(MODEL, optimizer=optimizer, **options), 3000
 
     def q_ffl() -> Algorithm:
@@ -132,11 +133,11 @@ def recipes() -> dict[str, tuple[Callable[[], Algorithm], int]]:
 
     return {
         "FedAvg": (
-            lambda: algorithms.fedavg(MODEL, client_optimizer=local, rule=rule, **some),
+            lambda: algorithms.averaging(rule, **some),
             300,
         ),
         "agnostic": agnostic(),
-        "agnostic, exponentiated": agnostic(ascent="exponentiated", mixture_step_size=0.005),
+        "agnostic, exponentiated": agnostic(ascent=algorithms.Ascent(0.005, "exponentiated")),
         "q-FFL, q = 5": (q_ffl, 300),
     }
 
@@ -146,7 +147,7 @@ def converge(task: Task, num_rounds: int) -> tuple[Row, dict[str, np.ndarray]]:
     algorithm = algorithms.agnostic(
         MODEL,
         optimizer=optax.sgd(0.01, momentum=0.95),
-        mixture_step_size=0.01,
+        ascent=algorithms.Ascent(0.01),
         regularizer=RIDGE,
         output="last",
     )

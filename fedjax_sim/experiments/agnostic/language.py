@@ -143,15 +143,15 @@ def _train(
 ) -> Row:
     """A fixed mixture is agnostic learning whose mixture stands still."""
     model = models.char_lstm(num_words, embedding=options.hidden, hidden=options.hidden)
-    some: dict[str, Any] = {"mixture_step_size": options.mixture_step_size}
+    ascent = algorithms.Ascent(options.mixture_step_size)
     if mixture is not None:
-        some = {"mixture_step_size": 0.0, "initial_mixture": mixture}
+        ascent = algorithms.Ascent(0.0, initial=mixture)
     algorithm = algorithms.agnostic(
         model,
         optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(options.learning_rate)),
         batch_size=options.batch_size,
         output="last",
-        **some,
+        ascent=ascent,
     )
     result = study.run(
         name,

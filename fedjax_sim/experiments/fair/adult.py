@@ -100,13 +100,13 @@ def recipes(task: Task) -> dict[str, Callable[[Array], Algorithm]]:
     }
 
     def afl(**options: Any) -> Callable[[Array], Algorithm]:
-        options = {"mixture_step_size": STEP_SIZE, "loss": counted, **options}
+        options = {"ascent": algorithms.Ascent(STEP_SIZE), "loss": counted, **options}
         return lambda learning_rate: algorithms.agnostic(
             model, optimizer=optax.sgd(learning_rate), **options
         )
 
     def fixed(mixture: Any) -> Callable[[Array], Algorithm]:
-        return afl(mixture_step_size=0.0, initial_mixture=mixture, output="last")
+        return afl(ascent=algorithms.Ascent(0.0, initial=mixture), output="last")
 
     def q_ffl(q: float) -> Callable[[Array], Algorithm]:
         return lambda learning_rate: algorithms.q_fedavg(
@@ -125,7 +125,7 @@ def recipes(task: Task) -> dict[str, Callable[[Array], Algorithm]]:
             model, learning_rate=learning_rate, mixture_step_size=STEP_SIZE, loss=counted
         ),
         "AFL": afl(),
-        "AFL, exponentiated": afl(ascent="exponentiated"),
+        "AFL, exponentiated": afl(ascent=algorithms.Ascent(STEP_SIZE, "exponentiated")),
         "AFL, optimistic": afl(optimistic=True),
         **{f"q-FFL, q = {q}": q_ffl(q) for q in (0, 1, 5, 10)},
         **{f"TERM, t = {t}": term(t) for t in (1, 10)},

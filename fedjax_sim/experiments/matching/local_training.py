@@ -13,11 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_sim import engine, metrics, models
+from fedjax_sim import clients, engine, metrics, models
 from fedjax_sim.base import (
     Aggregator,
     Array,
-    Client,
     ClientRule,
     Key,
     Model,
@@ -128,25 +127,23 @@ def local_training(
     A round of the engine in which each client begins with its own model and the server keeps what
     all of them send.
     """
-
-    def begin(key: Key, state: PyTree, sent: Params, client: Client) -> PyTree:
-        own = jax.tree.map(lambda x: x.at[client.id].get(mode="clip"), sent)
-        return rule.begin(key, state, own, client)
-
-    def finish(
-        key: Key, state: PyTree, sent: Params, client: Client, work: Any
-    ) -> tuple[PyTree, Params, Array, dict[str, Array]]:
-        return state, work.params, jnp.float32(1), {"loss": work.loss.value}
-
+    alone = clients.adapt(
+        rule,
+        message=lambda message: message._replace(shared=message.per_slot),
+        update=lambda message, work, update: work.params,
+        weight=lambda message, weight: jnp.float32(1),
+    )
     everything = Aggregator(lambda update: (), lambda key, state, sent, weights: (state, sent, {}))
     server = Server(
         init=lambda key, params, data: params,
-        broadcast=lambda key, state, cohort, data: state,
+        broadcast=lambda key, state, draft, cohort, data: draft._replace(
+            per_slot=trees.rows(state, cohort.ids)
+        ),
         apply=lambda key, state, aggregate, report: (aggregate, {}),
         params=lambda state: state,
     )
     algorithm = engine.federated(
-        rule=rule._replace(begin=begin, finish=finish),
+        rule=alone,
         sampler=sampling.everyone(),
         aggregator=everything,
         server=server,

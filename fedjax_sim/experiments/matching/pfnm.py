@@ -328,10 +328,10 @@ class Workshop:
                 Model(init, self.model.apply),
                 regularizer=self.regularizer,
                 absent="unknown",
+                prior=matching.Prior(*main),
                 **common,
-                **main._asdict(),
             ),
-            "FedAvg": algorithms.fedavg(self.model, rule=self.rule, **common),
+            "FedAvg": algorithms.averaging(self.rule, **common),
         }
 
     def curves(self, task: Task, key: Key, num_rounds: int) -> dict[str, Curve]:

@@ -125,15 +125,20 @@ def recipes() -> dict[str, tuple[Callable[[], Algorithm], int]]:
         options = {"client_optimizer": optimizer, "batching": batching, **options}
         return lambda: algorithms.fedavg(MODEL, **options), 30
 
-    def agnostic(**options: Any) -> tuple[Callable[[], Algorithm], int]:
-        options = {"mixture_step_size": 0.1, "batch_size": 64, "output": "last", **options}
-        return lambda: algorithms.agnostic(MODEL, optimizer=optimizer, **options), 300
+    def agnostic(step_size: float = 0.1, **options: Any) -> tuple[Callable[[], Algorithm], int]:
+        return lambda: algorithms.agnostic(
+            MODEL,
+            optimizer=optimizer,
+            ascent=algorithms.Ascent(step_size, **options),
+            batch_size=64,
+            output="last",
+        ), 300
 
     capped = functools.partial(simplex.project_capped, high=0.2)
     trimmed = aggregators.trimmed_mean(num_byzantine=1)
     return {
         "FedAvg": fedavg(),
-        "agnostic, λ fixed": agnostic(mixture_step_size=0.0),
+        "agnostic, λ fixed": agnostic(0.0),
         "agnostic": agnostic(),
         "agnostic, λ ≤ 0.2": agnostic(projection=capped),
         "FedAvg, geometric median": fedavg(aggregator=aggregators.geometric_median()),

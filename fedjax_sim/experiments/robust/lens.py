@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_sim import aggregators, algorithms, attacks, clients, engine, metrics, simulate
+from fedjax_sim import aggregators, algorithms, attacks, clients, engine, metrics, servers, simulate
 from fedjax_sim.analysis import plots
 from fedjax_sim.base import Aggregator, Algorithm, Array, ClientRule, Examples, Model, Params
 from fedjax_sim.data import Batching, FederatedData, federate, poisoning
@@ -240,19 +240,17 @@ def _algorithm(setting: Setting, job: Job) -> Algorithm:
         outputs = setting.model.apply(params, check["x"])
         return (outputs.argmax(axis=1) == check["y"]).mean()
 
-    rule, server = honest, algorithms.server_optimizer(optax.sgd(1.0))
+    rule, server = honest, servers.server_optimizer(optax.sgd(1.0))
     if job.attacker is not None:
         rule = clients.malicious(honest, job.attacker, [attacker], start=job.start)
-        server = algorithms.remembering(server)
+        server = servers.with_history(server)
     everyone = setting.cohort_size == num_clients
-    return algorithms.fedavg(
-        setting.model,
-        client_optimizer=optimizer,
+    return algorithms.averaging(
+        rule,
         batching=setting.batching,
         sampler=sampling.everyone() if everyone else sampling.uniform(setting.cohort_size),
         aggregator=job.aggregator,
         server=server,
-        rule=rule,
         attack=attacks.monitored(attacks.no_attack(), accuracy=accuracy, histogram_edges=EDGES),
         malicious=[attacker],
         width=1,  # in wider chunks the honest would pay for the attacker's rule as well

@@ -39,9 +39,11 @@ from fedjax_sim.base import (
     Client,
     ClientRule,
     Key,
+    Message,
     Model,
     Params,
     PyTree,
+    Upload,
 )
 from fedjax_sim.data import Batching, FederatedData, datasets, federate, partition, poisoning
 from fedjax_sim.experiments import study, tasks
@@ -249,10 +251,8 @@ def column(task: Task, defence: Defence, options: Options) -> np.ndarray:
 def algorithm_for(model: Model, defence: Defence, attack: int | Array) -> Algorithm:
     """One gradient a client, combined by the defence, under attack number `attack`."""
     gradient = clients.local_sgd(model, optax.sgd(1.0), loss=metrics.cross_entropy)
-    return algorithms.fedavg(
-        model,
-        client_optimizer=optax.sgd(1.0),
-        rule=honest_momentum(gradient, defence.momentum),
+    return algorithms.averaging(
+        honest_momentum(gradient, defence.momentum),
         batching=Batching(32, num_steps=1),
         aggregator=aggregator_for(defence),
         server=optax.sgd(LEARNING_RATE),
@@ -278,11 +278,12 @@ def honest_momentum(rule: ClientRule, momentum: float) -> ClientRule:
     kept = clients.worker_momentum(rule, momentum=momentum, dampening=0.0)
 
     def finish(
-        key: Key, state: PyTree, broadcast: PyTree, client: Client, work: PyTree
-    ) -> tuple[PyTree, PyTree, Array, dict[str, Array]]:
-        _, bare, _, _ = rule.finish(key, state.rule, broadcast, client, work)
-        state, sent, weight, info = kept.finish(key, state, broadcast, client, work)
-        return state, trees.where(client.id < NUM_HONEST, sent, bare), weight, info
+        key: Key, state: PyTree, message: Message, client: Client, work: PyTree
+    ) -> tuple[PyTree, Upload, dict[str, Array]]:
+        _, bare, _ = rule.finish(key, state.rule, message, client, work)
+        state, sent, info = kept.finish(key, state, message, client, work)
+        update = trees.where(client.id < NUM_HONEST, sent.update, bare.update)
+        return state, sent._replace(update=update), info
 
     return kept._replace(finish=finish)
 
