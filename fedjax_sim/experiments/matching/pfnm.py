@@ -315,7 +315,6 @@ class Workshop:
         """What goes on over communication rounds."""
         main = variants(len(self.sizes) - 2)[0]
         common: dict[str, Any] = {
-            "client_optimizer": self.optimizer,
             "batching": Batching(32, num_epochs=max(1, self.epochs // 2)),
             "mesh": devices.mesh() if jax.device_count() > 1 else None,
         }
@@ -326,6 +325,7 @@ class Workshop:
         return {
             main.name: algorithms.pfnm(
                 Model(init, self.model.apply),
+                client_optimizer=self.optimizer,
                 regularizer=self.regularizer,
                 absent="unknown",
                 prior=matching.Prior(*main),
