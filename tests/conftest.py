@@ -26,10 +26,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Raw uint32 keys look like data, so a mix-up goes unseen; typed keys (jax.random.key) refuse it.
 jax.config.update("jax_legacy_prng_key", "error")
 
-# Compilation makes the first example slow, hence no deadline. CI draws the same examples each time.
-hypothesis.settings.register_profile(
-    "fedjax_sim", deadline=None, derandomize="CI" in os.environ, print_blob=True
-)
+# Everywhere the same examples are drawn as in CI, each time: when one fails, a change is to blame.
+# The profile of CI also forgives a slow first example, which compiles. The thorough one draws at
+# random (scripts/property_tests); like the other it remembers no failures from run to run, so that
+# what fails belongs to its seed.
+_AS_IN_CI = hypothesis.settings.get_profile("ci")
+hypothesis.settings.register_profile("fedjax_sim", _AS_IN_CI)
+hypothesis.settings.register_profile("thorough", _AS_IN_CI, derandomize=False)
 hypothesis.settings.load_profile("fedjax_sim")
 
 

@@ -895,6 +895,10 @@ ALGORITHMS = {
         algorithms.fedprox,
         lambda model: algorithms.fedprox(model, mu=0.7, client_optimizer=optax.sgd(0.2), **SOME),
     ),
+    "feddyn": AlgorithmRow(
+        algorithms.feddyn,
+        lambda model: algorithms.feddyn(model, alpha=0.3, client_optimizer=optax.sgd(0.2), **SOME),
+    ),
     "scaffold": AlgorithmRow(algorithms.scaffold, scaffold),
     "agnostic, per domain": AlgorithmRow(
         algorithms.agnostic,

@@ -127,6 +127,18 @@ def project_simplex(v: np.ndarray) -> np.ndarray:
     return np.maximum(v - (low + high) / 2, 0)
 
 
+def optimality_gap(gradient: np.ndarray, x: np.ndarray, low: np.ndarray, high: np.ndarray) -> float:
+    """How far the convex function with this gradient at x can be above its minimum, at most.
+
+    That is what its linearisation gains on {low <= y <= high, sum y = 1}, whose best y is greedy.
+    """
+    y, room = np.array(low, np.float64), 1 - np.sum(low)
+    for k in np.argsort(gradient):
+        step = np.clip(room, 0, high[k] - low[k])
+        y[k], room = y[k] + step, room - step
+    return gradient @ (x - y)
+
+
 def agnostic_step(
     w: np.ndarray,
     b: np.ndarray,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import fedjax_sim
+from fedjax_sim.experiments import EXPERIMENTS
 
 PACKAGE = Path(fedjax_sim.__file__).parent
 
@@ -92,6 +93,17 @@ def violations(module: str, source: str) -> list[str]:
         if name.split(".")[0] in HEAVY:
             found.append(f"{module} imports {name} at module level")
     return found
+
+
+def experiments_imported(module: str, source: str) -> list[str]:
+    """The experiments that `module` imports: what they share stands in modules that are none."""
+    named = [f"{name}." for name in imports(ast.parse(source))]
+    return [
+        experiment
+        for experiment in EXPERIMENTS.values()
+        if experiment != f"fedjax_sim.{module}"
+        and any(name.startswith(f"{experiment}.") for name in named)
+    ]
 
 
 def cycle(graph: dict[str, set[str]]) -> list[str]:
@@ -186,6 +198,24 @@ def test_a_planted_violation_is_found(module: str, source: str) -> None:
 )
 def test_what_is_allowed_is_not_reported(module: str, source: str) -> None:
     assert violations(module, source) == []
+
+
+@pytest.mark.parametrize("module", sources())
+def test_no_module_imports_an_experiment(module: str) -> None:
+    assert experiments_imported(module, sources()[module].read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from fedjax_sim.experiments.agnostic import adult as agnostic_adult",
+        "from fedjax_sim.experiments.agnostic.adult import Row",
+        "def f():\n    import fedjax_sim.experiments.agnostic.adult",
+    ],
+)
+def test_a_planted_import_of_an_experiment_is_found(source: str) -> None:
+    assert experiments_imported("experiments.fair.adult", source) == [EXPERIMENTS["agnostic-adult"]]
+    assert experiments_imported("experiments.agnostic.adult", source) == []
 
 
 def test_importing_every_module_loads_no_heavy_library() -> None:

@@ -193,10 +193,21 @@ def test_an_aggregate_equals_the_float64_reference(row, data):
     updates, weights = data.draw(stacks(row.least))
     out = aggregate(row, updates, weights)
     assert jax.tree.structure(out) == jax.tree.structure(updates)
-    expected = row.reference(flat(updates), weights.astype(np.float64))
     found = np.concatenate([np.ravel(u) for u in jax.tree.leaves(out)])
-    atol = 1e-5 * np.abs(flat(updates)).max()
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=atol)
+    rows, weights = flat(updates), weights.astype(np.float64)
+    expected = row.reference(rows, weights)
+    error = np.abs(found - expected).max()
+    # Rules add up C clients or D columns, two of each in a row, and n terms take n roundings by up
+    # to eps / 2 of the largest: (C + D) eps.
+    rounding = sum(rows.shape) * float(np.finfo(np.float32).eps)
+    tolerance = rounding * np.abs(rows).max()
+    if error > tolerance:
+        # Some rules are as sensitive: between clients that are equally good but for that much they
+        # choose either way, of two main directions that are equally long they take a mixture.
+        noise = np.random.default_rng(0).uniform(-1, 1, (20, *rows.shape))
+        nearby = [row.reference(rows * (1 + rounding * each), weights) for each in noise]
+        tolerance += np.abs(np.array(nearby) - expected).max()
+    assert error <= tolerance
 
 
 @law(AGGREGATORS)

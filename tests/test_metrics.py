@@ -29,6 +29,9 @@ KEYS = {
 }
 
 
+EPS, TINY = float(np.finfo(np.float32).eps), float(np.finfo(np.float32).tiny)
+
+
 def reference_cross_entropy(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Per position, 0 for padding."""
     losses = np.zeros(labels.shape)
@@ -90,7 +93,12 @@ def test_cross_entropy_equals_reference(case: tuple[np.ndarray, np.ndarray]) -> 
     mean = metrics.cross_entropy(jnp.asarray(outputs), jnp.asarray(labels))
     axes = tuple(range(1, labels.ndim))
     expected = reference_cross_entropy(outputs, labels).sum(axes)
-    np.testing.assert_allclose(mean.total, expected, rtol=2e-6, atol=1e-4)
+    # Per position exp, sum and log of up to 4 classes, a few units; then the largest logit is added
+    # and the label's subtracted, both rounded by eps / 2 of no more than 2 (largest + 1).
+    positions, largest = labels[0].size, np.abs(outputs).max()
+    np.testing.assert_allclose(
+        mean.total, expected, rtol=positions * EPS, atol=positions * EPS * (2 * largest + 8)
+    )
     np.testing.assert_array_equal(mean.count, (labels >= 0).sum(axes))
     assert mean.total.dtype == mean.count.dtype == jnp.float32
 
@@ -190,7 +198,8 @@ def test_merging_any_split_is_the_whole(
         whole = rows.over(jnp.ones(len(labels), bool))
         left, right = rows.over(mask), rows.over(~mask)
         for merged in trees.add(left, right), trees.add(right, left):
-            np.testing.assert_allclose(merged.total, whole.total, rtol=1e-5, atol=1e-4)
+            # Both are sums of no more than B numbers >= 0, each rounded B times by eps / 2.
+            np.testing.assert_allclose(merged.total, whole.total, rtol=len(labels) * EPS)
             np.testing.assert_array_equal(merged.count, whole.count)
         np.testing.assert_array_equal(whole.count, (case[1] >= 0).sum())
 
@@ -228,11 +237,16 @@ def test_summary_equals_reference(
     assert set(summary) == KEYS
     for row in np.ndindex(totals.shape[:-1]):
         expected = reference_summary(totals[row], counts[row], higher_is_better)
+        # Values of up to `largest`, rounded, their sums of n, and differences of up to twice that;
+        # below TINY float32 may drop them. The variance has the square of such a difference, off by
+        # four times as much, and another sum.
+        n, here = totals.shape[-1], np.maximum(counts[row], 1)
+        largest = np.abs(totals[row] / here).max()
+        tolerance = dict.fromkeys(KEYS, (n + 4) * (EPS * largest + TINY))
+        tolerance["variance"] = 4 * (n + 4) * (EPS * largest**2 + TINY)
         for name, array in summary.items():
             assert array.shape == totals.shape[:-1]
-            np.testing.assert_allclose(
-                array[row], expected[name], rtol=1e-4, atol=1e-3, err_msg=name
-            )
+            assert abs(array[row] - expected[name]) <= tolerance[name], name
 
 
 @pytest.mark.parametrize("num_clients", [1, 2, 10, 11, 101, 1000])
@@ -307,8 +321,12 @@ def test_evenness_equals_reference(totals: np.ndarray, counts: np.ndarray) -> No
                 "jain_index": x.sum() ** 2 / (len(x) * (x**2).sum()),
                 "entropy": -(share * np.log(share)).sum() / np.log(len(x)),
             }
+        # Shares come from a sum of 9 and are summed up again, as squares or as s log s, and both
+        # measures are at most 1: less than 3 * 9 units of eps, and none of the terms is negative.
         for name, value in expected.items():
-            np.testing.assert_allclose(found[name][row], value, rtol=1e-5, atol=1e-6, err_msg=name)
+            np.testing.assert_allclose(
+                found[name][row], value, rtol=0, atol=3 * 9 * EPS, err_msg=name
+            )
 
 
 def test_evenness_of_a_diverged_client_is_not_a_number() -> None:

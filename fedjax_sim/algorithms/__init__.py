@@ -13,6 +13,7 @@ from fedjax_sim.algorithms.ditto import ditto
 from fedjax_sim.algorithms.drfa import DrfaState, drfa
 from fedjax_sim.algorithms.fair_flearn import FairFlearnState, fair_flearn_afl
 from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.algorithms.feddyn import FedDynState, feddyn
 from fedjax_sim.algorithms.fedmgda import fedmgda
 from fedjax_sim.algorithms.fedprox import fedprox
 from fedjax_sim.algorithms.pfnm import PfnmState, pfnm
@@ -27,6 +28,7 @@ __all__ = [
     "Domains",
     "DrfaState",
     "FairFlearnState",
+    "FedDynState",
     "PfnmState",
     "ScaffoldState",
     "WeightedState",
@@ -37,6 +39,7 @@ __all__ = [
     "drfa",
     "fair_flearn_afl",
     "fedavg",
+    "feddyn",
     "fedmgda",
     "fedprox",
     "pfnm",

@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_sim.base import Array, PyTree
 from fedjax_sim.data import FederatedData
@@ -34,7 +35,7 @@ class Ascent(NamedTuple):
     step_size: float | Array | Schedule
     method: Method | None = None
     projection: Callable[[Array], Array] = simplex.project
-    initial: Array | None = None
+    initial: Array | np.ndarray | None = None
 
     def checked(self, method: Method) -> "Ascent":
         """The same with the method of the paper where none is given, if it can be used."""

@@ -79,6 +79,8 @@ class Batching:
         num_slots = self.slots(max_size)
         slot = jnp.arange(num_slots, dtype=jnp.int32)
         full = jnp.ones(num_slots, bool)
+        if max_size == 1:  # there is nothing to shuffle, and XLA fails on remainders by 1
+            return jnp.zeros_like(slot), full
         if self.shuffle == "replacement":
             return permutation.draw(words, jnp.maximum(size, 1), step * num_slots + slot), full
         # A size known when compiling leaves divisions by constants and, if B divides it, no mask.

@@ -1,22 +1,36 @@
 """Experiments of papers, one module each; `fedjax-sim reproduce NAME` runs them.
 
-A module has a docstring, whose first line says what it shows; a dataclass `Options`, its options on
-the command line with `output: Path` and `overwrite: bool` among them; and `main(options: Options)`,
-which makes its `RunFolder`, prints its tables and writes results.json and pictures.
+A module that has `main` is an experiment. Its docstring says in the first line what it shows; its
+dataclass `Options`, a `study.StudyOptions`, has its options on the command line; `main(options)`
+runs it. What experiments share stands in modules without `main`: no experiment imports another.
 """
 
-EXPERIMENTS: dict[str, str] = {
-    "agnostic-adult": "fedjax_sim.experiments.agnostic.adult",
-    "agnostic-fashion": "fedjax_sim.experiments.agnostic.fashion",
-    "agnostic-language": "fedjax_sim.experiments.agnostic.language",
-    "fair-adult": "fedjax_sim.experiments.fair.adult",
-    "fair-shakespeare": "fedjax_sim.experiments.fair.shakespeare",
-    "pfnm-mnist": "fedjax_sim.experiments.matching.pfnm_mnist",
-    "pfnm-cifar10": "fedjax_sim.experiments.matching.pfnm_cifar10",
-    "fedma-fashion": "fedjax_sim.experiments.matching.fedma_fashion",
-    "lens-fashion": "fedjax_sim.experiments.robust.lens_fashion",
-    "lens-adult": "fedjax_sim.experiments.robust.lens_adult",
-    "backdoor-fashion": "fedjax_sim.experiments.robust.backdoor_fashion",
-    "robust-mnist": "fedjax_sim.experiments.robust.mnist",
-}
+from pathlib import Path
+
+
+def command(module: str) -> str:
+    """The name of an experiment, by its place.
+
+    >>> command("fedjax_sim.experiments.agnostic.adult")
+    'agnostic-adult'
+    >>> command("fedjax_sim.experiments.robust.lens_adult")
+    'lens-adult'
+    """
+    place = module.split(".")[-2:]
+    name = place[-1] if "_" in place[-1] else "-".join(place)
+    return name.replace("_", "-")
+
+
+def _found() -> dict[str, str]:
+    """Read from the files, so that nothing is imported before it is run."""
+    here = Path(__file__).parent
+    places = [
+        ".".join((__name__, *path.relative_to(here).with_suffix("").parts))
+        for path in sorted(here.glob("*/*.py"))
+        if "\ndef main(" in path.read_text(encoding="utf-8")
+    ]
+    return {command(place): place for place in places}
+
+
+EXPERIMENTS: dict[str, str] = _found()
 """name -> module, imported only when it is run."""

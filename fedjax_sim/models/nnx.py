@@ -117,11 +117,14 @@ def _mask_batch_norms(node: Any, mask: Array) -> None:
     """Let every batch norm of a module that is thrown away see the rows that count alone."""
     from flax import nnx
 
-    class Masked:
-        def __call__(self, inputs: Array, *args: Any, **kwargs: Any) -> Array:
-            own = {"mask": rows_that_count(mask, inputs)}
-            return super().__call__(inputs, *args, **own | kwargs)  # type: ignore[misc]
+    def masked(norm: type) -> type:
+        class Masked(norm):
+            def __call__(self, inputs: Array, *args: Any, **kwargs: Any) -> Array:
+                own = {"mask": rows_that_count(mask, inputs)}
+                return super().__call__(inputs, *args, **own | kwargs)
+
+        return Masked
 
     for _, child in nnx.iter_graph(node):
         if isinstance(child, nnx.BatchNorm):
-            child.__class__ = type("MaskedBatchNorm", (Masked, type(child)), {})
+            child.__class__ = masked(type(child))

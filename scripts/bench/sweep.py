@@ -22,7 +22,7 @@ import optax
 from fedjax_sim import algorithms, simulate
 from fedjax_sim.base import Algorithm
 from fedjax_sim.data import Batching
-from fedjax_sim.experiments.agnostic import adult as agnostic_adult
+from fedjax_sim.experiments import tasks
 
 LEARNING_RATES = (0.03, 0.1, 0.3, 1.0)
 
@@ -35,7 +35,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.repeats, options.seeds = 2, 1, 1
-    task = agnostic_adult.load_task()
+    task = tasks.adult()
     points = simulate.product(seed=range(options.seeds), learning_rate=LEARNING_RATES)
     rows = []
     for name, make in makers(task.model).items():
@@ -80,7 +80,7 @@ def makers(model: Any) -> dict[str, Callable[[jax.Array], Algorithm]]:
 
 def measure(
     make: Callable[[jax.Array], Algorithm],
-    task: agnostic_adult.Task,
+    task: tasks.Task,
     points: dict[str, np.ndarray],
     num_rounds: int,
     repeats: int,
@@ -142,7 +142,7 @@ def measure(
 
 def separately(
     make: Callable[[jax.Array], Algorithm],
-    task: agnostic_adult.Task,
+    task: tasks.Task,
     points: dict[str, np.ndarray],
     num_rounds: int,
 ) -> dict[str, float]:

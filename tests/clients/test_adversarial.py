@@ -105,9 +105,12 @@ def test_the_shares_of_rounds_leave_out_those_without_the_attacker():
         (lambda: lens_adult.main(lens_adult.Options(rows=("boost",))), "unknown row"),
         (lambda: robust_mnist.main(robust_mnist.Options(rules=("krum",))), "Did you mean 'Krum'"),
         (lambda: robust_mnist.main(robust_mnist.Options(num_iterations=50)), "multiple of 30"),
-        (lambda: robust_mnist.main(robust_mnist.Options(momenta=(0.5,))), "momentum"),
+        (lambda: robust_mnist.main(robust_mnist.Options(momenta=(0.5,))), "unknown momenta"),
         (lambda: robust_mnist.main(robust_mnist.Options(attacks=("alie",))), "Did you mean 'ALIE'"),
-        (lambda: robust_mnist.main(robust_mnist.Options(bucket_sizes=(0,))), "bucket size"),
+        (
+            lambda: robust_mnist.main(robust_mnist.Options(bucket_sizes=(0,))),
+            "bucket_sizes",
+        ),
     ],
 )
 def test_options_are_checked(call, message):

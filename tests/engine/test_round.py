@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+import compilation
 import reference
 from fedjax_sim import aggregators, algorithms, clients, engine, metrics, models, simulate
 from fedjax_sim.base import Aggregator, Cohort, Model, Sampler, Server, Status
@@ -327,3 +328,23 @@ def test_devices_get_about_as_many_local_steps():
     loads = steps[order].reshape(12, 8).sum(axis=0)
     dealt_in_turn = np.sort(steps)[::-1].reshape(12, 8).sum(axis=0)
     assert loads.max() < 1.04 * loads.mean() < 1.1 * loads.mean() < dealt_in_turn.max()
+
+
+@pytest.mark.parametrize("shuffle", ["epoch", "replacement", "none"])
+@compilation.quick()
+def test_clients_of_one_example_train_in_chunks(shuffle):
+    """XLA failed on what is left of a division by the constant 1."""
+    data = federate(
+        {"x": np.eye(4)[:, :3], "y": np.arange(4) % 2}, [np.array([k]) for k in range(4)]
+    )
+    algorithm = algorithms.fedavg(
+        models.logistic(2),
+        client_optimizer=optax.sgd(0.1),
+        batching=Batching(shuffle=shuffle),
+        width=2,
+    )
+    params = models.logistic(2).init(jax.random.key(0), data.examples["x"])
+    state = algorithm.init(jax.random.key(0), params, data)
+    state, info = jax.jit(algorithm.step)(jax.random.key(0), state, data)
+    assert int(info.status) == 0
+    assert (np.asarray(info.cohort.update_norm) > 0).all()

@@ -25,13 +25,13 @@ def best(costs: np.ndarray) -> float:
     return costs[linear_sum_assignment(costs)].sum()
 
 
-def check_assignment(columns: np.ndarray, costs: np.ndarray) -> None:
-    """It is one, and as good as SciPy's."""
+def check_assignment(columns: np.ndarray, costs: np.ndarray, tolerance: float = 1e-6) -> None:
+    """It is one, and as good as SciPy's to a fraction of what costs could add up to."""
     rows = np.flatnonzero(columns >= 0)
     assert len(rows) == min(costs.shape)
     assert len(set(columns[rows])) == len(rows) and columns.max() < costs.shape[1]
     scale = np.abs(costs).max() * len(rows) + 1
-    assert abs(costs[rows, columns[rows]].sum() - best(costs)) <= 1e-6 * scale
+    assert abs(costs[rows, columns[rows]].sum() - best(costs)) <= tolerance * scale
 
 
 @hypothesis.settings(max_examples=40)
@@ -40,15 +40,16 @@ def check_assignment(columns: np.ndarray, costs: np.ndarray) -> None:
         lambda shape: arrays.arrays(
             np.float32,
             shape,
-            # Small integers make ties, the others do not.
+            # Small integers make ties, the others do not. Of these float32 adds up and subtracts
+            # hundreds without rounding, and the solver does nothing else: the optimum is exact.
             elements=st.one_of(
-                st.integers(-2, 2).map(float), st.floats(-1e3, 1e3, width=16, allow_nan=False)
+                st.integers(-2, 2), st.integers(-64_000, 64_000).map(lambda n: n / 64)
             ),
         )
     )
 )
 def test_assignment_is_as_good_as_scipys(costs):
-    check_assignment(np.asarray(matching.assignment(costs)), costs.astype(float))
+    check_assignment(np.asarray(matching.assignment(costs)), costs.astype(float), tolerance=0)
 
 
 @pytest.mark.parametrize("shape", [(1000, 1000), (100, 700), (300, 40)])
@@ -109,10 +110,12 @@ def test_leaving_rows_alone_is_as_good_as_with_a_column_for_each(seed, capacity,
     alone = rng.normal(size=num_rows)
     if ties:
         costs, alone = np.round(costs), np.round(alone)
+    # Multiples of 1/1024, of which float32 makes exact sums: nothing is to be pardoned.
+    costs, alone = np.round(costs * 1024) / 1024, np.round(alone * 1024) / 1024
     costs[:, rng.random(num_columns) < 0.2] = np.inf
     capacity = max(capacity, num_rows - int(np.isfinite(costs[0]).sum()))
     crowding = np.full(num_rows, np.inf)
-    crowding[:capacity] = 2 * np.log(np.arange(1, capacity + 1))
+    crowding[:capacity] = np.round(2048 * np.log(np.arange(1, capacity + 1))) / 1024
     chosen = np.asarray(
         jitted_assign_or_leave(
             *(jnp.asarray(x, jnp.float32) for x in (costs, alone, crowding)),
@@ -125,7 +128,7 @@ def test_leaving_rows_alone_is_as_good_as_with_a_column_for_each(seed, capacity,
     exits = alone[:, None] + crowding[None, :capacity]
     table = np.where(np.isfinite(costs), costs, 1e6)
     assert len(set(chosen[~leaves])) == (~leaves).sum()
-    np.testing.assert_allclose(value, best(np.concatenate([table, exits], axis=1)), atol=1e-4)
+    assert value == best(np.concatenate([table, exits], axis=1))
 
 
 # PFNM

@@ -11,27 +11,24 @@ References:
 """
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
 import optax
-from rich.console import Console
 
-from fedjax_sim import algorithms, engine, metrics, models, simulate
+from fedjax_sim import algorithms, engine, metrics, models
 from fedjax_sim.analysis import plots
-from fedjax_sim.analysis.runfolder import RunFolder
 from fedjax_sim.data import FederatedData, datasets, federate, partition
 from fedjax_sim.experiments import study
-from fedjax_sim.experiments.study import Sheet
-from fedjax_sim.ops import checks
 
 DOMAINS = ("conversation", "document")
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(study.StudyOptions):
     """Options of `fedjax-sim reproduce agnostic-language`."""
 
     conversation: tuple[Path, ...]
@@ -40,9 +37,6 @@ class Options:
     document: tuple[Path, ...]
     """Text of the second domain, such as NLTK's treebank.zip brown.zip."""
     output: Path = Path("runs/agnostic-language")
-    """Folder for results, arrays and pictures."""
-    overwrite: bool = False
-    """Replace an earlier run in that folder."""
     vocabulary_size: int = 10_000
     """Words of the vocabulary; all others are one unknown word."""
     hidden: int = 128
@@ -61,6 +55,9 @@ class Options:
     """Of the initial model, the draw of batches and of test lines."""
     quick: bool = False
     """2,000 words, width 64 and 600 steps: its numbers are not those of the whole."""
+
+    QUICK: ClassVar = {"vocabulary_size": 2000, "hidden": 64, "num_rounds": 600}
+    RANGES: ClassVar = {"num_rounds": (1,)}
 
 
 class Row(NamedTuple):
@@ -89,17 +86,8 @@ class Row(NamedTuple):
 
 
 def main(options: Options) -> None:
-    """Run the experiment and write its folder.
-
-    Raises:
-        FileExistsError: the output folder is taken.
-        FileNotFoundError: no such text.
-        ValueError: an option is out of range, or text is empty or not UTF-8.
-    """
-    if options.quick:
-        options = dataclasses.replace(options, vocabulary_size=2000, hidden=64, num_rounds=600)
-    checks.positive_int("num_rounds", options.num_rounds)
-    checks.in_range("seed", options.seed, 0)
+    """Run the experiment and write its folder."""
+    options = options.checked()
     text = datasets.text_domains(
         dict(zip(DOMAINS, (options.conversation, options.document), strict=True)),
         vocabulary_size=options.vocabulary_size,
@@ -110,54 +98,39 @@ def main(options: Options) -> None:
         federate(examples, partition.by_group(groups["domain"], names=DOMAINS))
         for examples, groups in ((text.train, text.train_groups), (text.test, text.test_groups))
     )
-    console = Console()
-    folder = RunFolder(options.output, options, overwrite=options.overwrite)
+    report = study.Study("Language model, two domains", options)
     sizes = np.asarray(train.sizes)
     amounts = zip(DOMAINS, sizes * options.sequence_length, strict=True)
-    console.print("Training words: " + ", ".join(f"{name} {n:,}" for name, n in amounts))
-
-    mixtures = {
+    report.say("Training words: " + ", ".join(f"{name} {n:,}" for name, n in amounts))
+    rows: dict[str, Row] = {}
+    for name, mixture in {
         f"{DOMAINS[0]} only": np.eye(2)[0],
         f"{DOMAINS[1]} only": np.eye(2)[1],
         "data-weighted": sizes / sizes.sum(),
         "agnostic": None,
-    }
-    rows: dict[str, Row] = {}
-    for name, mixture in mixtures.items():
+    }.items():
         rows[name] = _train(name, mixture, len(text.class_names), train, test, options)
-        folder.save_json("results.json", {"complete": False, "rows": _plain(rows)})
+        report.keep(rows=_plain(rows))
     gain = 1 - rows["agnostic"].perplexity.max() / rows["data-weighted"].perplexity.max()
-    note = f"Agnostic learning changes the worse domain's perplexity by {-100 * gain:+.1f} %."
-    study.publish(folder, console, "Language model, two domains", [_table(rows)], note)
-    folder.save_json(
-        "results.json",
-        {
-            "complete": True,
-            "experiment": "agnostic-language",
-            "quick": options.quick,
-            "train_sequences": dict(zip(DOMAINS, sizes, strict=True)),
-            "rows": _plain(rows),
-            "worst_perplexity_lowered_by": gain,
-        },
-    )
-    folder.save_arrays("rows.npz", {name: row._asdict() for name, row in rows.items()})
-    both = {name: rows[name] for name in ("data-weighted", "agnostic")}
-    own = np.array([rows[f"{name} only"].perplexity[k] for k, name in enumerate(DOMAINS)])
-    bars = plots.grouped_bars(
-        {name: row.perplexity[None] for name, row in both.items()},
-        DOMAINS,
-        label="test perplexity",
-        marks={"a model of its own": own},
-    )
-    folder.save_figure("perplexity.png", bars)
-    curves = {
-        f"{name}, {domain}": row.perplexities[1:, [k]]
-        for name, row in both.items()
-        for k, domain in enumerate(DOMAINS)
+    cells = {
+        name: (*row.perplexity, row.perplexity.max(), f"{row.mixture[0]:.3f}")
+        for name, row in rows.items()
     }
-    steps = rows["agnostic"].steps[1:]
-    folder.save_figure("curves.png", plots.series(steps, curves, x="step", y="test perplexity"))
-    console.print(f"Results, arrays and pictures are in {folder.path}/")
+    sheet = study.table(
+        "Perplexity per word of the test text",
+        ("trained on", *DOMAINS, "worst", "λ of conversation"),
+        cells,
+        caption="all rows with equally many steps; λ is the mean over the steps",
+    )
+    report.publish(
+        [sheet],
+        pictures=_pictures(rows),
+        arrays={"rows.npz": {name: row._asdict() for name, row in rows.items()}},
+        note=f"Agnostic learning changes the worse domain's perplexity by {-100 * gain:+.1f} %.",
+        train_sequences=dict(zip(DOMAINS, sizes, strict=True)),
+        rows=_plain(rows),
+        worst_perplexity_lowered_by=gain,
+    )
 
 
 def _train(
@@ -170,34 +143,49 @@ def _train(
 ) -> Row:
     """A fixed mixture is agnostic learning whose mixture stands still."""
     model = models.char_lstm(num_words, embedding=options.hidden, hidden=options.hidden)
-    some: dict[str, Any] = {"mixture_step_size": options.mixture_step_size}
+    ascent = algorithms.Ascent(options.mixture_step_size)
     if mixture is not None:
-        some = {"mixture_step_size": 0.0, "initial_mixture": mixture}
+        ascent = algorithms.Ascent(0.0, initial=mixture)
     algorithm = algorithms.agnostic(
         model,
         optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(options.learning_rate)),
         batch_size=options.batch_size,
         output="last",
-        **some,
+        ascent=ascent,
     )
-    init_key, key = jax.random.split(jax.random.key(options.seed))
-    evaluate = engine.evaluator(model, {"loss": metrics.cross_entropy}, block_size=64)
-    with simulate.progress_bar(name) as show:
-        result = simulate.run(
-            algorithm,
-            model.init(init_key, train.examples["x"][:1]),
-            train,
-            key=key,
-            num_rounds=options.num_rounds,
-            evaluate=evaluate,
-            eval_data={"test": test},
-            eval_every=-(-options.num_rounds // 10),
-            progress=show,
-        )
-    study.stop_if_interrupted(result)
+    result = study.run(
+        name,
+        algorithm,
+        lambda key: model.init(key, train.examples["x"][:1]),
+        train,
+        key=jax.random.key(options.seed),
+        num_rounds=options.num_rounds,
+        evaluate=engine.evaluator(model, {"loss": metrics.cross_entropy}, block_size=64),
+        eval_data={"test": test},
+        eval_every=-(-options.num_rounds // 10),
+    )
     evaluations = result.evaluations
     perplexities = np.exp(np.asarray(evaluations.values["test"]["loss"].value))
     return Row(evaluations.rounds, perplexities, result.info.server["mixture"], result.seconds)
+
+
+def _pictures(rows: dict[str, Row]) -> Iterator[tuple[str, Any]]:
+    both = {name: rows[name] for name in ("data-weighted", "agnostic")}
+    own = np.array([rows[f"{name} only"].perplexity[k] for k, name in enumerate(DOMAINS)])
+    bars = plots.grouped_bars(
+        {name: row.perplexity[None] for name, row in both.items()},
+        DOMAINS,
+        label="test perplexity",
+        marks={"a model of its own": own},
+    )
+    yield "perplexity.png", bars
+    curves = {
+        f"{name}, {domain}": row.perplexities[1:, [k]]
+        for name, row in both.items()
+        for k, domain in enumerate(DOMAINS)
+    }
+    steps = rows["agnostic"].steps[1:]
+    yield "curves.png", plots.series(steps, curves, x="step", y="test perplexity")
 
 
 def _plain(rows: dict[str, Row]) -> dict[str, Any]:
@@ -210,21 +198,3 @@ def _plain(rows: dict[str, Row]) -> dict[str, Any]:
         }
         for name, row in rows.items()
     }
-
-
-def _table(rows: dict[str, Row]) -> Sheet:
-    lines = [
-        (
-            name,
-            *(f"{value:.1f}" for value in (*row.perplexity, row.perplexity.max())),
-            f"{row.mixture[0]:.3f}",
-        )
-        for name, row in rows.items()
-    ]
-    columns = ("trained on", *DOMAINS, "worst", "λ of conversation")
-    return Sheet(
-        "Perplexity per word of the test text",
-        columns,
-        lines,
-        "all rows with equally many steps; λ is the mean over the steps",
-    )

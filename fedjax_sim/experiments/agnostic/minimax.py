@@ -3,12 +3,13 @@
 Host code in NumPy float64, independent of the compiled algorithms that it judges.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedjax_sim.data import FederatedData
 from fedjax_sim.ops import checks
 
 Domain = tuple[NDArray[Any], NDArray[Any]]
@@ -29,6 +30,13 @@ class Minimax(NamedTuple):
     value: float
     kernel: NDArray[np.float64]
     bias: NDArray[np.float64]
+
+
+def of_clients(data: FederatedData, *, ridge: float) -> Minimax:
+    """`solve` with a domain for each client: the saddle point of the training losses."""
+    clients = [data.client(k) for k in range(data.num_clients)]
+    num_classes = 1 + max(int(each["y"].max()) for each in clients)
+    return solve([(each["x"], each["y"]) for each in clients], num_classes, ridge=ridge)
 
 
 def solve(
@@ -103,6 +111,15 @@ def solve(
         options={"maxiter": iterations, "ftol": 1e-12},
     )
     mixture = np.maximum(found.x, 0) / np.maximum(found.x, 0).sum()
+    mixture, value, losses = _with_traces(mixture, outer)
+    w = best.reshape(num_features + 1, num_classes)
+    return Minimax(mixture, -losses, -value, w[:-1], w[-1])
+
+
+def _with_traces(
+    mixture: NDArray[np.float64], outer: Callable[[NDArray], tuple[float, NDArray]]
+) -> tuple[NDArray, float, NDArray]:
+    """The mixture with a trace for domains that would be worst without any, and its `outer`."""
     value, losses = outer(mixture)
     # Of the features that a domain has alone, a domain without weight leaves only the ridge to say.
     # A trace of weight determines them, which lowers that domain's loss and moves nothing else.
@@ -115,8 +132,7 @@ def solve(
         mixture /= mixture.sum()
         value, losses = outer(mixture)
         trace *= 2
-    w = best.reshape(num_features + 1, num_classes)
-    return Minimax(mixture, -losses, -value, w[:-1], w[-1])
+    return mixture, value, losses
 
 
 def _distinct(table: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -12,24 +12,20 @@ References:
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from rich.console import Console
 
 from fedjax_sim import algorithms, engine, metrics, models, simulate
 from fedjax_sim.analysis import plots
-from fedjax_sim.analysis.runfolder import RunFolder
-from fedjax_sim.base import Algorithm, Mean, Model, Params
+from fedjax_sim.base import Algorithm, Key, Mean, Model, Params
 from fedjax_sim.data import Batching, FederatedData, datasets, federate, partition
 from fedjax_sim.experiments import study
-from fedjax_sim.experiments.study import Expected, Sheet, spread
-from fedjax_sim.ops import checks
 from fedjax_sim.servers import sampling
 
 SEQUENCE_LENGTH = 80
@@ -41,16 +37,13 @@ WELL_MEASURED = 1000
 """Characters of test text from which on a role's accuracy is known to about 1.5 points."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(study.SeedsOptions):
     """Options of `fedjax-sim reproduce fair-shakespeare`."""
 
     folder: Path
     """Folder with TensorFlow Federated's shakespeare_train.h5 and shakespeare_test.h5 (or .xz)."""
     output: Path = Path("runs/fair-shakespeare")
-    """Folder for results, arrays and pictures."""
-    overwrite: bool = False
-    """Replace an earlier run in that folder."""
     hidden: int = 256
     """Width of the LSTM layers."""
     num_layers: int = 2
@@ -75,10 +68,26 @@ class Options:
     """The tilts of TERM."""
     num_seeds: int = 3
     """Runs of every row, each with its own initial model, cohorts and batches."""
-    seed: int = 0
-    """First seed; the others follow it (>= 0)."""
     quick: bool = False
     """150 roles, 12 sequences each, one layer of width 64, 150 + 50 rounds, one seed."""
+
+    QUICK: ClassVar = {
+        **{"hidden": 64, "num_layers": 1, "batch_size": 4, "num_clients": 150},
+        **{"max_sequences": 12, "cohort_size": 10, "warmup_rounds": 150, "num_rounds": 50},
+        "num_seeds": 1,
+    }
+
+    RANGES: ClassVar = {
+        **dict.fromkeys(("hidden", "num_layers", "batch_size", "num_clients"), (1,)),
+        **dict.fromkeys(("max_sequences", "warmup_rounds", "num_rounds"), (1,)),
+        "q": (0.0,),
+    }
+
+    def check(self) -> None:
+        """See `StudyOptions.check`."""
+        super().check()
+        if len(self.q) < 2 or [*self.q] != sorted(self.q):
+            raise ValueError(f"q must hold two or more powers, ascending, got {self.q}.")
 
 
 class Row(NamedTuple):
@@ -112,139 +121,50 @@ class Row(NamedTuple):
 
 
 def main(options: Options) -> None:
-    """Run the experiment and write its folder.
-
-    Raises:
-        FileExistsError: the output folder is taken.
-        FileNotFoundError: no Shakespeare.
-        ValueError: an option is out of range, or a data file is damaged.
-    """
-    if options.quick:
-        options = dataclasses.replace(
-            options,
-            hidden=64,
-            num_layers=1,
-            batch_size=4,
-            num_clients=150,
-            max_sequences=12,
-            cohort_size=10,
-            warmup_rounds=150,
-            num_rounds=50,
-            num_seeds=1,
-        )
-    _check(options)
+    """Run the experiment and write its folder."""
+    options = options.checked()
     train, test = load_clients(options)
-    console = Console()
-    folder = RunFolder(options.output, options, overwrite=options.overwrite)
-    console.print(
+    report = study.Study("Shakespeare, fairness among roles", options)
+    report.say(
         f"Shakespeare: {train.num_clients} roles, {train.num_examples:,} training sequences of "
         f"{SEQUENCE_LENGTH} characters"
     )
     model = models.char_lstm(
         len(datasets.SHAKESPEARE_SYMBOLS), hidden=options.hidden, num_layers=options.num_layers
     )
-    evaluate = jax.jit(
-        engine.evaluator(
-            model, {"accuracy": metrics.accuracy, "loss": metrics.cross_entropy}, block_size=128
-        )
-    )
+    looked_at: dict[str, Any] = {"accuracy": metrics.accuracy, "loss": metrics.cross_entropy}
+    evaluate = jax.jit(engine.evaluator(model, looked_at, block_size=128))
     made = recipes(model, options)
-    seeds = range(options.seed, options.seed + options.num_seeds)
-    keys = [jax.random.key(seed) for seed in seeds]
+    keys = [jax.random.split(jax.random.key(seed)) for seed in options.seeds]
 
-    def train_on(name: str, start: Sequence[Params], stream: int) -> list[simulate.Result]:
-        """One run a seed; all methods see the same cohorts and batches."""
-        results = []
-        for key, params in zip(keys, start, strict=True):
-            with simulate.progress_bar(name) as show:
-                result = simulate.run(
-                    made[name],
-                    params,
-                    train,
-                    key=jax.random.fold_in(key, stream),
-                    num_rounds=options.num_rounds if stream else options.warmup_rounds,
-                    progress=show,
-                )
-            study.stop_if_interrupted(result)
-            results.append(result)
-        return results
+    def train_on(name: str, start: Params | None, key: Key, num_rounds: int) -> simulate.Result:
+        def init(key: Key) -> Params:
+            return model.init(key, train.examples["x"][:1]) if start is None else start
 
-    start = [model.init(key, train.examples["x"][:1]) for key in keys]
-    start = [result.params for result in train_on("FedAvg", start, 0)]
+        return study.run(name, made[name], init, train, key=key, num_rounds=num_rounds)
+
+    warm = [train_on("FedAvg", None, key, options.warmup_rounds).params for key, _ in keys]
     rows: dict[str, Row] = {}
     for name in made:
-        results = train_on(name, start, 1)
+        # All methods see the same cohorts and batches.
+        results = [
+            train_on(name, start, key, options.num_rounds)
+            for (_, key), start in zip(keys, warm, strict=True)
+        ]
         accuracy, loss = (
             jax.tree.map(lambda *x: np.stack(x), *(evaluate(r.params, data)[of] for r in results))
             for of, data in (("accuracy", test), ("loss", train))
         )
         rows[name] = Row(accuracy, loss, sum(result.seconds for result in results))
-        folder.save_json("results.json", {"complete": False, "rows": _plain(rows)})
-    expected = _expected(rows, options)
-    sizes = rows["FedAvg"].accuracy.count[0]
-    well = f"{(sizes >= WELL_MEASURED).sum()} roles with {WELL_MEASURED:,} characters or more"
-    sheets = [
-        _accuracies(f"Test accuracy of {(sizes > 0).sum()} roles in %", rows),
-        _accuracies(f"Test accuracy of the {well} of test text, in %", rows, WELL_MEASURED),
-        _losses(rows),
-        study.compared(expected),
-    ]
-    study.publish(folder, console, "Shakespeare, fairness among roles", sheets)
-    folder.save_json(
-        "results.json",
-        {
-            "complete": True,
-            "experiment": "fair-shakespeare",
-            "quick": options.quick,
-            "rows": _plain(rows),
-            "expected": study.plain(expected),
-        },
+        report.keep(rows=_plain(rows))
+    arrays = {n: {"accuracy": r.accuracy.value, "loss": r.loss.value} for n, r in rows.items()}
+    report.publish(
+        _tables(rows),
+        _expected(rows, options),
+        _pictures(rows),
+        arrays={"per_client.npz": arrays},
+        rows=_plain(rows),
     )
-    folder.save_arrays(
-        "per_client.npz",
-        {
-            name: {"accuracy": row.accuracy.value, "loss": row.loss.value}
-            for name, row in rows.items()
-        },
-    )
-    curves = {name: 100 * np.asarray(row.accuracy.value).mean(axis=0) for name, row in rows.items()}
-    picture = plots.client_distribution(curves, label="test accuracy of a role in %, mean of seeds")
-    folder.save_figure("distribution.png", picture)
-    powers = {name: row for name, row in rows.items() if name.startswith("q-FFL")}
-    for file, label, found in (
-        (
-            "tradeoff.png",
-            "mean test accuracy over roles in %",
-            {name: row.summary() for name, row in powers.items()},
-        ),
-        (
-            "tradeoff_loss.png",
-            "mean training loss over roles in nats",
-            {name: row.losses() for name, row in powers.items()},
-        ),
-    ):
-        points = {name: (each["uniform_mean"], each["variance"]) for name, each in found.items()}
-        folder.save_figure(file, plots.fairness_tradeoff(points, label=label))
-    console.print(f"Results, arrays and pictures are in {folder.path}/")
-
-
-def _check(options: Options) -> None:
-    for name in (
-        "hidden",
-        "num_layers",
-        "batch_size",
-        "num_clients",
-        "max_sequences",
-        "warmup_rounds",
-        "num_rounds",
-        "num_seeds",
-    ):
-        checks.positive_int(name, getattr(options, name))
-    checks.in_range("seed", options.seed, 0)
-    for q in options.q:
-        checks.in_range("q", q, 0.0)
-    if len(options.q) < 2 or [*options.q] != sorted(options.q):
-        raise ValueError(f"q must hold two or more powers, ascending, got {options.q}.")
 
 
 def load_clients(options: Options) -> tuple[FederatedData, FederatedData]:
@@ -288,26 +208,20 @@ def recipes(model: Model, options: Options) -> dict[str, Algorithm]:
     return rows
 
 
-def _expected(rows: dict[str, Row], options: Options) -> list[Expected]:
+def _expected(rows: dict[str, Row], options: Options) -> list[study.Expected]:
     first, last = (f"q-FFL, q = {q:g}" for q in (options.q[0], options.q[-1]))
     before, after = (
-        {key: float(values.mean()) for key, values in rows[name].summary().items()}
+        {key: values.mean() for key, values in rows[name].summary().items()}
         for name in (first, last)
     )
-    return [
-        Expected(
-            f"variance of {last} over that of {first}",
-            54 / 82,
-            PUBLISHED,
-            after["variance"] / before["variance"],
-        ),
-        Expected(
-            f"worst 10 % of {last} less that of {first}",
-            42.1 - 39.7,
-            PUBLISHED,
-            after["worst_10_percent"] - before["worst_10_percent"],
-        ),
-    ]
+    ratio = after["variance"] / before["variance"]
+    gain = after["worst_10_percent"] - before["worst_10_percent"]
+    return study.expect(
+        PUBLISHED,
+        "another model, other clients and another q: that variance falls and the worst gain",
+        (f"variance of {last} over that of {first}", 54 / 82, ratio, 1 - 54 / 82),
+        (f"worst 10 % of {last} less that of {first}", 42.1 - 39.7, gain, 42.1 - 39.7),
+    )
 
 
 def _plain(rows: dict[str, Row]) -> dict[str, Any]:
@@ -323,24 +237,38 @@ def _plain(rows: dict[str, Row]) -> dict[str, Any]:
     }
 
 
-CAPTION = "every role counting the same; mean±standard deviation over seeds"
-
-
-def _accuracies(title: str, rows: dict[str, Row], at_least: int = 0) -> Sheet:
+def _tables(rows: dict[str, Row]) -> list[study.Sheet]:
+    caption = f"every role counting the same; {study.SPREAD}"
+    sizes = rows["FedAvg"].accuracy.count[0]
+    well = f"{(sizes >= WELL_MEASURED).sum()} roles with {WELL_MEASURED:,} characters or more"
     keys = ("uniform_mean", "worst_10_percent", "percentile_10", "percentile_90", "variance")
-    lines = []
-    for name, row in rows.items():
-        found = row.summary(at_least)
-        lines.append((name, *(spread(found[key], 2) for key in keys)))
     columns = ("method", "mean", "worst 10 %", "10th percentile", "90th", "variance")
-    return Sheet(title, columns, lines, CAPTION)
+    sheets = []
+    for title, at_least in (
+        (f"Test accuracy of {(sizes > 0).sum()} roles in %", 0),
+        (f"Test accuracy of the {well} of test text, in %", WELL_MEASURED),
+    ):
+        found = {name: row.summary(at_least) for name, row in rows.items()}
+        cells = {name: [each[key] for key in keys] for name, each in found.items()}
+        sheets.append(study.table(title, columns, cells, digits=2, caption=caption))
+    losses = {
+        name: (each["uniform_mean"], each["worst_10_percent"], study.spread(each["variance"], 4))
+        for name, each in ((name, row.losses()) for name, row in rows.items())
+    }
+    title = "Training loss of the roles in nats"
+    few = ("method", "mean", "worst 10 %", "variance")
+    return [*sheets, study.table(title, few, losses, digits=3, caption=caption)]
 
 
-def _losses(rows: dict[str, Row]) -> Sheet:
-    lines = []
-    for name, row in rows.items():
-        found = row.losses()
-        ends = (spread(found[key], 3) for key in ("uniform_mean", "worst_10_percent"))
-        lines.append((name, *ends, spread(found["variance"], 4)))
-    columns = ("method", "mean", "worst 10 %", "variance")
-    return Sheet("Training loss of the roles in nats", columns, lines, CAPTION)
+def _pictures(rows: dict[str, Row]) -> Iterator[tuple[str, Any]]:
+    curves = {name: 100 * np.asarray(row.accuracy.value).mean(axis=0) for name, row in rows.items()}
+    label = "test accuracy of a role in %, mean of seeds"
+    yield "distribution.png", plots.client_distribution(curves, label=label)
+    powers = {name: row for name, row in rows.items() if name.startswith("q-FFL")}
+    for file, label, summary in (
+        ("tradeoff.png", "mean test accuracy over roles in %", Row.summary),
+        ("tradeoff_loss.png", "mean training loss over roles in nats", Row.losses),
+    ):
+        found = {name: summary(row) for name, row in powers.items()}
+        points = {name: (each["uniform_mean"], each["variance"]) for name, each in found.items()}
+        yield file, plots.fairness_tradeoff(points, label=label)

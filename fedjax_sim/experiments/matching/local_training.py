@@ -1,7 +1,7 @@
-"""Clients that train apart: what the experiments on matching neurons start from.
+"""Clients that train on their own: what the experiments on matching neurons start from.
 
-Every client trains a ReLU network on its own data from its own initial weights; nothing is sent in
-between. All J clients train in one compiled program.
+Every client trains a network on its own data from its own initial weights; nothing is sent in
+between. All J clients train in one compiled program. Then networks and ensembles are tested.
 """
 
 import itertools
@@ -13,13 +13,30 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_sim import engine
-from fedjax_sim.base import Aggregator, Array, Client, ClientRule, Key, Params, PyTree, Server
-from fedjax_sim.data import Batching, FederatedData, federate, partition
-from fedjax_sim.data.datasets import Dataset
+from fedjax_sim import clients, engine, metrics, models
+from fedjax_sim.base import (
+    Aggregator,
+    Array,
+    ClientRule,
+    Key,
+    Model,
+    Params,
+    PyTree,
+    Server,
+)
+from fedjax_sim.data import Batching, FederatedData, partition
+from fedjax_sim.ops import trees
 from fedjax_sim.servers import sampling
 
+PARTITIONS = ("heterogeneous", "homogeneous")
 ALPHA, MIN_SIZE = 0.5, 10
+
+
+def divide(labels: np.ndarray, kind: str, num_clients: int, *, seed: int) -> partition.Partition:
+    """Deal examples out by Dirichlet(0.5) shares of each class, or evenly: one of PARTITIONS."""
+    if kind == "heterogeneous":
+        return heterogeneous(labels, num_clients, seed=seed)
+    return partition.iid(len(labels), num_clients, seed=seed)
 
 
 def heterogeneous(labels: np.ndarray, num_clients: int, *, seed: int) -> partition.Partition:
@@ -110,25 +127,23 @@ def local_training(
     A round of the engine in which each client begins with its own model and the server keeps what
     all of them send.
     """
-
-    def begin(key: Key, state: PyTree, sent: Params, client: Client) -> PyTree:
-        own = jax.tree.map(lambda x: x.at[client.id].get(mode="clip"), sent)
-        return rule.begin(key, state, own, client)
-
-    def finish(
-        key: Key, state: PyTree, sent: Params, client: Client, work: Any
-    ) -> tuple[PyTree, Params, Array, dict[str, Array]]:
-        return state, work.params, jnp.float32(1), {"loss": work.loss.value}
-
+    alone = clients.adapt(
+        rule,
+        message=lambda message: message._replace(shared=message.per_slot),
+        update=lambda message, work, update: work.params,
+        weight=lambda message, weight: jnp.float32(1),
+    )
     everything = Aggregator(lambda update: (), lambda key, state, sent, weights: (state, sent, {}))
     server = Server(
         init=lambda key, params, data: params,
-        broadcast=lambda key, state, cohort, data: state,
+        broadcast=lambda key, state, draft, cohort, data: draft._replace(
+            per_slot=trees.rows(state, cohort.ids)
+        ),
         apply=lambda key, state, aggregate, report: (aggregate, {}),
         params=lambda state: state,
     )
     algorithm = engine.federated(
-        rule=rule._replace(begin=begin, finish=finish),
+        rule=alone,
         sampler=sampling.everyone(),
         aggregator=everything,
         server=server,
@@ -144,30 +159,48 @@ def local_training(
     return train
 
 
-class Task(NamedTuple):
-    """A data set divided among clients; what is the same for all that is done with it.
-
-    test: all test examples as one client. counts: [J, K] examples of each class.
-    """
-
-    train: FederatedData
-    test: FederatedData
-    counts: np.ndarray
-    sizes: tuple[int, ...]
+def check_trained(params: Params) -> None:
+    """Raise a RuntimeError where a client's training diverged."""
+    if not bool(trees.all_finite(params)):
+        raise RuntimeError("a client's training diverged: its weights are not finite.")
 
 
-def deal(dataset: Dataset, kind: str, num_clients: int, hidden: Sequence[int], seed: int) -> Task:
-    """Divide a data set among clients, heterogeneous or homogeneous."""
-    labels = np.asarray(dataset.train["y"])
-    if kind == "heterogeneous":
-        parts = heterogeneous(labels, num_clients, seed=seed)
-    else:
-        parts = partition.iid(len(labels), num_clients, seed=seed)
-    train = federate(dataset.train, parts, num_classes=dataset.num_classes)
-    num_inputs = int(np.prod(dataset.train["x"].shape[1:]))
-    return Task(
-        train=train,
-        test=federate(dataset.test, [np.arange(len(dataset.test["y"]))]),
-        counts=partition.label_counts(labels, parts, dataset.num_classes),
-        sizes=(num_inputs, *hidden, dataset.num_classes),
-    )
+class Assessment:
+    """How good networks of a model are on the examples of `test`, all of them one client's."""
+
+    def __init__(self, model: Model, test: FederatedData) -> None:
+        """Compile nothing yet."""
+        self._test = test
+        self._one, self._together = (
+            jax.jit(engine.evaluator(each, {"accuracy": metrics.accuracy}))
+            for each in (model, _ensemble(model))
+        )
+
+    def accuracy(self, params: Params) -> float:
+        """Test accuracy of one network, of any widths."""
+        return float(self._one(params, self._test)["accuracy"].value[0])
+
+    def accuracies(self, params: Params) -> np.ndarray:
+        """[G] test accuracies of networks, leaves [G, ...]."""
+        num = len(jax.tree.leaves(params)[0])
+        return np.array([self.accuracy(jax.tree.map(lambda x: x[i], params)) for i in range(num)])  # noqa: B023
+
+    def ensemble(self, params: Params, weights: np.ndarray) -> float:
+        """Test accuracy of J networks' mean probabilities, by weights [J] or [J, classes]."""
+        shares = jnp.asarray(weights / weights.sum(axis=0), jnp.float32)
+        found = self._together({"networks": params, "shares": shares}, self._test)
+        return float(found["accuracy"].value[0])
+
+
+def _ensemble(model: Model) -> Model:
+    """Networks and their shares as one model, which is evaluated only."""
+
+    def apply(together: Params, x: Array) -> Array:
+        def weighed(each: tuple[Params, Array]) -> Array:
+            params, share = each
+            p = jax.nn.softmax(model.apply(params, x))
+            return p * jnp.broadcast_to(share, p.shape)
+
+        return jax.lax.map(weighed, (together["networks"], together["shares"])).sum(axis=0)
+
+    return models.from_functions(model.init, apply, scale_images=False)

@@ -15,7 +15,7 @@ References:
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,16 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from rich.console import Console
 
-from fedjax_sim import aggregators, algorithms, models, simulate
+from fedjax_sim import aggregators, algorithms, models
 from fedjax_sim.analysis import plots
-from fedjax_sim.analysis.runfolder import RunFolder
 from fedjax_sim.base import Algorithm, Examples
-from fedjax_sim.data import Batching, FederatedData, datasets, federate, partition, poisoning
-from fedjax_sim.experiments import study
-from fedjax_sim.experiments.robust.lens_fashion import scaled
-from fedjax_sim.experiments.study import Sheet, spread
+from fedjax_sim.data import Batching, FederatedData, federate, partition, poisoning
+from fedjax_sim.experiments import study, tasks
 from fedjax_sim.ops import checks, simplex
 
 NUM_CLIENTS, SNEAKER = 10, 7
@@ -43,23 +39,23 @@ PUBLISHED = "Jiao et al.: FedAvg 82.04, agnostic 90.04 (Fashion-MNIST); 38.15, 6
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(study.SeedsOptions):
     """Options of `fedjax-sim reproduce backdoor-fashion`."""
 
     output: Path = Path("runs/backdoor-fashion")
-    """Folder for results and pictures."""
-    overwrite: bool = False
-    """Replace an earlier run in that folder."""
     folder: Path | None = None
     """Folder with Fashion-MNIST's files; by default where `datasets.fashion_mnist` finds them."""
     num_seeds: int = 5
     """Runs of every row, each with its own batch order (>= 1)."""
-    seed: int = 0
-    """First seed; the others follow it (>= 0)."""
     fraction: float = 0.2
     """Share of the attacker's images that carry the square, in (0, 1]."""
     quick: bool = False
     """2,500 shipped images; not the numbers of the table."""
+
+    def check(self) -> None:
+        """See `StudyOptions.check`."""
+        super().check()
+        checks.in_range("fraction", self.fraction, 0.0, 1.0, open_low=True)
 
 
 class Row(NamedTuple):
@@ -76,56 +72,33 @@ class Row(NamedTuple):
 
 
 def main(options: Options) -> None:
-    """Run the experiment and write its folder.
-
-    Raises:
-        FileExistsError: the output folder is taken.
-        FileNotFoundError, ImportError: no Fashion-MNIST.
-        ValueError: an option is out of range, or a data file is damaged.
-    """
-    checks.in_range("num_seeds", options.num_seeds, 1)
-    checks.in_range("seed", options.seed, 0)
-    checks.in_range("fraction", options.fraction, 0.0, 1.0, open_low=True)
-    data = datasets.fashion_small() if options.quick else datasets.fashion_mnist(options.folder)
-    train = poisoned(scaled(data.train), options)
-    test = scaled(data.test)
-    console = Console()
-    folder = RunFolder(options.output, options, overwrite=options.overwrite)
+    """Run the experiment and write its folder."""
+    options = options.checked()
+    data = tasks.fashion(options.folder, shipped=options.quick)
+    train = poisoned(data.train, options)
+    report = study.Study("Fashion-MNIST, one client in ten has a backdoor", options)
     rows = {
-        name: _run(name, make, num_rounds, train, test, options)
+        name: _train(name, make, num_rounds, train, data.test, options.seeds)
         for name, (make, num_rounds) in recipes().items()
     }
-    study.publish(folder, console, "Fashion-MNIST, one client in ten has a backdoor", [
-        Sheet(
-            "Backdoor success",
-            ("method", "success", "attacker's weight", "accuracy"),
-            [
-                (name, spread(100 * row.success), spread(row.weight, 2), spread(100 * row.accuracy))
-                for name, row in rows.items()
-            ],
-            "In %, mean±deviation over seeds. Success: test images with a square that become "
-            f"sneakers. With other clients and another backdoor, {PUBLISHED}.",
-        )
-    ])  # fmt: skip
-    folder.save_json(
-        "results.json",
+    sheet = study.table(
+        "Backdoor success",
+        ("method", "success", "attacker's weight", "accuracy"),
         {
-            "complete": True,
-            "experiment": "backdoor-fashion",
-            "quick": options.quick,
-            "rows": {name: row._asdict() for name, row in rows.items()},
-        },
-    )
-    bars = plots.grouped_bars(
-        {
-            name: np.stack([100 * row.success, 100 * row.accuracy], axis=1)
+            name: (100 * row.success, study.spread(row.weight, 2), 100 * row.accuracy)
             for name, row in rows.items()
         },
-        ["backdoor success", "accuracy"],
-        label="% of the test images",
+        caption=f"In %, {study.SPREAD}. Success: test images with a square that become sneakers. "
+        f"With other clients and another backdoor, {PUBLISHED}.",
     )
-    folder.save_figure("success.png", bars)
-    console.print(f"Results and pictures are in {folder.path}/")
+    arrays = {name: row._asdict() for name, row in rows.items()}
+    report.publish([sheet], pictures=_pictures(rows), rows=arrays)
+
+
+def _pictures(rows: dict[str, Row]) -> Iterator[tuple[str, Any]]:
+    both = {n: 100 * np.stack([r.success, r.accuracy], axis=1) for n, r in rows.items()}
+    groups = ["backdoor success", "accuracy"]
+    yield "success.png", plots.grouped_bars(both, groups, label="% of the test images")
 
 
 def poisoned(examples: Examples, options: Options) -> FederatedData:
@@ -152,15 +125,20 @@ def recipes() -> dict[str, tuple[Callable[[], Algorithm], int]]:
         options = {"client_optimizer": optimizer, "batching": batching, **options}
         return lambda: algorithms.fedavg(MODEL, **options), 30
 
-    def agnostic(**options: Any) -> tuple[Callable[[], Algorithm], int]:
-        options = {"mixture_step_size": 0.1, "batch_size": 64, "output": "last", **options}
-        return lambda: algorithms.agnostic(MODEL, optimizer=optimizer, **options), 300
+    def agnostic(step_size: float = 0.1, **options: Any) -> tuple[Callable[[], Algorithm], int]:
+        return lambda: algorithms.agnostic(
+            MODEL,
+            optimizer=optimizer,
+            ascent=algorithms.Ascent(step_size, **options),
+            batch_size=64,
+            output="last",
+        ), 300
 
     capped = functools.partial(simplex.project_capped, high=0.2)
     trimmed = aggregators.trimmed_mean(num_byzantine=1)
     return {
         "FedAvg": fedavg(),
-        "agnostic, λ fixed": agnostic(mixture_step_size=0.0),
+        "agnostic, λ fixed": agnostic(0.0),
         "agnostic": agnostic(),
         "agnostic, λ ≤ 0.2": agnostic(projection=capped),
         "FedAvg, geometric median": fedavg(aggregator=aggregators.geometric_median()),
@@ -169,32 +147,25 @@ def recipes() -> dict[str, tuple[Callable[[], Algorithm], int]]:
     }
 
 
-def _run(
+def _train(
     name: str,
     make: Callable[[], Algorithm],
     num_rounds: int,
     train: FederatedData,
     test: Examples,
-    options: Options,
+    seeds: range,
 ) -> Row:
-    seeds = range(options.seed, options.seed + options.num_seeds)
-    with simulate.progress_bar(name) as show:
-        result = simulate.sweep(
-            make,
-            simulate.product(seed=seeds),
-            lambda key: MODEL.init(key, jnp.asarray(test["x"][:1])),
-            train,
-            num_rounds=num_rounds,
-            progress=show,
-        )
-    study.stop_if_interrupted(result)
+    def init(key: jax.Array) -> Any:
+        return MODEL.init(key, jnp.asarray(test["x"][:1]))
+
+    result = study.sweep(name, make, init, train, seeds=seeds, num_rounds=num_rounds)
 
     def share(x: np.ndarray, y: np.ndarray | int) -> np.ndarray:
         outputs = jax.vmap(MODEL.apply, (0, None))(result.params, jnp.asarray(x))
         return (np.asarray(outputs.argmax(axis=-1)) == y).mean(axis=1)
 
     _, state = result.state
-    weight = np.full(options.num_seeds, 1 / NUM_CLIENTS)
+    weight = np.full(len(seeds), 1 / NUM_CLIENTS)
     if hasattr(state, "mean_mixture"):
         weight = np.asarray(state.mean_mixture)[:, ATTACKER]
     others = TRIGGER.stamp(test["x"][test["y"] != SNEAKER])

@@ -8,21 +8,20 @@ at the model to expect of the server, in steps of a fixed length, and keeps the 
 honest client would have. Against Krum attackers take plain gradient steps.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_sim import aggregators, algorithms, attacks, clients, engine, metrics, simulate
+from fedjax_sim import aggregators, algorithms, attacks, clients, engine, metrics, servers, simulate
 from fedjax_sim.analysis import plots
-from fedjax_sim.analysis.runfolder import RunFolder
 from fedjax_sim.base import Aggregator, Algorithm, Array, ClientRule, Examples, Model, Params
 from fedjax_sim.data import Batching, FederatedData, federate, poisoning
-from fedjax_sim.experiments import study
-from fedjax_sim.experiments.study import Sheet, spread
+from fedjax_sim.experiments import study, tasks
 from fedjax_sim.servers import sampling
 
 TOLERANCE = 0.1
@@ -47,6 +46,18 @@ ROWS = (
     "boost 1, median",
     "boost 10, median",
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class LensOptions(study.SeedsOptions):
+    """What the experiments have in common."""
+
+    num_seeds: int = 5
+    """Runs of every row, each with its own initial model and batch order (>= 1)."""
+    rows: tuple[str, ...] = ROWS
+    """Which rows to run; the one without attack always is."""
+
+    CHOICES: ClassVar = {"rows": ROWS}
 
 
 class Setting(NamedTuple):
@@ -115,6 +126,9 @@ class Row(NamedTuple):
         return beyond.sum(axis=1) / np.maximum(np.isfinite(self.gap).sum(axis=1), 1)
 
 
+Rows = dict[str, Row]
+
+
 def _share(held: np.ndarray, counted: np.ndarray) -> np.ndarray:
     return (held & counted).sum(axis=1) / np.maximum(counted.sum(axis=1), 1)
 
@@ -178,28 +192,37 @@ def jobs(setting: Setting) -> dict[str, Job]:
     }
 
 
-def run(setting: Setting, job: Job, *, seeds: range, show: Callable | None = None) -> Row:
-    """Train one row, seed after seed, as one compiled program."""
+def carry_out(
+    setting: Setting, report: study.Study, options: LensOptions, prefix: str = ""
+) -> Rows:
+    """Run the rows asked for and the one without attack, and keep their arrays as they come."""
+    rows: Rows = {}
+    for name, job in jobs(setting).items():
+        if name in (BENIGN, *options.rows):
+            rows[name] = train(f"{prefix}{name}", setting, job, options.seeds)
+            arrays = {name: row._replace(params=())._asdict() for name, row in rows.items()}
+            report.folder.save_arrays(f"{prefix}rows.npz", arrays)
+    return rows
+
+
+def train(name: str, setting: Setting, job: Job, seeds: range) -> Row:
+    """One row, seed after seed, as one compiled program."""
     algorithm = _algorithm(setting, job)
-    evaluate = engine.evaluator(
-        setting.model, {"accuracy": metrics.accuracy, "confidence": metrics.confidence}
-    )
-    targets = federate(setting.targets, [np.arange(len(setting.targets["y"]))])
+    looked_at = {"accuracy": metrics.accuracy, "confidence": metrics.confidence}
+    evaluate = engine.evaluator(setting.model, looked_at)
     found = []
     for seed in seeds:
-        init_key, key = jax.random.split(jax.random.key(seed))
-        result = simulate.run(
+        result = study.run(
+            name,
             algorithm,
-            setting.model.init(init_key, jnp.asarray(setting.train["x"][:1])),
+            lambda key: setting.model.init(key, jnp.asarray(setting.train["x"][:1])),
             job.data,
-            key=key,
+            key=jax.random.key(seed),
             num_rounds=setting.num_rounds,
             evaluate=evaluate,
-            eval_data={"test": setting.test, "targets": targets},
+            eval_data={"test": setting.test, "targets": tasks.whole(setting.targets)},
             eval_every=1,
-            progress=show,
         )
-        study.stop_if_interrupted(result)
         found.append(_measured(result, job.start))
     params = found[0].params
     stacked = jax.tree.map(lambda *x: np.stack(x), *(row._replace(params=()) for row in found))
@@ -217,19 +240,17 @@ def _algorithm(setting: Setting, job: Job) -> Algorithm:
         outputs = setting.model.apply(params, check["x"])
         return (outputs.argmax(axis=1) == check["y"]).mean()
 
-    rule, server = honest, algorithms.server_optimizer(optax.sgd(1.0))
+    rule, server = honest, servers.server_optimizer(optax.sgd(1.0))
     if job.attacker is not None:
         rule = clients.malicious(honest, job.attacker, [attacker], start=job.start)
-        server = algorithms.remembering(server)
+        server = servers.with_history(server)
     everyone = setting.cohort_size == num_clients
-    return algorithms.fedavg(
-        setting.model,
-        client_optimizer=optimizer,
+    return algorithms.averaging(
+        rule,
         batching=setting.batching,
         sampler=sampling.everyone() if everyone else sampling.uniform(setting.cohort_size),
         aggregator=job.aggregator,
         server=server,
-        rule=rule,
         attack=attacks.monitored(attacks.no_attack(), accuracy=accuracy, histogram_edges=EDGES),
         malicious=[attacker],
         width=1,  # in wider chunks the honest would pay for the attacker's rule as well
@@ -258,7 +279,7 @@ def _measured(result: simulate.Result, start: int) -> Row:
     )
 
 
-def numbers(rows: dict[str, Row]) -> dict[str, dict[str, np.ndarray]]:
+def numbers(rows: Rows) -> dict[str, dict[str, np.ndarray]]:
     """Every row's numbers, [G] over seeds."""
     benign = rows[BENIGN].accuracy
     return {
@@ -277,18 +298,15 @@ def numbers(rows: dict[str, Row]) -> dict[str, dict[str, np.ndarray]]:
     }
 
 
-def summary(rows: dict[str, Row]) -> dict[str, dict[str, Any]]:
+def summary(rows: Rows) -> dict[str, dict[str, Any]]:
     """`numbers`, mean and deviation over seeds."""
     return {
-        name: {
-            key: {"mean": float(values.mean()), "std": float(values.std())}
-            for key, values in found.items()
-        }
+        name: {key: study.mean_std(values) for key, values in found.items()}
         for name, found in numbers(rows).items()
     }
 
 
-def sheet(title: str, rows: dict[str, Row]) -> Sheet:
+def sheet(title: str, rows: Rows) -> study.Sheet:
     """The rows, as people read them."""
     columns = {
         f"label by {EARLY}": (f"highest_confidence_by_round_{EARLY}", 0),
@@ -301,71 +319,45 @@ def sheet(title: str, rows: dict[str, Row]) -> Sheet:
         "outside by": ("distances_outside_by", 1),
     }
     caption = (
-        f"In %, mean±deviation over seeds. label by {EARLY}: highest probability of the attacker's "
+        f"In %, {study.SPREAD}. label by {EARLY}: highest probability of the attacker's "
         f"label until round {EARLY}; won: rounds in which the targets have it; accuracy: at the "
         "end; lost: behind the run without attack, at the end and in the worst round; check: "
         "rounds in which the update passes the accuracy check; inside: rounds whose distances "
         "to honest updates are all in the range of those among the honest; outside by: how far "
         "they leave it, of its ends, on average."
     )
-    lines = [
-        (name, *(spread(100 * found[key], digits) for key, digits in columns.values()))
+    cells = {
+        name: [study.spread(100 * found[key], digits) for key, digits in columns.values()]
         for name, found in numbers(rows).items()
-    ]
-    return Sheet(title, ("attack", *columns), lines, caption)
+    }
+    return study.table(title, ("attack", *columns), cells, caption=caption)
 
 
-def carry_out(
-    setting: Setting,
-    folder: RunFolder,
-    *,
-    seeds: range,
-    only: Sequence[str] = ROWS,
-    prefix: str = "",
-) -> dict[str, Row]:
-    """Run some rows and the one without attack, save arrays and pictures as they come."""
-    rows: dict[str, Row] = {}
-    for name, job in jobs(setting).items():
-        if name not in (BENIGN, *only):
-            continue
-        with simulate.progress_bar(f"{prefix}{name}") as show:
-            rows[name] = run(setting, job, seeds=seeds, show=show)
-        arrays = {name: row._replace(params=())._asdict() for name, row in rows.items()}
-        folder.save_arrays(f"{prefix}rows.npz", arrays)
-    folder.save_figure(f"{prefix}confidence.png", _confidences(rows))
+def pictures(rows: Rows, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Confidence by round, and what the loud and the quiet attacks look like to the server."""
+    yield f"{prefix}confidence.png", _confidences(rows)
     quiet = (BOOSTED, ALTERNATING, "alternating, careful", "alternating, near")
     shown = {name: row for name, row in rows.items() if name in quiet}
     if not shown:
-        return rows
-    folder.save_figure(
-        f"{prefix}distances.png",
-        plots.ranges(
-            {name: row.distances[0] for name, row in shown.items()},
-            {name: row.honest_distances[0] for name, row in shown.items()},
-            label="distance between updates",
-            inner_label="from malicious to honest",
-            outer_label="among the honest",
-        ),
+        return
+    ranges = plots.ranges(
+        {name: row.distances[0] for name, row in shown.items()},
+        {name: row.honest_distances[0] for name, row in shown.items()},
+        label="distance between updates",
+        inner_label="from malicious to honest",
+        outer_label="among the honest",
     )
-    folder.save_figure(
-        f"{prefix}updates.png",
-        plots.histograms(
-            {
-                name: {
-                    "honest": row.honest_histogram[0, EARLY - 1],
-                    "malicious": row.histogram[0, EARLY - 1],
-                }
-                for name, row in shown.items()
-            },
-            EDGES,
-            x=f"change in round {EARLY}",
-            y="parameters",
-        ),
-    )
-    return rows
+    yield f"{prefix}distances.png", ranges
+    at = EARLY - 1
+    updates = {
+        name: {"honest": row.honest_histogram[0, at], "malicious": row.histogram[0, at]}
+        for name, row in shown.items()
+    }
+    histograms = plots.histograms(updates, EDGES, x=f"change in round {EARLY}", y="parameters")
+    yield f"{prefix}updates.png", histograms
 
 
-def _confidences(rows: dict[str, Row]) -> Any:
+def _confidences(rows: Rows) -> Any:
     """The probability of the attacker's label by round: a table, or lines over many rounds.
 
     The lines are those of the first seed: others draw the attacker into other rounds.
@@ -379,6 +371,5 @@ def _confidences(rows: dict[str, Row]) -> Any:
         return plots.learning_curves(at, curves)
     means = {name: row.confidence.mean(axis=0) for name, row in rows.items()}
     columns = [str(r) for r in at]
-    return plots.heat_map(
-        list(means.values()), list(means), columns, label=f"{label}, by round", limits=(0, 1)
-    )
+    label = "mean probability of\nthe attacker's label,\nby round"  # fits beside few rows
+    return plots.heat_map(list(means.values()), list(means), columns, label=label, limits=(0, 1))

@@ -12,18 +12,17 @@ References:
 """
 
 import dataclasses
+import itertools
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
-from rich.console import Console
 
 from fedjax_sim import models
-from fedjax_sim.analysis.runfolder import RunFolder
 from fedjax_sim.base import Model
-from fedjax_sim.data import Batching, datasets, federate, poisoning
-from fedjax_sim.experiments import study
+from fedjax_sim.data import Batching, datasets, poisoning
+from fedjax_sim.experiments import study, tasks
 from fedjax_sim.experiments.robust import lens
-from fedjax_sim.ops import checks
 
 NUM_ROWS, NUM_CLIENTS = 30_160, 10
 SPLIT_SEED = 777
@@ -32,60 +31,33 @@ NETS: dict[str, tuple[int, ...]] = {"one-layer": (256,), "two-layer": (256, 256)
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(lens.LensOptions):
     """Options of `fedjax-sim reproduce lens-adult`."""
 
     output: Path = Path("runs/lens-adult")
-    """Folder for results, arrays and pictures."""
-    overwrite: bool = False
-    """Replace an earlier run in that folder."""
-    num_seeds: int = 5
-    """Runs of every row, each with its own initial model and batch order (>= 1)."""
-    seed: int = 0
-    """First seed; the others follow it (>= 0)."""
     num_rounds: int = 8
     """Rounds of every row; the paper has 40 (>= 5)."""
-    rows: tuple[str, ...] = lens.ROWS
-    """Which rows to run; the one without attack always is."""
     quick: bool = False
     """One seed, five rounds: to see everything once."""
 
+    QUICK: ClassVar = {"num_seeds": 1, "num_rounds": 5}
+    RANGES: ClassVar = {"num_rounds": (lens.EARLY,)}
+
 
 def main(options: Options) -> None:
-    """Run the experiment and write its folder.
-
-    Raises:
-        FileExistsError: the output folder is taken.
-        ValueError: an option is out of range.
-    """
-    checks.in_range("num_seeds", options.num_seeds, 1)
-    checks.in_range("seed", options.seed, 0)
-    checks.in_range("num_rounds", options.num_rounds, lens.EARLY)
-    for row in options.rows:
-        checks.one_of("row", row, lens.ROWS)
-    console = Console()
-    folder = RunFolder(options.output, options, overwrite=options.overwrite)
-    num_seeds = 1 if options.quick else options.num_seeds
-    seeds = range(options.seed, options.seed + num_seeds)
-    nets, sheets = {}, []
+    """Run the experiment and write its folder."""
+    options = options.checked()
+    report = study.Study(f"Adult, one of {NUM_CLIENTS} clients malicious", options)
+    nets: dict[str, lens.Rows] = {}
     for name, hidden in NETS.items():
         setting = load_setting(models.mlp(2, hidden=hidden), options)
-        rows = lens.carry_out(setting, folder, seeds=seeds, only=options.rows, prefix=f"{name}-")
-        nets[name] = lens.summary(rows)
-        sheets.append(lens.sheet(f"{name} network", rows))
-        folder.save_json(
-            "results.json",
-            {
-                "complete": len(nets) == len(NETS),
-                "experiment": "lens-adult",
-                "quick": options.quick,
-                "num_seeds": num_seeds,
-                "nets": nets,
-            },
-        )
-    title = f"Adult, one of {NUM_CLIENTS} clients malicious"
-    study.publish(folder, console, title, sheets)
-    console.print(f"Results, arrays and pictures are in {folder.path}/")
+        nets[name] = lens.carry_out(setting, report, options, f"{name}-")
+        report.keep(nets={name: lens.summary(rows) for name, rows in nets.items()})
+    report.publish(
+        [lens.sheet(f"{name} network", rows) for name, rows in nets.items()],
+        pictures=itertools.chain(*(lens.pictures(rows, f"{n}-") for n, rows in nets.items())),
+        nets={name: lens.summary(rows) for name, rows in nets.items()},
+    )
 
 
 def load_setting(model: Model, options: Options) -> lens.Setting:
@@ -97,9 +69,9 @@ def load_setting(model: Model, options: Options) -> lens.Setting:
         model=model,
         train=adult.train,
         partition=np.split(order, NUM_CLIENTS),
-        test=federate(adult.test, [np.arange(len(adult.test["y"]))]),
+        test=tasks.whole(adult.test),
         targets=poisoning.targets(adult.test, [person], [1]),
         batching=Batching(50),
         cohort_size=NUM_CLIENTS,
-        num_rounds=5 if options.quick else options.num_rounds,
+        num_rounds=options.num_rounds,
     )

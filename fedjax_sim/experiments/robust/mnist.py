@@ -19,20 +19,19 @@ References:
 """
 
 import dataclasses
+import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from rich.console import Console
 
 from fedjax_sim import aggregators, algorithms, attacks, clients, engine, metrics, models, simulate
 from fedjax_sim.analysis import plots
-from fedjax_sim.analysis.runfolder import RunFolder
 from fedjax_sim.base import (
     Aggregator,
     Algorithm,
@@ -40,14 +39,15 @@ from fedjax_sim.base import (
     Client,
     ClientRule,
     Key,
+    Message,
     Model,
     Params,
     PyTree,
+    Upload,
 )
 from fedjax_sim.data import Batching, FederatedData, datasets, federate, partition, poisoning
-from fedjax_sim.experiments import study
-from fedjax_sim.experiments.study import Sheet, spread
-from fedjax_sim.ops import checks, trees
+from fedjax_sim.experiments import study, tasks
+from fedjax_sim.ops import trees
 
 NUM_HONEST, NUM_MALICIOUS = 20, 5
 MALICIOUS = tuple(range(NUM_HONEST, NUM_HONEST + NUM_MALICIOUS))
@@ -55,6 +55,10 @@ ATTACKS = ("bit flip", "label flip", "mimic", "IPM", "ALIE")
 RULES = ("Krum", "median", "RFA", "centered clipping")
 LEARNING_RATE = 0.01
 EVALUATED_EVERY = 30
+
+TOLERANCE = 3.0
+"""Points of accuracy by which a cell may differ: the source gives none, and between a defence that
+holds and one that fails lie ten times as many."""
 
 # rule -> momentum -> for bucket sizes 1 and 2: accuracy in % under each of ATTACKS.
 PUBLISHED: dict[str, dict[float, tuple[tuple[float, ...], tuple[float, ...]]]] = {
@@ -78,19 +82,14 @@ PUBLISHED: dict[str, dict[float, tuple[tuple[float, ...], tuple[float, ...]]]] =
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(study.SeedsOptions):
     """Options of `fedjax-sim reproduce robust-mnist`."""
 
     output: Path = Path("runs/robust-mnist")
-    """Folder for results and pictures."""
-    overwrite: bool = False
-    """Replace an earlier run in that folder."""
     folder: Path | None = None
     """Folder with MNIST's files; by default tensorflow-datasets loads it."""
     num_seeds: int = 3
     """Runs of every cell (>= 1); with `quick` 4."""
-    seed: int = 0
-    """First seed; the others follow it (>= 0)."""
     rules: tuple[str, ...] = RULES
     """Which rules to run."""
     attacks: tuple[str, ...] = ATTACKS
@@ -106,6 +105,21 @@ class Options:
     quick: bool = False
     """All rules and attacks, four seeds, on 2,500 shipped images of clothes: an MLP (784-32-10), 60
     iterations, no momentum."""
+
+    QUICK: ClassVar = {"num_seeds": 4, "momenta": (0.0,), "num_iterations": 60}
+    CHOICES: ClassVar = {
+        **{"rules": RULES, "attacks": ATTACKS},
+        **{"bucket_sizes": (1, 2), "momenta": (0.0, 0.9)},
+    }
+
+    def check(self) -> None:
+        """See `StudyOptions.check`."""
+        super().check()
+        if self.num_iterations < EVALUATED_EVERY or self.num_iterations % EVALUATED_EVERY:
+            raise ValueError(
+                f"num_iterations must be a multiple of {EVALUATED_EVERY}, got "
+                f"{self.num_iterations}."
+            )
 
 
 class Task(NamedTuple):
@@ -132,6 +146,10 @@ class Defence(NamedTuple):
         return f"{self.rule}, s={self.bucket_size}, m={self.momentum:g}"
 
 
+Grid = dict[Defence, np.ndarray]
+"""Defence -> [attacks, seeds] accuracies in [0, 1]."""
+
+
 class SwitchedState(NamedTuple):
     """number: which of several algorithms of one structure this is. inner: its state."""
 
@@ -140,66 +158,38 @@ class SwitchedState(NamedTuple):
 
 
 def main(options: Options) -> None:
-    """Run the experiment and write its folder.
-
-    Raises:
-        FileExistsError: the output folder is taken.
-        ValueError: an option is out of range, or a data file is damaged.
-    """
-    checks.in_range("num_seeds", options.num_seeds, 1)
-    checks.in_range("seed", options.seed, 0)
-    for rule in options.rules:
-        checks.one_of("rule", rule, RULES)
-    for attack in options.attacks:
-        checks.one_of("attack", attack, ATTACKS)
-    for bucket_size in options.bucket_sizes:
-        checks.one_of("bucket size", bucket_size, (1, 2))
-    for momentum in options.momenta:
-        checks.one_of("momentum", momentum, (0.0, 0.9))
-    if options.num_iterations < EVALUATED_EVERY or options.num_iterations % EVALUATED_EVERY:
-        raise ValueError(
-            f"num_iterations must be a multiple of {EVALUATED_EVERY}, got {options.num_iterations}."
-        )
-    if options.quick:
-        options = dataclasses.replace(options, num_seeds=4, momenta=(0.0,), num_iterations=60)
-    console = Console()
-    folder = RunFolder(options.output, options, overwrite=options.overwrite)
+    """Run the experiment and write its folder."""
+    options = options.checked()
     task = load_task(options)
+    report = study.Study("Robust aggregation on unlike clients", options)
     started = time.perf_counter()
-    grid: dict[Defence, np.ndarray] = {}
-    for momentum in options.momenta:
-        for rule in options.rules:
-            for bucket_size in options.bucket_sizes:
-                defence = Defence(rule, bucket_size, momentum)
-                grid[defence] = column(task, defence, options)
-                console.print(
-                    f"{defence}: " + ", ".join(
-                        f"{attack} {100 * cell.mean():.1f}"
-                        for attack, cell in zip(options.attacks, grid[defence], strict=True)
-                    )
-                )  # fmt: skip
-                folder.save_json("results.json", _results(options, grid, complete=False))
+    grid: Grid = {}
+    for momentum, rule, size in itertools.product(
+        options.momenta, options.rules, options.bucket_sizes
+    ):
+        defence = Defence(rule, size, momentum)
+        grid[defence] = column(task, defence, options)
+        cells = zip(options.attacks, 100 * grid[defence].mean(axis=1), strict=True)
+        report.say(f"{defence}: " + ", ".join(f"{attack} {cell:.1f}" for attack, cell in cells))
+        report.keep(full=options.full, cells=_plain(grid, options))
     taken = time.perf_counter() - started
-    study.publish(
-        folder,
-        console,
-        "Robust aggregation on unlike clients",
+    num_runs = len(options.attacks) * len(grid) * options.num_seeds
+    picture = plots.heat_map(
+        [100 * cells.mean(axis=1) for cells in grid.values()],
+        [str(defence) for defence in grid],
+        options.attacks,
+        label="test accuracy in %",
+        limits=(0, 100),
+    )
+    report.publish(
         [sheet(grid, options)],
-        f"{findings(grid, options)}\n\n"
-        f"{len(options.attacks) * len(grid) * options.num_seeds} runs in {taken:.0f} s.",
+        expected(grid, options),
+        [("accuracy.png", picture)],
+        listed=False,
+        note=f"{findings(grid, options)}\n\n{num_runs} runs in {taken:.0f} s.",
+        full=options.full,
+        cells=_plain(grid, options),
     )
-    folder.save_figure(
-        "accuracy.png",
-        plots.heat_map(
-            [100 * cells.mean(axis=1) for cells in grid.values()],
-            [str(defence) for defence in grid],
-            options.attacks,
-            label="test accuracy in %",
-            limits=(0, 100),
-        ),
-    )
-    folder.save_json("results.json", _results(options, grid, complete=True))
-    console.print(f"Results and pictures are in {folder.path}/")
 
 
 def load_task(options: Options) -> Task:
@@ -214,11 +204,10 @@ def load_task(options: Options) -> Task:
     mixed = partition.iid(len(train["y"]), NUM_HONEST, seed=0)[:NUM_MALICIOUS]
     owned = [*honest, *(rows[:size] for rows in mixed)]
     flipped = poisoning.flip_labels(train, owned, MALICIOUS, num_classes=10)
-    everything = [np.arange(len(test["y"]))]
     return Task(
         model=_model(options),
         train={"plain": federate(train, owned), "label flip": federate(*flipped)},
-        test=federate(test, everything),
+        test=tasks.whole(test),
     )
 
 
@@ -254,8 +243,7 @@ def column(task: Task, defence: Defence, options: Options) -> np.ndarray:
                 state=state,
                 progress=show,
             )
-            study.stop_if_interrupted(result)
-            accuracy = result.evaluations.values["test"]["accuracy"]
+            accuracy = study.finished(result).evaluations.values["test"]["accuracy"]
             cells[i, j] = (accuracy.total / accuracy.count)[1:][-5:].mean()
     return cells
 
@@ -263,10 +251,8 @@ def column(task: Task, defence: Defence, options: Options) -> np.ndarray:
 def algorithm_for(model: Model, defence: Defence, attack: int | Array) -> Algorithm:
     """One gradient a client, combined by the defence, under attack number `attack`."""
     gradient = clients.local_sgd(model, optax.sgd(1.0), loss=metrics.cross_entropy)
-    return algorithms.fedavg(
-        model,
-        client_optimizer=optax.sgd(1.0),
-        rule=honest_momentum(gradient, defence.momentum),
+    return algorithms.averaging(
+        honest_momentum(gradient, defence.momentum),
         batching=Batching(32, num_steps=1),
         aggregator=aggregator_for(defence),
         server=optax.sgd(LEARNING_RATE),
@@ -292,11 +278,12 @@ def honest_momentum(rule: ClientRule, momentum: float) -> ClientRule:
     kept = clients.worker_momentum(rule, momentum=momentum, dampening=0.0)
 
     def finish(
-        key: Key, state: PyTree, broadcast: PyTree, client: Client, work: PyTree
-    ) -> tuple[PyTree, PyTree, Array, dict[str, Array]]:
-        _, bare, _, _ = rule.finish(key, state.rule, broadcast, client, work)
-        state, sent, weight, info = kept.finish(key, state, broadcast, client, work)
-        return state, trees.where(client.id < NUM_HONEST, sent, bare), weight, info
+        key: Key, state: PyTree, message: Message, client: Client, work: PyTree
+    ) -> tuple[PyTree, Upload, dict[str, Array]]:
+        _, bare, _ = rule.finish(key, state.rule, message, client, work)
+        state, sent, info = kept.finish(key, state, message, client, work)
+        update = trees.where(client.id < NUM_HONEST, sent.update, bare.update)
+        return state, sent._replace(update=update), info
 
     return kept._replace(finish=finish)
 
@@ -333,22 +320,34 @@ def switched(make: Callable[[Array], Algorithm]) -> Algorithm:
     return Algorithm(init, step, params)
 
 
-def sheet(grid: dict[Defence, np.ndarray], options: Options) -> Sheet:
+def expected(grid: Grid, options: Options) -> list[study.Expected]:
+    """Every cell beside the published one; none with `quick`, which has other data."""
+    why = "the source gives none; between a defence that holds and one that fails lie tens"
+    numbers = [
+        (f"{defence}: {attack}", known[ATTACKS.index(attack)], 100 * cell, TOLERANCE)
+        for defence, cells in ({} if options.quick else grid).items()
+        for known in [PUBLISHED[defence.rule][defence.momentum][defence.bucket_size - 1]]
+        for attack, cell in zip(options.attacks, cells, strict=True)
+    ]
+    return study.expect("logs of the paper's code, experiment 3", why, *numbers)
+
+
+def sheet(grid: Grid, options: Options) -> study.Sheet:
     """Accuracy in %, with the published one in brackets unless `quick`."""
-    compare = not options.quick
-    rows = []
-    for defence, cells in grid.items():
-        texts = [spread(100 * cell, 0) for cell in cells]
-        if compare:
-            published = _published(defence, options.attacks)
-            texts = [f"{t} [{p:.0f}]" for t, p in zip(texts, published, strict=True)]
-        rows.append((str(defence), *texts))
-    caption = "In %, mean±deviation over seeds; s: size of buckets, m: worker momentum"
-    caption += "; published accuracy in brackets." if compare else "."
-    return Sheet("Test accuracy", ("defence", *options.attacks), rows, caption)
+    published = {each.what: f" [{each.value:.0f}]" for each in expected(grid, options)}
+    cells = {
+        str(defence): [
+            study.spread(100 * cell, 0) + published.get(f"{defence}: {attack}", "")
+            for attack, cell in zip(options.attacks, cells, strict=True)
+        ]
+        for defence, cells in grid.items()
+    }
+    caption = f"In %, {study.SPREAD}; s: size of buckets, m: worker momentum"
+    caption += "; published accuracy in brackets." if published else "."
+    return study.table("Test accuracy", ("defence", *options.attacks), cells, caption=caption)
 
 
-def findings(grid: dict[Defence, np.ndarray], options: Options) -> str:
+def findings(grid: Grid, options: Options) -> str:
     """What the grid says of the paper's claims, in sentences."""
     means = {defence: 100 * cells.mean(axis=1) for defence, cells in grid.items()}
     gains = [
@@ -365,40 +364,20 @@ def findings(grid: dict[Defence, np.ndarray], options: Options) -> str:
     least = [a.min() for d, a in means.items() if d.rule == "centered clipping" and d.momentum]
     if least:
         said.append(f"Centered clipping with momentum keeps at least {min(least):.1f} %.")
-    if not options.quick:
-        published = np.array([_published(defence, options.attacks) for defence in grid])
-        gap = np.abs(np.array(list(means.values())) - published)
-        for name, cells in (("all", published > 0), ("published above 90 %", published > 90)):
-            if not cells.any():
-                continue
+    for name, above in (("all", 0), ("published above 90 %", 90)):
+        cells = [each for each in expected(grid, options) if each.value > above]
+        if cells:
             said.append(
-                f"Cells within 3 points of the published accuracy, {name}: "
-                f"{int((gap[cells] <= 3).sum())} of {int(cells.sum())}."
+                f"Cells within {TOLERANCE:g} points of the published accuracy, {name}: "
+                f"{sum(each.holds for each in cells)} of {len(cells)}."
             )
     return " ".join(said)
 
 
-def _published(defence: Defence, names: Sequence[str]) -> list[float]:
-    found = PUBLISHED[defence.rule][defence.momentum][defence.bucket_size - 1]
-    return [found[ATTACKS.index(attack)] for attack in names]
-
-
-def _results(
-    options: Options, grid: dict[Defence, np.ndarray], *, complete: bool
-) -> dict[str, Any]:
-    return {
-        "complete": complete,
-        "experiment": "robust-mnist",
-        "quick": options.quick,
-        "full": options.full,
-        "num_seeds": options.num_seeds,
-        "cells": [
-            {
-                **defence._asdict(),
-                "attack": attack,
-                "accuracy": {"mean": cell.mean(), "std": cell.std(), "runs": cell},
-            }
-            for defence, cells in grid.items()
-            for attack, cell in zip(options.attacks, cells, strict=True)
-        ],
-    }
+def _plain(grid: Grid, options: Options) -> list[dict[str, Any]]:
+    """The cells for results.json."""
+    return [
+        {**defence._asdict(), "attack": attack, "accuracy": {**study.mean_std(cell), "runs": cell}}
+        for defence, cells in grid.items()
+        for attack, cell in zip(options.attacks, cells, strict=True)
+    ]
