@@ -26,6 +26,7 @@ from fedjax_sim import base
 
 Factory = Callable[..., Any]
 
+
 class Option(NamedTuple):
     """An argument of a part.
 
