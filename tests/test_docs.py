@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from fedjax_sim.cli import main as cli
-from fedjax_sim.cli import train
+from fedjax_sim.cli import train, train_options
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 import docstring_parser
 
-import fedjax_sim
 from fedjax_sim import base
 
 Factory = Callable[..., Any]
@@ -126,9 +125,10 @@ def options(factory: Factory) -> dict[str, Option]:
 def _modules() -> list[types.ModuleType]:
     """Every module of the package in which parts may stand."""
     rooms = {"cli", "experiments", "__main__"}
-    prefix = f"{fedjax_sim.__name__}."
+    package = importlib.import_module(base.__name__.partition(".")[0])
+    prefix = f"{package.__name__}."
     found = []
-    for module in pkgutil.walk_packages(fedjax_sim.__path__, prefix, _fail):
+    for module in pkgutil.walk_packages(package.__path__, prefix, _fail):
         inside = module.name.removeprefix(prefix).split(".")
         if inside[0] not in rooms and not any(name.startswith("_") for name in inside):
             found.append(importlib.import_module(module.name))
