@@ -24,11 +24,23 @@ from contracts import (
     MODELS,
     SAMPLERS,
     SERVERS,
+    UPLINKS,
     AlgorithmRow,
     Row,
     told,
 )
-from fedjax_sim.base import Aggregator, Algorithm, Batch, Client, History, Message, Model, Report
+from fedjax_sim.base import (
+    Aggregator,
+    Algorithm,
+    Batch,
+    Client,
+    History,
+    Message,
+    Model,
+    Report,
+    Uplink,
+    split,
+)
 from fedjax_sim.ops import trees
 
 KEY = jax.random.key(17)
@@ -306,25 +318,67 @@ def test_a_vmapped_aggregator_is_a_loop(row):
 
 
 @law(AGGREGATORS)
-def test_a_streamed_aggregate_is_the_stacked_one(row):
+def test_an_aggregator_that_is_a_sum_says_how_it_begins_and_how_it_ends(row):
     aggregator = row.build()
     assert (aggregator.summand is None) == (aggregator.from_sum is None)
-    if aggregator.summand is None:
-        return
+
+
+SUMS = {name: row for name, row in AGGREGATORS.items() if row.build().summand is not None}
+
+
+def test_the_sums_are_known():
+    """Or the laws of sums would hold of nothing."""
+    assert SUMS.keys() == {"mean", "uniform_mean", "norm_clipping, mean"}
+
+
+@law(SUMS)
+def test_a_streamed_aggregate_equals_the_float64_reference(row):
+    """Terms added up one after another, and an own sum of NumPy's over the stack."""
+    aggregator = row.build()
     updates, weights = cohort()
+    spoilt = jax.tree.map(np.copy, updates)
+    for leaf in jax.tree.leaves(spoilt):
+        leaf[2] = np.nan  # of weight 0
     state = aggregator.init(one(updates))
-    terms = [
-        aggregator.summand(jax.tree.map(lambda u: u[i], updates), weights[i])  # noqa: B023
-        for i in range(COHORT)
-    ]
-    total = functools.reduce(trees.add, terms)
-    found_state, found, _ = aggregator.from_sum(KEY, state, total)
-    expected_state, expected, _ = compiled(row).apply(KEY, state, updates, weights)
-    assert_close(found, expected)
-    assert_close(found_state, expected_state)
-    spoilt = jax.tree.map(lambda u: np.full_like(u[0], np.nan), updates)
-    nothing = aggregator.summand(spoilt, np.float32(0))
-    assert all(not np.any(leaf) for leaf in jax.tree.leaves(nothing))
+    total = None
+    for i in range(COHORT):
+        term = aggregator.summand(jax.tree.map(lambda u: u[i], spoilt), weights[i])  # noqa: B023
+        total = term if total is None else trees.add(total, term)
+    new, found, _ = aggregator.from_sum(KEY, state, total)
+    expected = row.reference(flat(updates), weights.astype(np.float64))
+    np.testing.assert_allclose(flat(jax.tree.map(lambda u: u[None], found))[0], expected, 1e-5)
+    assert shapes(new) == shapes(state)
+    assert shapes(found) == shapes(one(updates))
+
+
+def collecting() -> Aggregator:
+    """Takes the first update, and shows all of them as they were stacked."""
+
+    def apply(key: Any, state: Any, updates: Any, weights: Any) -> Any:
+        return state, one(updates), {"updates": updates, "weights": weights}
+
+    return Aggregator(lambda update: (), apply)
+
+
+@law(SUMS)
+@pytest.mark.parametrize("width", [1, 3])
+@compilation.quick()
+def test_a_round_that_adds_updates_up_aggregates_the_stack_of_another(row, width):
+    """The stack that another aggregator was given, aggregated by the float64 reference."""
+    data, start = contracts.population(), contracts.initial_params(KEY)
+
+    def after(aggregator: Aggregator) -> Any:
+        algorithm = contracts.fedavg(width=width, aggregator=aggregator)
+        state, info = jax.jit(algorithm.step)(KEY, algorithm.init(KEY, start, data), data)
+        return trees.subtract(algorithm.params(state), start), info
+
+    moved, info = after(row.build())
+    _, seen = after(collecting())
+    assert_equal(info.cohort, seen.cohort)
+    rows, weights = seen.aggregator["updates"], seen.aggregator["weights"]
+    expected = row.reference(flat(rows), np.asarray(weights, np.float64))
+    found = flat(jax.tree.map(lambda u: u[None], moved))[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
 @law(AGGREGATORS)
@@ -527,6 +581,81 @@ def test_a_rule_carries_stable_states(row):
     assert (upload.weight.shape, upload.weight.dtype) == ((), jnp.float32)
     assert jnp.shape(upload.loss) == ()
     assert all(leaf.shape == () for leaf in info.values())
+
+
+# Uplinks.
+
+
+def arrived(link: Uplink, key: Any, state: Any, update: Any, weight: Any) -> tuple[Any, ...]:
+    """(state, what the server has, bytes, info) of one client's update."""
+    message = Message(update, round=jnp.int32(2))
+    state, sent, num_bytes, info = link.apply(key, state, message, update, weight)
+    received = sent if link.receive is None else link.receive(key, message, sent)
+    return state, received, num_bytes, info
+
+
+@law(UPLINKS)
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_an_uplink_equals_the_float64_reference(row, size):
+    link, (updates, weights) = row.build(), cohort()
+    for i in range(3):
+        update = jax.tree.map(lambda u: np.float32(size) * u[i], updates)  # noqa: B023
+        _, found, num_bytes, _ = arrived(link, KEY, link.init(update), update, weights[i])
+        rows = flat(jax.tree.map(lambda u: u[None], update))
+        expected = row.reference(rows[0])
+        found = flat(jax.tree.map(lambda u: u[None], found))[0]
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6 * size)
+        assert float(num_bytes) == row.num_bytes(rows.shape[1])
+
+
+@law(UPLINKS)
+def test_an_uplink_keeps_shapes_and_dtypes_and_its_state_is_a_stable_carry(row):
+    link, (updates, weights) = row.build(), cohort()
+    update = one(with_halves(updates))
+    state = link.init(update)
+    assert weak(state) == []
+    new, received, num_bytes, info = jax.eval_shape(
+        lambda s, u: arrived(link, KEY, s, u, weights[0]), state, update
+    )
+    assert shapes(new) == shapes(state)
+    assert shapes(received) == shapes(update)
+    assert (num_bytes.shape, num_bytes.dtype) == ((), jnp.float32)
+    assert all(leaf.shape == () for leaf in info.values())
+
+
+@law(UPLINKS)
+def test_half_precision_costs_half(row):
+    link, (updates, weights) = row.build(), cohort()
+    update = jax.tree.map(lambda u: jnp.asarray(u[0], jnp.float16), updates)
+    num_bytes = arrived(link, KEY, link.init(update), update, weights[0])[2]
+    assert float(num_bytes) == row.num_bytes(flat(updates).shape[1]) / 2
+
+
+@law(UPLINKS)
+def test_a_vmapped_uplink_is_a_loop(row):
+    link, (updates, weights) = row.build(), cohort()
+    keys = jax.random.split(KEY, COHORT)
+    each = [jax.tree.map(lambda u: u[i], updates) for i in range(COHORT)]  # noqa: B023
+    states = jax.tree.map(lambda *x: jnp.stack(x), *map(link.init, each))
+    call = functools.partial(arrived, link)
+    out = jax.jit(jax.vmap(call))(keys, states, updates, weights)
+    for i, update in enumerate(each):
+        alone = jax.jit(call)(keys[i], link.init(update), update, weights[i])
+        assert_close(jax.tree.map(lambda x: x[i], out), alone)  # noqa: B023
+
+
+@law(UPLINKS)
+@compilation.quick()
+def test_the_width_of_a_round_with_an_uplink_does_not_matter(row):
+    link, data = row.build(), contracts.population()
+
+    def after(width: int) -> Any:
+        algorithm = contracts.fedavg(width=width, uplink=link)
+        state = algorithm.init(KEY, contracts.initial_params(KEY), data)
+        state, info = jax.jit(algorithm.step)(KEY, state, data)
+        return algorithm.params(state), state.uplink, info.cohort
+
+    assert_close(after(1), after(3))
 
 
 # Attacks.
@@ -877,9 +1006,18 @@ def test_models_vmap_over_params(row):
 
 
 @law(MODELS)
-def test_training_keeps_the_structure_of_params(row):
+def test_training_moves_statistics_and_keeps_their_structure(row):
     built, params, _ = model(row)
     inputs, shape = row.reference
     out, moved = jax.eval_shape(lambda p: built.train(p, inputs, KEY), params)
     assert out.shape == shape
-    assert shapes(moved) == shapes(params)
+    assert shapes(moved) == shapes(split(params, built.kinds).statistics)
+
+
+@law(MODELS)
+def test_leaves_taken_apart_are_put_together_again(row):
+    built, params, _ = model(row)
+    leaves = split(params, built.kinds)
+    assert_equal(leaves.params, params)
+    sizes = [len(jax.tree.leaves(part)) for part in leaves]
+    assert sum(sizes) == len(jax.tree.leaves(params)) and sizes[0] > 0

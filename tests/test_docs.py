@@ -15,7 +15,7 @@ import pytest
 
 import fedjax_sim
 from fedjax_sim.cli import main as cli
-from fedjax_sim.cli import options, train
+from fedjax_sim.cli import train, train_options
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -124,15 +124,15 @@ def test_training_command_is_understood(
     page: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    monkeypatch.setattr(train, "main", lambda given: seen.append(options.resolve(given)) or 0)
+    monkeypatch.setattr(train, "main", lambda given: seen.append(train_options.resolve(given)) or 0)
     monkeypatch.chdir(tmp_path)
     words = shlex.split(command, comments=True)[1:]
     for before, word in itertools.pairwise(words):
         if before in ("--config", "--resume"):
             path = Path(word) / "config.toml" if before == "--resume" else Path(word)
             path.parent.mkdir(parents=True, exist_ok=True)
-            saved = options.replaced(options.TrainOptions(), {"checkpoint_every": 1})
-            path.write_text(options.dump_toml(saved), encoding="utf-8")
+            saved = train_options.replaced(train_options.TrainOptions(), {"checkpoint_every": 1})
+            path.write_text(train_options.dump_toml(saved), encoding="utf-8")
     with pytest.raises(SystemExit) as end:
         cli.main(words)
     assert (end.value.code, len(seen)) == (0, 1)

@@ -113,5 +113,7 @@ def model_alone(message: Message) -> Message:
 
 def _filled(upload: Upload, message: Message) -> Upload:
     """The upload with all its parts, so that both branches send alike."""
-    statistics = message.statistics if upload.statistics is None else upload.statistics
+    statistics = upload.statistics
+    if statistics is None:
+        statistics = message.leaves(message.trained).statistics
     return upload._replace(loss=jnp.asarray(upload.loss, jnp.float32), statistics=statistics)

@@ -294,3 +294,43 @@ def test_a_root_client_carries_fltrust_against_a_majority():
 
     assert accuracy(aggregators.fltrust()) > 0.9
     assert accuracy(aggregators.coordinate_median()) < 0.6
+
+
+# Numbers that ByzFL computes in float64.
+
+ROWS = np.arange(1, 10, dtype=np.float32).reshape(3, 3)
+
+
+def handed_on(preaggregation, **options) -> np.ndarray:
+    """What the rule behind a pre-aggregation is given."""
+
+    def show(key, state, updates, weights):
+        return state, updates[0], {"updates": updates}
+
+    aggregator = preaggregation(Aggregator(lambda update: (), show), **options)
+    return aggregator.apply(KEY, aggregator.init(ROWS[0]), ROWS, np.ones(3, np.float32))[2]
+
+
+def test_byzfl_geometric_median():
+    rule = aggregators.geometric_median(num_iterations=3, smoothing=0.1, start="zero")
+    expected = [3.78788764, 4.78788764, 5.78788764]
+    np.testing.assert_allclose(apply(rule, ROWS)[1], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("preaggregation", "options", "rows", "expected"),
+    [
+        (aggregators.arc, {"num_byzantine": 1}, 2, [4.41004009, 5.04004582, 5.67005155]),
+        (
+            aggregators.nnm,
+            {"num_byzantine": 1},
+            slice(None),
+            [[2.5, 3.5, 4.5], [2.5, 3.5, 4.5], [5.5, 6.5, 7.5]],
+        ),
+        (aggregators.norm_clipping, {"max_norm": 2.0}, 0, [0.53452248, 1.06904497, 1.60356745]),
+    ],
+    ids=["arc", "nnm", "clipping"],
+)
+def test_byzfl_preaggregations(preaggregation, options, rows, expected):
+    found = handed_on(preaggregation, **options)["updates"][rows]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)

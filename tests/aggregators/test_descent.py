@@ -33,12 +33,12 @@ def test_common_descent_is_the_shortest(seed, tolerance, num_parameters):
     updates = np.float32(updates)
     _, found, info = descend(tolerance, jnp.asarray(updates), jnp.asarray(weights, jnp.float32))
     coefficients = np.float64(info["coefficients"])
-    live = weights > 0
-    assert (coefficients[~live] == 0).all()
-    if not live.any():
+    valid = weights > 0
+    assert (coefficients[~valid] == 0).all()
+    if not valid.any():
         assert (found == 0).all()
         return
-    updates, weights, coefficients = np.float64(updates[live]), weights[live], coefficients[live]
+    updates, weights, coefficients = np.float64(updates[valid]), weights[valid], coefficients[valid]
     rows = updates / np.linalg.norm(updates, axis=1, keepdims=True)
     share = weights / weights.sum()
     low, high = np.maximum(share - tolerance, 0), np.minimum(share + tolerance, 1)

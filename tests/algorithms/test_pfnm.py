@@ -14,7 +14,7 @@ from fedjax_sim.servers import sampling
 CLIENT, WIDE = models.mlp(3, hidden=(5, 4)), models.mlp(3, hidden=(14, 11))
 SMALL, BUDGET = models.mlp(3, hidden=(4,)), models.mlp(3, hidden=(11,))
 SIZES = (20, 35, 15, 30)
-PRIOR = {"sigma": 0.3, "sigma0": 2.0, "gamma": 1.5}
+PRIOR = matching.Prior(0.3, 2.0, 1.5)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def wide(model=WIDE):
 
 def pfnm(model=CLIENT, **options):
     batching = Batching(batch_size=None, num_steps=2)
-    options = {"client_optimizer": optax.sgd(0.3), "batching": batching} | PRIOR | options
+    options = {"client_optimizer": optax.sgd(0.3), "batching": batching, "prior": PRIOR} | options
     return algorithms.pfnm(model, **options)
 
 
@@ -43,7 +43,7 @@ def host(layers, client=None):
 
 def test_rounds_are_the_numpy_reference(data, key):
     """Without random passes: the first round is one-shot PFNM, the second starts from there."""
-    algorithm = pfnm(pull=0.5, num_passes=0, popularity_cap=np.inf)
+    algorithm = pfnm(pull=0.5, num_passes=0, prior=PRIOR._replace(popularity_cap=None))
     run = simulate.run(algorithm, wide(), data, key=key, num_rounds=2)
     begun = matching.layers_of(algorithm.init(key, wide(), data).server.networks)
     examples = [data.client(j) for j in range(4)]
@@ -56,7 +56,14 @@ def test_rounds_are_the_numpy_reference(data, key):
         ]
         orders = [np.arange(4)] * 2 if slots is not None else [np.array([], int)] * 2
         merged, slots = reference.pfnm(
-            networks, counts, orders=orders, start=slots, cap=np.inf, **PRIOR
+            networks,
+            counts,
+            orders=orders,
+            start=slots,
+            cap=np.inf,
+            sigma=PRIOR.sigma,
+            sigma0=PRIOR.sigma0,
+            gamma=PRIOR.gamma,
         )
         pull = 0.5
         sent, networks = (

@@ -145,6 +145,15 @@ def test_the_safe_strength_of_a_little_is_enough():
     np.testing.assert_allclose(info["strength"], 0.2533471, rtol=1e-5)
 
 
+def test_byzfl_a_little_is_enough():
+    """Numbers of ByzFL, in float64: the mean and 1.5 deviations of three honest updates."""
+    updates = np.float32([[1, 2, 3], [4, 5, 6], [7, 8, 9], [0, 0, 0]])
+    report = contracts.told(np.arange(4), np.ones(4, np.float32))
+    attack, malicious = attacks.little_is_enough(1.5, side="above"), np.arange(4) == 3
+    _, sent, _ = apply(attack, updates, report, malicious, Message(updates[0]))
+    np.testing.assert_allclose(sent[3], [8.5, 9.5, 10.5], rtol=1e-6)
+
+
 def test_mimic_finds_the_main_direction_and_stays_with_its_client():
     rng = np.random.default_rng(1)
     axis = np.linalg.norm(np.ones(30))

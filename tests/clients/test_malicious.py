@@ -94,7 +94,9 @@ def test_estimates_of_the_others_start_before_or_come_off_after():
     params = contracts.initial_params(KEY)
     previous = jax.tree.map(lambda p: p - 0.3, params)
     sent = jax.tree.map(lambda p: jnp.full_like(p, 0.4), params)
-    memory = contracts.targeted().init(params)._replace(update=sent, round=jnp.int32(4))
+    memory = (
+        contracts.targeted(estimate="after").init(params)._replace(update=sent, round=jnp.int32(4))
+    )
     others = 0.3 - 0.4 / 4.0
     dw, *_ = targeted_reference(params, 4.0, implicit=False)
     new, after, _, _ = finished(contracts.targeted(estimate="after"), params, memory, previous, 5)

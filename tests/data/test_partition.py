@@ -211,6 +211,21 @@ def test_dirichlet_shares_have_the_mean_and_variance_of_theory(alpha: float) -> 
     assert abs(np.corrcoef(shares[0, ::2], shares[0, 1::2])[0, 1]) < 0.1
 
 
+def test_dirichlet_clients_own_as_many_classes_as_theory_says() -> None:
+    """N = 20, alpha = 0.1, ten classes of 1,000: a client has examples of 5.02 on average.
+
+    Of a class of which its share is p ~ Beta(0.1, 1.9) it has 1000 p, rounded up or down as often
+    as keeps the mean, so that it has the class with probability min(1, 1000 p).
+    """
+    labels = np.repeat(np.arange(10), 1_000)
+    seen = [
+        np.mean([len(np.unique(labels[rows])) for rows in partition])
+        for seed in range(400)
+        for partition in [P.dirichlet(labels, 20, alpha=0.1, seed=seed, min_size=0)]
+    ]
+    assert abs(np.mean(seen) - 5.02) < 0.05
+
+
 def test_dirichlet_mixture_of_one_of_many_clients_is_dirichlet_over_classes() -> None:
     alpha, num_classes = 0.5, 5
     labels = np.arange(400_000) % num_classes
