@@ -53,10 +53,13 @@ CONTRACTS = {name: value for name, value in vars(base).items() if _is_contract(v
 
 def find(contract: type) -> dict[str, Factory]:
     """The package's public functions that return a contract, by name."""
-    found: dict[str, Factory] = {}
-    for module in _modules():
-        found |= {each.__name__: each for each in defined(module) if _returned(each) is contract}
-    return dict(sorted(found.items()))
+    found = [each for module in _modules() for each in within(module, contract)]
+    return {each.__name__: each for each in sorted(found, key=lambda each: each.__name__)}
+
+
+def within(module: types.ModuleType, contract: type) -> list[Factory]:
+    """The public functions of one module that return a contract."""
+    return [each for each in defined(module) if _returned(each) is contract]
 
 
 def defined(module: types.ModuleType) -> list[Factory]:

@@ -72,8 +72,7 @@ class History:
         status = Status.OK
         if isinstance(info, RoundInfo):
             status = Status(int(np.bitwise_or.reduce(info.status, axis=None)))
-            steps = info.cohort.clients.get("num_steps")
-            self.client_steps += 0 if steps is None else int(steps.sum())
+            self.client_steps += int(info.cohort.num_steps.sum())
         if status and self.failure is None:
             self.failure = _explain(segment.start, info)
         if self.progress is not None:

@@ -12,7 +12,7 @@ class Progress(NamedTuple):
 
     first_round, num_rounds, total_rounds: where this call started, rounds done, rounds asked for.
     seconds: since the first segment was started, without compilation.
-    client_steps: local steps of all clients (and runs) so far; 0 if the algorithm counts none.
+    client_steps: local steps of all clients (and runs) so far.
     status: bits of `Status` of the segment.
     latest: split/metric -> the newest evaluation's example-weighted mean over clients (and runs).
     """

@@ -24,7 +24,7 @@ import optax
 from harness import Training
 
 from fedjax_sim import algorithms, clients, metrics
-from fedjax_sim.base import Batch, ClientRule, Key, PyTree
+from fedjax_sim.base import Batch, ClientRule, Key, Message, PyTree
 from fedjax_sim.data import Batching, FederatedData
 
 BATCH_SIZE = 20
@@ -99,12 +99,8 @@ def executed_steps(work: harness.Workload, data: FederatedData, width: int) -> i
     """Local steps that the engine really makes in one round, the wasted ones among them."""
     counted = _Count()
     rule = clients.local_sgd(work.model, optax.sgd(0.1), loss=metrics.cross_entropy)
-    algorithm = algorithms.fedavg(
-        work.model,
-        client_optimizer=optax.sgd(0.1),
-        batching=Batching(BATCH_SIZE),
-        rule=counted.watch(rule),
-        width=width,
+    algorithm = algorithms.averaging(
+        counted.watch(rule), batching=Batching(BATCH_SIZE), width=width
     )
     key = jax.random.key(0)
     state = algorithm.init(key, work.init(key), data)
@@ -121,7 +117,7 @@ class _Count:
         self._lock = threading.Lock()
 
     def watch(self, rule: ClientRule) -> ClientRule:
-        def step(key: Key, work: PyTree, message: PyTree, batch: Batch) -> PyTree:
+        def step(key: Key, work: PyTree, message: Message, batch: Batch) -> PyTree:
             # Of what differs between clients, so that a vmapped step calls once for each.
             jax.debug.callback(self._add, batch.mask[0])
             return rule.step(key, work, message, batch)

@@ -92,7 +92,7 @@ def adagrad(rate: float, eps: float) -> Server:
 
 def twin(server: Server, *, mu: float = 0.0, momentum: float = 0.0) -> Vector:
     """The model after all rounds; clients send running means of their updates."""
-    now = flat(*point())
+    now = flat(*(np.float32(part) for part in point()))
     weights = np.array(SIZES[:NUM_CLIENTS]) / sum(SIZES[:NUM_CLIENTS])
     sent: list[Vector] = []
     for _ in range(NUM_ROUNDS):
@@ -141,6 +141,11 @@ FAMILY = {
 }
 
 
+# In float32, 1 - b2^t is off by up to 6e-8 of 0.01, of which the root halves the share: 3e-6 of
+# steps that are a tenth of the model's length.
+TOLERANCES = {"FedAdam": 3.5e-7, "FedYogi": 3.5e-7}
+
+
 def trained(algorithm: Algorithm) -> Vector:
     examples, parts = arrays()
     data = federate(examples, parts[:NUM_CLIENTS])
@@ -156,7 +161,7 @@ def test_a_trajectory_equals_its_float64_twin(name):
     make, expected = FAMILY[name]
     expected = expected()
     error = np.linalg.norm(trained(make()) - expected) / np.linalg.norm(expected)
-    assert error < 1.5e-7
+    assert error < TOLERANCES.get(name, 1.5e-7)
 
 
 def test_the_twins_differ():

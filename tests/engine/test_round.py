@@ -154,62 +154,6 @@ def test_a_client_does_not_depend_on_its_slot_or_neighbours(key):
     assert info.cohort.num_steps.tolist() == [8, 0, 5]
 
 
-def test_streamed_and_stacked_aggregation_agree(key):
-    data, _ = population()
-    streamed = aggregators.mean()
-    stacked = streamed._replace(summand=None, from_sum=None)
-    outs = []
-    for aggregator in (streamed, stacked):
-        algorithm = make(2, aggregator=aggregator)
-        state, _ = jax.jit(algorithm.step)(key, algorithm.init(key, initial(key), data), data)
-        outs.append(algorithm.params(state)["kernel"])
-    np.testing.assert_allclose(outs[0], outs[1], atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("name", "optimizer"),
-    [
-        ("FedAvgM", optax.sgd(1.0, momentum=0.9)),
-        ("FedAdam", optax.adam(0.1, b2=0.99, eps=1e-3)),
-        ("FedYogi", optax.yogi(0.1, b2=0.99, eps=1e-3)),
-        ("FedAdagrad", optax.adagrad(0.1, eps=1e-3)),
-    ],
-)
-def test_server_optimizers_get_minus_the_mean_update_as_gradient(key, name, optimizer):
-    """Two rounds by hand: the FedAvg aggregate of each round, through the optimizer alone."""
-    data, _ = population()
-    algorithm, plain = make(server=optimizer), make()
-    state = algorithm.init(key, initial(key), data)
-    params, opt_state = initial(key), optimizer.init(initial(key))
-    for r in range(2):
-        round_key = jax.random.fold_in(key, r)
-        state, _ = jax.jit(algorithm.step)(round_key, state, data)
-        after, _ = jax.jit(plain.step)(round_key, plain.init(key, params, data), data)
-        gradient = jax.tree.map(lambda a, b: a - b, params, plain.params(after))
-        updates, opt_state = optimizer.update(gradient, opt_state, params)
-        params = optax.apply_updates(params, updates)
-    np.testing.assert_allclose(algorithm.params(state)["kernel"], params["kernel"], atol=1e-6)
-
-
-def test_prox_pulls_to_the_server(key):
-    data, _ = population()
-
-    def moved(mu):
-        rule = clients.prox(MODEL, optax.sgd(0.3), mu=mu, loss=metrics.cross_entropy)
-        algorithm = algorithms.averaging(
-            rule, batching=Batching(8, num_epochs=2), sampler=sampling.uniform(4), width=1
-        )
-        state, info = jax.jit(algorithm.step)(key, algorithm.init(key, initial(key), data), data)
-        return algorithm.params(state)["kernel"], info.cohort.update_norm
-
-    free, norms = moved(0.0)
-    plain = make()
-    state, _ = jax.jit(plain.step)(key, plain.init(key, initial(key), data), data)
-    np.testing.assert_array_equal(free, plain.params(state)["kernel"])
-    _, held = moved(2.0)
-    assert (held < norms).all()
-
-
 def exploding() -> Model:
     """Softmax regression that gives NaN for inputs marked by a huge first feature."""
 

@@ -185,7 +185,7 @@ def test_what_a_client_keeps_for_its_uplink_is_its_own():
 
 def test_the_infos_of_rule_and_uplink_reach_the_report():
     rule = clients.adapt(contracts.HONEST, info=lambda message: {"round": message.round})
-    algorithm = contracts.averaging(rule, uplink=uplink.clip(0.2))
+    algorithm = contracts.averaging(rule, uplink=uplink.clip(0.6))
     data = contracts.population()
     state = algorithm.init(KEY, contracts.initial_params(KEY), data)
     for r in range(2):
@@ -194,8 +194,8 @@ def test_the_infos_of_rule_and_uplink_reach_the_report():
     assert info.cohort.clients["round"].tolist() == [1] * 4
     clipped = np.asarray(info.cohort.clients["is_clipped"], bool)
     assert clipped.any() and not clipped.all()
-    np.testing.assert_allclose(info.cohort.update_norm[clipped], 0.2, rtol=1e-6)
-    assert (info.cohort.update_norm[~clipped] < 0.2).all()
+    np.testing.assert_allclose(info.cohort.update_norm[clipped], 0.6, rtol=1e-6)
+    assert (info.cohort.update_norm[~clipped] < 0.6).all()
 
 
 def test_the_server_gets_the_mean_of_what_was_clipped():
