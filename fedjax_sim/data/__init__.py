@@ -11,6 +11,6 @@ The examples of all clients lie in one array, client after client.
 """
 
 from fedjax_sim.data.batching import Batching, take
-from fedjax_sim.data.federated import FederatedData, federate
+from fedjax_sim.data.federated_data import FederatedData, federate
 
 __all__ = ["Batching", "FederatedData", "federate", "take"]

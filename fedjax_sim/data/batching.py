@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.base import Array, Batch
-from fedjax_sim.data.federated import FederatedData
+from fedjax_sim.data.federated_data import FederatedData
 from fedjax_sim.ops import checks, permutation
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fedjax_sim.base import Examples
-from fedjax_sim.data.federated import FederatedData, checked, size_facts
+from fedjax_sim.data.federated_data import FederatedData, checked, size_facts
 from fedjax_sim.ops import checks, devices
 
 _RECORDS, _SIZES, _INDEX = "clients.array_record", "sizes.npy", "population.json"
