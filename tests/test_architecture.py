@@ -20,7 +20,7 @@ TIERS = [
     {"base"},
     {"ops"},
     {"metrics", "data"},
-    {"models", "clients", "servers", "aggregators", "attacks", "matching"},
+    {"models", "clients", "uplink", "servers", "aggregators", "attacks", "matching"},
     {"engine"},
     {"algorithms", "simulate"},
     {"analysis"},

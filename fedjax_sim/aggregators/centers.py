@@ -5,7 +5,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.aggregators._rules import Count, Info, normalized, of_shares, tolerance
+from fedjax_sim.aggregators._robust import Count, Info, normalized, of_shares, tolerance
 from fedjax_sim.base import Aggregator, Array, Key, PyTree
 from fedjax_sim.ops import checks, pairwise, stacked, trees
 

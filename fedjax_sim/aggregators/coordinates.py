@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from fedjax_sim.aggregators._rules import Count, Info, tolerance
+from fedjax_sim.aggregators._robust import Count, Info, tolerance
 from fedjax_sim.base import Aggregator, Array, Key, PyTree
 from fedjax_sim.ops import order_statistics, stacked
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.aggregators._rules import Count, Info, tolerance
+from fedjax_sim.aggregators._robust import Count, Info, tolerance
 from fedjax_sim.base import Aggregator, Array, Key, PyTree
 from fedjax_sim.ops import checks, order_statistics, pairwise, stacked
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim.aggregators._rules import Count, Info, check_slot, normalized, of_shares, tolerance
+from fedjax_sim.aggregators._robust import Count, Info, check_slot, normalized, of_shares, tolerance
 from fedjax_sim.aggregators.coordinates import mean_around_median
 from fedjax_sim.base import Aggregator, Array, Key, PyTree
 from fedjax_sim.ops import checks, order_statistics, pairwise, stacked

@@ -89,11 +89,12 @@ def agnostic_fedavg(
     L_d / N_d. Prefer it to `agnostic` for many clients that hold examples of several domains.
 
     Args:
-        model, batching, sampler, server, loss, regularizer, **options: as in `fedavg`.
+        model, batching, sampler, server, loss, **options: as in `fedavg`.
         client_optimizer: optimizer of the local steps, as in `fedavg`.
         ascent: how lambda moves, e.g. `Ascent(0.1)`; "exponentiated" by default, as in the paper.
         domains: `Domains("name of an array", p)` of the examples; None makes every client a domain.
         initial_window: [W, p] counts of the rounds before the first; by default one round of ones.
+        regularizer: scalar of the trained leaves, added to every batch's objective.
         loss_examples: look at so many examples of each client of the cohort, drawn with
             replacement, instead of all.
 

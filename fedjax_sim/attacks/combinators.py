@@ -9,7 +9,11 @@ from fedjax_sim.ops import checks, trees
 
 
 def chain(*attacks: Attack) -> Attack:
-    """One attack after another, such as `chain(neurotoxin(), scaling(10))`."""
+    """One attack after another, such as `chain(neurotoxin(), scaling(10))`.
+
+    Args:
+        attacks: at least one; each takes what the one before it sends.
+    """
     if not attacks:
         raise ValueError("chain needs at least one attack, got none.")
 
@@ -32,7 +36,12 @@ def chain(*attacks: Attack) -> Attack:
 
 
 def delayed(attack: Attack, *, num_rounds: int) -> Attack:
-    """Behave for the first `num_rounds` rounds (>= 0), then attack."""
+    """Behave at first, then attack.
+
+    Args:
+        attack: any attack.
+        num_rounds: in which all behave, >= 0.
+    """
     checks.count("num_rounds", num_rounds)
 
     def apply(

@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 
 from fedjax_sim import algorithms, clients, metrics, models
 from fedjax_sim.base import Algorithm, Model, Params
-from fedjax_sim.cli import options as options_lib
-from fedjax_sim.cli.options import AlgorithmOptions, DataOptions, TrainOptions
+from fedjax_sim.cli import train_options
+from fedjax_sim.cli.train_options import AlgorithmOptions, DataOptions, TrainOptions
 from fedjax_sim.data import Batching, FederatedData, datasets, federate, partition
 from fedjax_sim.ops import checks
 from fedjax_sim.servers import sampling
@@ -67,7 +67,7 @@ def deal(options: DataOptions, *, seed: int) -> Dealt:
 
 
 def _load(options: DataOptions, seed: int) -> datasets.Dataset:
-    if not options_lib.is_csv(options.dataset):
+    if not train_options.is_csv(options.dataset):
         return datasets.load(options.dataset, options.folder)
     return datasets.from_csv(
         Path(options.folder or "") / options.dataset,
@@ -210,7 +210,7 @@ def _server_optimizer(options: AlgorithmOptions) -> optax.GradientTransformation
 
 def check_numbers(options: TrainOptions) -> None:
     """Check what no factory can check: it gets optimizers and counts, not these numbers."""
-    values = {name: v for name, v in options_lib.flat(options).items() if v is not None}
+    values = {name: v for name, v in train_options.flat(options).items() if v is not None}
     for name in ("rounds", "eval_every", "checkpoint_every", "num_clients", "min_size"):
         if name in values:
             checks.positive_int(name, values[name])

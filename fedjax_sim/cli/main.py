@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedjax_sim import __version__
-from fedjax_sim.cli.options import TrainOptions, load_toml, resumed
+from fedjax_sim.cli.train_options import TrainOptions, load_toml, resumed
 
 _HELP = """\
 usage: fedjax-sim COMMAND [OPTIONS]

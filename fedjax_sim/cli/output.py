@@ -16,9 +16,9 @@ from fedjax_sim import metrics, simulate
 from fedjax_sim.analysis import plots
 from fedjax_sim.analysis.runfolder import RunFolder
 from fedjax_sim.base import Params, Status
-from fedjax_sim.cli import options as options_lib
+from fedjax_sim.cli import train_options
 from fedjax_sim.cli.build import METRICS, Dealt
-from fedjax_sim.cli.options import TrainOptions
+from fedjax_sim.cli.train_options import TrainOptions
 from fedjax_sim.ops import trees
 
 Summaries = dict[str, dict[str, dict[str, np.ndarray]]]
@@ -249,10 +249,10 @@ def card_of(options: TrainOptions, dealt: Dealt, params: Params) -> Table:
 
 def _some_options(options: TrainOptions, choice: str) -> str:
     """The options that belong to a choice, as " (name value, ...)"."""
-    values = options_lib.flat(options)
+    values = train_options.flat(options)
     listed = [
         f"{name} {values[name]}"
-        for name, (owner, _) in options_lib.DEFAULTS.items()
+        for name, (owner, _) in train_options.DEFAULTS.items()
         if owner == choice and values[name] is not None and name != "num_clients"
     ]
     return f" ({', '.join(listed)})" if listed else ""

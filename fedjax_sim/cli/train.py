@@ -10,10 +10,9 @@ from rich.console import Console
 from fedjax_sim import engine, simulate
 from fedjax_sim.analysis.runfolder import RunFolder, check_output
 from fedjax_sim.base import Algorithm, Key, Params
-from fedjax_sim.cli import options as options_lib
+from fedjax_sim.cli import train_options
 from fedjax_sim.cli.build import METRICS, build_algorithm, build_model, check_numbers, deal
 from fedjax_sim.cli.interrupts import graceful_interrupt, signal_handlers
-from fedjax_sim.cli.options import TrainOptions
 from fedjax_sim.cli.output import (
     card_of,
     closing,
@@ -24,6 +23,7 @@ from fedjax_sim.cli.output import (
     summary_table,
     write,
 )
+from fedjax_sim.cli.train_options import TrainOptions
 from fedjax_sim.data import FederatedData
 from fedjax_sim.ops import checks, devices
 
@@ -39,8 +39,8 @@ def main(options: TrainOptions) -> int:
         ValueError, TypeError, OSError: wrong options or data; no folder is made.
     """
     _use_all_cores()
-    given, options = options, options_lib.resolve(options)
-    options_lib.check_resumed(options)
+    given, options = options, train_options.resolve(options)
+    train_options.check_resumed(options)
     check_numbers(options)
     output = options.run.output or default_output(options)
     if options.run.resume is None:
@@ -59,11 +59,11 @@ def main(options: TrainOptions) -> int:
     console.print(card_of(options, dealt, params))
     folder = RunFolder(
         output,
-        options_lib.flat(options),
+        train_options.flat(options),
         overwrite=options.run.overwrite,
         resume=options.run.resume is not None,
     )
-    folder.save_text("config.toml", options_lib.dump_toml(options))
+    folder.save_text("config.toml", train_options.dump_toml(options))
     evaluate = engine.evaluator(model, METRICS, mesh=mesh)
     splits = {"train": train, "test": dealt.test}
     result, failure = _simulated(algorithm, params, splits, run_key, evaluate, folder, options)
@@ -86,7 +86,7 @@ def _fitted(given: TrainOptions, options: TrainOptions, num_clients: int) -> Tra
     """The options with a cohort that so few clients can make; refuse one that was asked for."""
     cohort_size = options.training.cohort_size
     if given.training.cohort_size is None and cohort_size is not None:
-        return options_lib.replaced(options, {"cohort_size": min(cohort_size, num_clients)})
+        return train_options.replaced(options, {"cohort_size": min(cohort_size, num_clients)})
     if cohort_size not in (None, "all"):
         checks.in_range("cohort_size", cohort_size, 1, num_clients, hint="Or all clients: all.")
     return options

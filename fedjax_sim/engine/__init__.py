@@ -1,9 +1,11 @@
 """The engine: it composes parts into an Algorithm and names no concrete part.
 
-round         what a round is: sample, broadcast, work locally, aggregate, update the server
-local_work    clients batched into chunks, chunks into a scan, over devices
-width         how many clients train at once, measured where that matters
-evaluation    how well models serve clients
+Recipes in `algorithms` call `federated`; the rest serves them, and evaluations.
+
+    round         federated: sample, broadcast, work locally, aggregate, update the server
+    local_work    clients batched into chunks, chunks into a scan, over devices
+    width         how many clients train at once, measured where that matters
+    evaluation    evaluator, personal_evaluator, cohort_loss: how well models serve clients
 """
 
 from fedjax_sim.engine.evaluation import CohortLoss, cohort_loss, evaluator, personal_evaluator

@@ -309,6 +309,11 @@ def _train(
         return jax.vmap(finish)(members, work)
 
 
+def _to(member: Slots, message: Message) -> Message:
+    """The message as this client sees it."""
+    return message._replace(per_slot=member.own)
+
+
 def _keys(member: Slots) -> Array:
     """A client's keys [4] of a round: of begin, of its steps, of finish, of its uplink."""
     return jax.random.split(member.key, 4)
@@ -323,8 +328,7 @@ def _rows(local: LocalWork, data: FederatedData, step: Array, member: Slots) -> 
 def _begin(local: LocalWork, member: Slots, message: Message, data: FederatedData) -> PyTree:
     """What a client's loop starts with: (work, the rows of step 0)."""
     key = _keys(member)[0]
-    message = message._replace(per_slot=member.own)
-    work = local.rule.begin(key, member.state.rule, message, member.client)
+    work = local.rule.begin(key, member.state.rule, _to(member, message), member.client)
     return work, _rows(local, data, jnp.int32(0), member)
 
 
@@ -342,7 +346,7 @@ def _advance(
     work, (positions, mask) = carry
     batch = take(data, member.start, positions, mask)
     key = jax.random.fold_in(_keys(member)[1], step)
-    new = local.rule.step(key, work, message._replace(per_slot=member.own), batch)
+    new = local.rule.step(key, work, _to(member, message), batch)
     if hold:
         new = trees.where(step < member.client.num_steps, new, work)
     # The next rows go through the carry, where they are stored: computed in the step that uses
@@ -354,8 +358,7 @@ def _finish(
     local: LocalWork, member: Slots, message: Message, work: PyTree
 ) -> tuple[ClientState, PyTree, PyTree, Report]:
     """What one client sends, and its line of the Report; what is not finite is dropped."""
-    message = message._replace(per_slot=member.own)
-    given = (member.state, message, work)
+    given = (member.state, _to(member, message), work)
     states, upload, num_bytes, info = _send(local, member, *given)
     norm = trees.norm(upload.update)
     if local.summand is not None:

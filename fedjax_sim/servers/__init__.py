@@ -1,8 +1,10 @@
 """The server's side of a round: whom it asks, what it keeps, sends and does with the aggregate.
 
-optimizer     the aggregate is a gradient of an optax optimizer
-history       clients are also told where the model was a round ago
-sampling      who takes part
+Most algorithms use `server_optimizer`; see `base.Server` and `base.Sampler` for the contracts.
+
+    optimizer     server_optimizer: the aggregate is a gradient of an optax optimizer
+    history       with_history: clients are also told where the model was a round ago
+    sampling      who takes part
 """
 
 from fedjax_sim.servers.history import HistoryState, with_history

@@ -22,6 +22,9 @@ def server_optimizer(optimizer: optax.GradientTransformation) -> Server:
     `optax.sgd(1.0)` adds the mean update as it is (FedAvg); see `algorithms.fedavg` for the others.
     Its schedules count rounds.
 
+    Args:
+        optimizer: any optax optimizer.
+
     References:
         Reddi et al., "Adaptive Federated Optimization", ICLR 2021, algorithm 1 (FedOpt).
     """

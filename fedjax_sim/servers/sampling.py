@@ -108,6 +108,9 @@ def with_root(sampler: Sampler) -> Sampler:
     everybody's, is what `aggregators.fltrust` and `aggregators.monna` trust. The other slots are
     filled by `sampler`, which sees a population of N - 1.
 
+    Args:
+        sampler: who else takes part.
+
     Raises:
         ValueError: at `init`, if there are no other clients.
     """

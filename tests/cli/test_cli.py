@@ -16,9 +16,8 @@ import pytest
 
 from fedjax_sim import experiments, models, simulate
 from fedjax_sim.analysis.runfolder import RunFolder, load_params
-from fedjax_sim.cli import build
+from fedjax_sim.cli import build, train_options
 from fedjax_sim.cli import main as cli
-from fedjax_sim.cli import options as options_lib
 from fedjax_sim.data import datasets, federate
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -173,8 +172,10 @@ def test_overwrite_is_needed_to_replace_a_run(
     assert before == {path.name: path.read_bytes() for path in trained.iterdir()}
 
 
-def training_options(**values: Any) -> options_lib.AlgorithmOptions:
-    return options_lib.resolve(options_lib.replaced(options_lib.TrainOptions(), values)).training
+def training_options(**values: Any) -> train_options.AlgorithmOptions:
+    return train_options.resolve(
+        train_options.replaced(train_options.TrainOptions(), values)
+    ).training
 
 
 def test_every_kind_of_algorithm_trains_in_its_own_way() -> None:
@@ -224,7 +225,7 @@ def test_server_optimizers_by_hand(algorithm: str, expected: list[float]) -> Non
     [
         (algorithm, option)
         for option in ("server_learning_rate", "server_momentum", "server_epsilon")
-        for algorithm in options_lib.DEFAULTS[option][1]
+        for algorithm in train_options.DEFAULTS[option][1]
         if algorithm != "scaffold"
     ],
 )
@@ -255,7 +256,8 @@ def test_natural_clients_keep_their_names(tmp_path: Path, monkeypatch: pytest.Mo
 def deal(**options: Any) -> build.Dealt:
     values = {"num_clients": 5, **options}
     return build.deal(
-        options_lib.resolve(options_lib.replaced(options_lib.TrainOptions(), values)).data, seed=3
+        train_options.resolve(train_options.replaced(train_options.TrainOptions(), values)).data,
+        seed=3,
     )
 
 

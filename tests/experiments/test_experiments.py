@@ -170,7 +170,7 @@ def test_reproduce_pfnm_leaves_everything(tmp_path, capsys, rng):
         quick=True,
     )
     recipe = pfnm.Recipe(0.01, 1e-6, {})
-    pfnm_report.reproduce(dataset, recipe, options)
+    pfnm_report.reproduce(dataset, recipe, options.checked())
     assert "PFNM 1, 1, 1" in capsys.readouterr().out
     assert "| SPAHM |" in (output / "results.md").read_text()
     results = json.loads((output / "results.json").read_text())

@@ -23,6 +23,11 @@ from fedjax_sim.ops.simplex import (
 
 EPS = float(np.finfo(np.float32).eps)
 
+# For many examples: outside jit every call is traced anew.
+compiled_capped = jax.jit(project_capped)
+compiled_hull = jax.jit(project_onto_hull)
+compiled_program = jax.jit(quadratic_program, static_argnames="high")
+
 
 def sorted_projection(v: np.ndarray, radius: float = 1.0) -> np.ndarray:
     """The textbook algorithm in float64: sort, cumulative sum, threshold."""
@@ -308,7 +313,7 @@ def test_capped_projection_equals_brute_force(seed: int, p: int, magnitude: floa
     rng = np.random.default_rng(seed)
     v = np.float32(magnitude * rng.normal(size=p))
     low, high = np.float32(rng.uniform(0, 0.9 / p, p)), np.float32(rng.uniform(1.1 / p, 1.0, p))
-    x = np.float64(project_capped(v, low=low, high=high))
+    x = np.float64(compiled_capped(v, low=low, high=high))
     expected = capped_brute_force(*(np.float64(each) for each in (v, low, high)))
     # Entries are measured from the largest, which rounds what is far from it.
     far = EPS / 2 * np.ptp(v)
@@ -337,7 +342,7 @@ def test_hull_projection_is_the_nearest_point(seed: int, q: int) -> None:
     rng = np.random.default_rng(seed)
     mixtures = np.float64(np.float32(rng.dirichlet(np.ones(4), q)))
     v = np.float64(np.float32(rng.normal(size=4) / 2))
-    found = np.float64(project_onto_hull(v, mixtures))
+    found = np.float64(compiled_hull(v, mixtures))
     # In the hull but for the rounding of q weights that sum to 1, and of q products.
     rows = np.concatenate([mixtures.T, np.ones((1, q))])
     assert optimize.nnls(rows, np.append(found, 1))[1] <= 4 * q * EPS
@@ -350,7 +355,7 @@ def test_hull_projection_is_the_nearest_point(seed: int, q: int) -> None:
     tolerance += 2 * q * EPS * (far + spread)  # the sum of q mixtures is rounded
     assert ((v - found) @ (mixtures - found).T).max() <= tolerance
     # Half the square of the distance to the nearest point is no more than that.
-    again = np.float64(project_onto_hull(found, mixtures))
+    again = np.float64(compiled_hull(found, mixtures))
     assert np.linalg.norm(again - found) <= np.sqrt(2 * tolerance)
 
 
@@ -367,7 +372,7 @@ def test_quadratic_program_ends_at_a_minimum(seed: int, high: float) -> None:
     rng = np.random.default_rng(seed)
     rows = rng.normal(size=(4, 3)) * 10.0 ** rng.integers(-2, 3)  # of rank 3: not strictly convex
     matrix, vector = rows @ rows.T, rows @ rng.normal(size=3)
-    found = np.float64(quadratic_program(matrix, vector, high=high))
+    found = np.float64(compiled_program(matrix, vector, high=high))
     assert found.sum() == pytest.approx(1, abs=4 * rounding(4))
     assert found.min() >= 0 and found.max() <= high
     gap = reference.optimality_gap(matrix @ found - vector, found, np.zeros(4), np.full(4, high))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedjax_sim import models
-from fedjax_sim.cli.options import (
+from fedjax_sim.cli.train_options import (
     DEFAULTS,
     AlgorithmOptions,
     DataOptions,
