@@ -16,7 +16,7 @@
 The import loads nothing; a name is loaded when it is first used. Names are the folders
 (`fs.algorithms`), the modules of `ops`, `data`, `servers` and `analysis` (`fs.simplex`,
 `fs.partition`), the contracts of `base` (`fs.Aggregator`), and what `data`, `simulate` and `engine`
-offer (`fs.federate`, `fs.run`, `fs.federated`).
+offer (`fs.federate`, `fs.run`, `fs.evaluator`).
 
     datasets, partition, federate    examples, who owns which, and both on the device
     models, metrics                  what is trained, what is minimised and measured
@@ -24,7 +24,7 @@ offer (`fs.federate`, `fs.run`, `fs.federated`).
     sampling                         who takes part
     matching                         networks trained apart, merged neuron by neuron
     attacks, poisoning               what malicious clients send, and what they train on
-    algorithms, federated            named algorithms, and the engine that composes parts
+    algorithms, engine               named algorithms, and `engine.federated`, which composes parts
     run, sweep                       an algorithm over rounds, over seeds and hyperparameters
     plots, runfolder                 pictures, and what a run leaves on disk
 """

@@ -232,7 +232,7 @@ class Message(NamedTuple):
 
 
 class Upload(NamedTuple):
-    """What a client's work comes to.
+    """What a client's local work gives.
 
     update: any pytree that goes to the aggregator, usually the change of the trained leaves.
     weight: scalar >= 0, the update's aggregation weight.
@@ -291,7 +291,7 @@ class Uplink(NamedTuple):
 
 
 class History(NamedTuple):
-    """What clients share who look at how the model moves; see `servers.with_history`.
+    """What is shared with clients that look at how the model moves: `servers.with_history`.
 
     params: the model. previous: the model of the round before, that of this round in the first.
     """

@@ -17,7 +17,7 @@ from fedjax_sim.ops import checks
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric that knows its direction, so that "worst" does; called like a function.
+    """A metric that knows whether higher is better; called like a function.
 
     A plain function is a metric of which lower is better (`as_metric`).
 
@@ -198,7 +198,7 @@ def summarize(mean: Mean, *, higher_is_better: bool = False) -> dict[str, Array]
             "variance": over clients, in squared units of the metric (divided by their number).
 
     Cost: one sort of the N clients. Pure JAX, so that it also runs inside a compiled evaluation;
-        XLA sorts slowly on a CPU, but N numbers per round are little.
+        XLA sorts slowly on a CPU, but N numbers per round are few.
 
     References:
         Li, Sanjabi, Beirami, Smith, Fair Resource Allocation in Federated Learning, ICLR 2020, for
@@ -248,8 +248,8 @@ def summarize(mean: Mean, *, higher_is_better: bool = False) -> dict[str, Array]
 def evenness(mean: Mean) -> dict[str, Array]:
     """Measure how evenly a metric with values >= 0 is spread over clients: 1 if all are equal.
 
-    Both measures are free of units, other than the variance of `summarize`, and blind to the level:
-    everybody faring equally badly is even.
+    Unlike the variance of `summarize`, both measures do not depend on the metric's unit, nor on its
+    level: if all clients fare equally badly, they are 1.
 
     Args:
         mean: Mean of [..., N] totals and counts per client, totals >= 0. Clients without examples
@@ -257,9 +257,9 @@ def evenness(mean: Mean) -> dict[str, Array]:
 
     Returns:
         Dict of [...] arrays, 0 if no client is left, NaN if one is NaN:
-            "jain_index": (sum x)^2 / (number * sum x^2), in [1 / number, 1]; 0.6 is what a good
-                share of 60 % of the clients and nothing for the others gives.
-            "entropy": that of the shares x / sum x, over its maximum log(number), in [0, 1].
+            "jain_index": (sum x)^2 / (number * sum x^2), in [1 / number, 1]; 0.6 is what equal
+                values of 60 % of the clients and 0 for the others give.
+            "entropy": that of the fractions x / sum x, over its maximum log(number), in [0, 1].
 
     References:
         Jain, Chiu, Hawe, A Quantitative Measure of Fairness and Discrimination for Resource

@@ -1,4 +1,4 @@
-"""How the server combines a cohort's updates: means, and rules that bear byzantine clients.
+"""How the server combines a cohort's updates: means, and rules that tolerate Byzantine clients.
 
 An aggregator is a pure function of stacked updates [C, ...] and weights [C]; see `base.Aggregator`.
 To write your own, write `apply`; give `summand` and `from_sum` too if it is a sum, and the engine
@@ -6,9 +6,19 @@ never holds more than `width` updates.
 
 The robust rules count every client of positive weight the same, unless they say otherwise, and need
 all updates of a cohort at once: C times the memory of a model. `num_byzantine` is f, how many
-clients of a cohort may send anything at all; it may be traced where that is said, and a rule that
-cannot bear so many refuses when it is traced. Of fewer clients than expected (dropped, or not
-there) a rule takes as many for byzantine as it can bear. Updates that are not finite never count.
+clients of a cohort may send anything at all; it may be traced where that is said. A rule that does
+not tolerate so many in a cohort of its size raises a ValueError when it is traced. If fewer clients
+turn up than there are slots, it assumes the largest f <= `num_byzantine` that it tolerates among
+them. Updates that are not finite never count.
+
+    means             mean, uniform_mean: sums, not robust
+    coordinates       coordinate_median, trimmed_mean, meamed: each coordinate by itself
+    selection         krum, multi_krum, bulyan, mda, smea, monna: choose whole updates
+    centers           geometric_median, centered_clipping, caf: the middle of the cohort
+    filters           fltrust, foolsgold, flame, dnc, signguard, clipped_clustering: by direction,
+                      sign or history
+    preaggregation    norm_clipping, arc, nnm, bucketing: in front of any of them
+    descent           common_descent: a direction that is good for every client
 """
 
 from fedjax_sim.aggregators.centers import caf, centered_clipping, geometric_median

@@ -1,4 +1,4 @@
-"""What rules share: how many bad clients a cohort can bear, and rules that weigh whole updates."""
+"""What rules share: how many bad clients they tolerate, and rules that weigh whole updates."""
 
 from collections.abc import Callable
 
@@ -14,10 +14,10 @@ Info = dict[str, Array]
 def tolerance(
     rule: str, num_byzantine: Count, *, slope: int = 2, extra: int = 1
 ) -> Callable[[Array], Array]:
-    """How many byzantine clients to reckon with: tolerated(live [C]) -> int32 scalar.
+    """How many Byzantine clients to assume: tolerated(live [C]) -> int32 scalar.
 
     A rule that needs `slope * f + extra` clients refuses a cohort with fewer slots, when it is
-    traced. Where fewer clients turn up, it reckons with as many byzantine ones as those can bear.
+    traced. If fewer clients turn up, it assumes no more Byzantine ones than it tolerates then.
     """
     if not checks.is_traced(num_byzantine):
         checks.count("num_byzantine", num_byzantine)
@@ -38,8 +38,8 @@ def tolerance(
 def of_shares(rule: Callable[[Key, PyTree, Array], Array]) -> Aggregator:
     """An aggregator without state whose aggregate is sum_c shares[c] * update[c].
 
-    `rule(key, updates, weights)` gives the shares [C], 0 for rows that do not count. They are
-    reported as "shares".
+    `rule(key, updates, weights)` gives the coefficients [C], 0 for rows that do not count. They
+    are reported as "shares".
     """
 
     def apply(

@@ -1,4 +1,4 @@
-"""Rules that look for the middle of the cohort: every update has a share, outliers a small one."""
+"""Rules that look for the middle of the cohort: outliers get small coefficients."""
 
 from typing import Literal
 
@@ -19,16 +19,16 @@ def geometric_median(
 ) -> Aggregator:
     """The point with the smallest sum of distances to the updates (RFA), by Weiszfeld's iteration.
 
-    z <- sum_c beta_c x_c / sum_c beta_c with beta_c = 1 / max(smoothing, ||z - x_c||). Bears
-    anything below half of the cohort without being told how much, and is close to the mean without
-    an attack: a good first choice. It starts from weights 1 / sum_j ||x_c - x_j||, where outliers
-    count little, and iterates on inner products, so that iterations are nearly free.
+    z <- sum_c beta_c x_c / sum_c beta_c with beta_c = 1 / max(smoothing, ||z - x_c||). It
+    tolerates fewer than half of the cohort without being told how many, and is close to the mean
+    without an attack: a good first choice. It starts from weights 1 / sum_j ||x_c - x_j||, where
+    outliers count little, and iterates on inner products, so that iterations are nearly free.
 
     Args:
         num_iterations: >= 1.
         smoothing: > 0, in the units of the updates' norms; may be traced.
         weighted: let clients count by their weights (beta times weight). The default counts every
-            client the same: a weight is what a byzantine client would lie about first.
+            client the same: a weight is what a Byzantine client would lie about first.
         start: "zero" begins at the update 0, as the bucketing paper's code does. Few iterations do
             not forget that: attackers whose updates lie near 0 gain by it.
 
@@ -53,7 +53,7 @@ def geometric_median(
             distances = jnp.sqrt(jnp.maximum(to_all - 0.5 * parts @ to_all, 0))
             return normalized(votes / jnp.maximum(distances, smoothing))
 
-        is_zero = start == "zero"  # no share of anybody: the first iteration, from the norms
+        is_zero = start == "zero"  # all coefficients are 0: the first iteration is from norms
         distances = stacked.norms(updates, live) if is_zero else jnp.sqrt(squares) @ votes
         first = normalized(votes / jnp.maximum(distances, smoothing))
         return cloud.shares(jax.lax.fori_loop(int(is_zero), num_iterations, closer, first))

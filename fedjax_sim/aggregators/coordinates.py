@@ -12,7 +12,7 @@ from fedjax_sim.ops import order_statistics, stacked
 def coordinate_median() -> Aggregator:
     """Median of every coordinate, the mean of the two middle values for an even number of clients.
 
-    Needs no guess at the number of byzantine clients and bears anything below half of the cohort;
+    Needs no guess at the number of Byzantine clients and tolerates fewer than half of the cohort;
     with unlike clients it is further from their mean than `trimmed_mean` or `geometric_median`.
     Every client of positive weight counts the same; a NaN counts as +infinity.
 
@@ -88,7 +88,7 @@ def mean_around_median(ascending: Array, num_live: Array, num_kept: Array) -> Ar
 
 
 def _of_order(rule: Callable[[Array, Array, Array], Array]) -> Aggregator:
-    """rule(sorted rows [C, b], number of live ones, live [C]) -> [b], on all columns."""
+    """rule(sorted rows [C, b], number of valid ones, live [C]) -> [b], on all columns."""
 
     def apply(
         key: Key, state: PyTree, updates: PyTree, weights: Array

@@ -14,7 +14,7 @@ def fltrust(*, trusted_slot: int = -1) -> Aggregator:
     """Weigh every update by its cosine with the server's own, at the server's own norm.
 
     sum_c t_c (||g|| / ||x_c||) x_c / sum_c t_c with t_c = max(0, cos(x_c, g)) and g the update of a
-    trusted client, which itself does not count. Bears any number of byzantine clients, for as much
+    trusted client, which itself does not count. Tolerates any number of Byzantine clients, as far
     as the trusted data resemble those of the others.
 
     Let the server's root data set be the last client of the population and sample with
@@ -102,7 +102,7 @@ def foolsgold(*, num_clients: int | None = None) -> Aggregator:
 
 
 def _cosines(updates: PyTree, live: Array) -> Array:
-    """cos(x_i, x_j), [C, C], 0 with rows that are zero or not live."""
+    """cos(x_i, x_j), [C, C], 0 with rows that are zero or not valid."""
     inverse = _inverse(stacked.norms(updates, live))
     return jnp.clip(stacked.gram(updates, live, factors=inverse), -1, 1)
 
@@ -169,7 +169,7 @@ def flame(*, noise_multiplier: float | Array = 0.001) -> Aggregator:
 
 
 def _majority(distances: Array, live: Array) -> Array:
-    """Mask [C] of the first group of more than half of the live clients that single linkage joins.
+    """Mask [C] of the first group of more than half of the valid clients that single linkage joins.
 
     The height at which two clients are joined is the largest step of their path in the minimum
     spanning tree, which Prim's algorithm grows from the first client.
@@ -316,7 +316,7 @@ def signguard(*, lower: float | Array = 0.1, upper: float | Array = 3.0) -> Aggr
 
 
 def _largest_mean_shift_cluster(points: Array, live: Array) -> Array:
-    """Mask [C] of the most common mode of live points [C, features] under a flat kernel."""
+    """Mask [C] of the most common mode of valid points [C, features] under a flat kernel."""
 
     def distances(a: Array, b: Array) -> Array:
         apart = jnp.linalg.norm(a[:, None] - b[None], axis=2)
@@ -404,7 +404,7 @@ def clipped_clustering(*, num_remembered: int = 1000) -> Aggregator:
 
 
 def _larger_of_two(distances: Array, live: Array) -> Array:
-    """Mask [C] of the larger of the two clusters of live rows that average linkage ends with."""
+    """Mask [C] of the larger of the two clusters of valid rows that average linkage ends with."""
     num_slots = live.shape[0]
     slots = jnp.arange(num_slots)
     between = live[:, None] & live[None] & (slots[:, None] != slots[None])

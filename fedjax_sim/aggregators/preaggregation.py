@@ -1,6 +1,6 @@
 """What happens to a cohort's updates in front of an aggregator: each wraps any other, and nests.
 
-`nnm(trimmed_mean(num_byzantine=3), num_byzantine=3)` mixes first and trims then. A row that is not
+`nnm(trimmed_mean(num_byzantine=3), num_byzantine=3)` first mixes, then trims. A row that is not
 finite is dropped on the way (weight 0).
 """
 
@@ -79,7 +79,7 @@ def nnm(aggregator: Aggregator, *, num_byzantine: Count) -> Aggregator:
     """Nearest neighbour mixing: replace every update by the mean of the n - f nearest to it.
 
     Takes out most of what makes honest clients unlike each other, which is what attacks hide in:
-    the usual cure for non-IID clients, in front of `trimmed_mean`, `krum` or `geometric_median`.
+    the usual remedy for non-IID clients, in front of `trimmed_mean`, `krum` or `geometric_median`.
 
     Args:
         aggregator: what combines the mixed updates, under the same weights.
@@ -110,8 +110,8 @@ def nnm(aggregator: Aggregator, *, num_byzantine: Count) -> Aggregator:
 def bucketing(aggregator: Aggregator, *, bucket_size: int) -> Aggregator:
     """Average random groups of `bucket_size` clients, then aggregate the means.
 
-    Makes unlike clients more alike. One byzantine client spoils its whole bucket: the aggregator
-    faces as many byzantine updates among fewer, so its f must fit ceil(C / bucket_size). Clients
+    Makes unlike clients more alike. One Byzantine client spoils its whole bucket: the aggregator
+    faces as many Byzantine updates among fewer, so its f must fit ceil(C / bucket_size). Clients
     count the same within a bucket, whose weight is the number of its clients.
 
     Args:
@@ -148,7 +148,7 @@ def bucketing(aggregator: Aggregator, *, bucket_size: int) -> Aggregator:
 
 
 def _clip(updates: PyTree, norms: Array, live: Array, max_norm: Array | float) -> PyTree:
-    """Rows [C, ...] with norms of at most `max_norm`; rows that are not live become 0."""
+    """Rows [C, ...] with norms of at most `max_norm`; rows that are not valid become 0."""
     factors = jnp.minimum(1, max_norm / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny))
     return stacked.scale_rows(jnp.where(live, factors, 0), updates)
 

@@ -82,7 +82,7 @@ def _krum(rule: str, num_byzantine: Count, num_selected: Callable[..., Count]) -
 
 
 def _best(scores: Array, ties: Array, live: Array, count: Count) -> Array:
-    """Mask [C] of the `count` live rows with the lowest scores, of equals with the lowest ties."""
+    """Mask [C] of the `count` valid rows with the lowest scores, of equals with the lowest ties."""
     bounded = jnp.minimum(scores, jnp.finfo(scores.dtype).max)
     return order_statistics.lowest(jnp.where(live, bounded, jnp.inf), count, ties) & live
 
@@ -92,7 +92,7 @@ def bulyan(*, num_byzantine: Count) -> Aggregator:
 
     Of every coordinate of the n - 2 f chosen, the mean of the n - 4 f values closest to the median.
     Stops attacks that hide a large change of few coordinates inside Krum's sphere, for a price: a
-    quarter of the cohort at most may be byzantine.
+    quarter of the cohort at most may be Byzantine.
 
     Args:
         num_byzantine: f >= 0, may be traced; C >= 4 f + 3.
@@ -246,7 +246,7 @@ def monna(*, num_byzantine: Count, trusted_slot: int = -1) -> Aggregator:
 
     Args:
         num_byzantine: f >= 0, may be traced; C >= 2 f + 1.
-        trusted_slot: the slot of the cohort that cannot be byzantine; `sampling.with_root` keeps
+        trusted_slot: the slot of the cohort that is never Byzantine; `sampling.with_root` keeps
             the last one for the server's own data. Without an update from there nothing is
             aggregated.
 

@@ -21,7 +21,7 @@ def averaging(
 ) -> Algorithm:
     """Clients follow a rule, their updates are averaged, and the server steps along the average.
 
-    What `fedavg` is with `clients.local_sgd`. For a rule of your own, or one that is wrapped:
+    With `clients.local_sgd` it is `fedavg`. For a rule of your own, or one that is wrapped:
     `averaging(clients.worker_momentum(clients.local_sgd(...), momentum=0.9), ...)`.
 
     Args:

@@ -75,7 +75,7 @@ def drfa(
     and after a random number of steps t' in [1, tau], the same for all. Then C other clients,
     drawn uniformly, report their losses at that snapshot, which estimate the gradient of lambda:
     lambda <- project(lambda + tau * gamma * (N / C) * loss). Prefer it to `agnostic` where clients
-    are many and communication is dear.
+    are many and communication is expensive.
 
     Args:
         model, client_optimizer, loss, **options: as in `fedavg`.

@@ -43,7 +43,7 @@ def fair_flearn_afl(
 ) -> Algorithm:
     """AFL as the code of the q-FFL paper runs it, which is NOT agnostic federated learning.
 
-    For telling its published rows from real AFL, nothing else: use `agnostic` to learn. Two things
+    Only to tell its published results from those of AFL: use `agnostic` to learn. Two things
     differ. As its README runs it (`--sampling 2`), lambda is updated but never used: the model
     takes plain steps on the uniform mean of the clients' losses. And its projection onto the
     simplex tests the sum of the entries before the j-th, not up to it, so that lambda can sum to

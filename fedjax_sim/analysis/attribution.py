@@ -65,7 +65,7 @@ def smooth_grad(
         key: of the noise.
         model, params, inputs, labels: as in `input_gradient`.
         num_samples: copies, >= 1, static.
-        noise: standard deviation as a share of each input's range (max - min), >= 0.
+        noise: standard deviation as a fraction of each input's range (max - min), >= 0.
 
     Returns:
         [B, ...], of the inputs' shape.

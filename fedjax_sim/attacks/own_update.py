@@ -102,8 +102,8 @@ def neurotoxin(top_fraction: float | Array = 0.05) -> Attack:
     update at the end, so that it goes with any local training.
 
     Args:
-        top_fraction: share of coordinates with the largest last change that are left alone, in
-            [0, 1], may be traced; 0 is no attack.
+        top_fraction: fraction of the coordinates, those with the largest last change, that are left
+            alone, in [0, 1], may be traced; 0 is no attack.
 
     Cost: sorts D numbers a round.
 

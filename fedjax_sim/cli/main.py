@@ -29,7 +29,7 @@ usage: fedjax-sim COMMAND [OPTIONS]
 Simulate federated learning on JAX: a round is one pure function, a training run one compiled scan.
 
 commands:
-  train             Train a model over clients: any data set, partition, model and algorithm.
+  train             Train a model over clients: choose data, partition, model and algorithm.
   reproduce NAME    Repeat an experiment of a paper.
   datasets          List the data sets, and how to get them.
 

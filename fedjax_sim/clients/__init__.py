@@ -4,6 +4,15 @@ A rule is `begin` (message -> work), `step` (one batch) and `finish` (work -> Up
 `base.ClientRule`. To write your own objective, copy `prox`: it is `local_sgd` plus one term. A rule
 that reads another server's message, or weighs its update otherwise, is `adapt` around one that
 stands here. Malicious clients are rules as well: `malicious` says who follows which.
+
+    local_sgd    local_sgd; local_steps, mean_loss and at_round, of which it is made
+    prox         prox: FedProx
+    scaffold     scaffold: gradients corrected by control variates
+    ditto        ditto: a personal model beside the one that is sent
+    momentum     worker_momentum: send a running mean of one's updates
+    adapt        adapt: a rule made for one server, under another
+    malicious    malicious; targeted_poisoning, stealthy_poisoning, alternating_poisoning: what
+                 attackers do
 """
 
 from fedjax_sim.clients.adapt import adapt

@@ -59,8 +59,8 @@ def remembering(base: ClientRule, model: Model, begin: Callable, loss_of: Callab
 def others_update(memory: Memory, message: Message, boost: float | Array) -> Params:
     """The others' part of the server's last step: w_t - w_{t-1} - own update / boost.
 
-    An attacker takes 1 / boost for its share of the mean. What was sent before the last round does
-    not count.
+    An attacker takes 1 / boost for its coefficient in the mean. What was sent before the last round
+    does not count.
     """
     sent = (memory.round >= 0) & (memory.round == message.round - 1) & (jnp.asarray(boost) > 0)
     own = jnp.where(sent, 1 / jnp.where(sent, boost, 1), 0)

@@ -1,4 +1,4 @@
-"""Who behaves, and who does not."""
+"""Who follows which rule: honest and malicious clients."""
 
 from collections.abc import Callable
 

@@ -47,9 +47,9 @@ def targeted_poisoning(
     """Make the server's model give the targets the attacker's labels, and send that, boosted.
 
     The attacker ignores its examples, minimises the loss of the targets from the server's params
-    and sends boost * (w_end - w). With boost = 1 / (its share of the mean), C for equal clients,
-    the attack survives averaging. It costs accuracy and is easily seen: `stealthy_poisoning` and
-    `alternating_poisoning` are the quieter forms.
+    and sends boost * (w_end - w). With boost = 1 / (its coefficient in the mean), C for equal
+    clients, the attack survives averaging. It costs accuracy and is easily seen:
+    `stealthy_poisoning` and `alternating_poisoning` are the quieter forms.
 
     Args:
         model: in evaluation mode, so that the targets' loss is that of the model in use.

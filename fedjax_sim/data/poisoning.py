@@ -30,7 +30,7 @@ def targets(examples: Examples, rows: Sequence[int], labels: Sequence[int]) -> E
         labels: [r] the attacker's labels, each other than the true one.
 
     Returns:
-        {"x": [r, ...], "y": labels [r] int32}, for `clients.targeted_poisoning` and its kin.
+        {"x": [r, ...], "y": labels [r] int32}, for `clients.targeted_poisoning` and the like.
 
     Raises:
         ValueError: unequal numbers, a row out of range, a label that is the true one.
@@ -169,7 +169,7 @@ def backdoor(
         examples, partition, ids: as in `flip_labels`.
         trigger: one for all, or one for each of `ids`.
         label: of the examples with a trigger.
-        fraction: share of each client's examples, in (0, 1], chosen at random; at least one.
+        fraction: fraction of each client's examples, in (0, 1], chosen at random; at least one.
         seed: of that choice.
 
     Returns:

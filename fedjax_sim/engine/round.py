@@ -66,7 +66,7 @@ class FederatedState(NamedTuple):
 
 
 class Options(TypedDict, total=False):
-    """The arguments of `federated` that every algorithm passes on."""
+    """The arguments of `federated` that recipes pass on."""
 
     uplink: Uplink | None
     attack: Attack | None
@@ -129,7 +129,7 @@ def federated(
     Returns:
         An Algorithm whose state is a FederatedState and whose info is a RoundInfo.
 
-    Leaves of the model that are no trained ones (`rule.kinds`) are the engine's: statistics are
+    Leaves of the model that are not trained (`rule.kinds`) are the engine's: statistics are
     averaged over the clients by their weights, whatever the aggregator and the server do, and
     frozen leaves are one argument of every round. The other parts see the trained leaves alone.
 

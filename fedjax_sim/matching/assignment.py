@@ -85,7 +85,7 @@ def _assign_batch(costs: Array, live: Array, *, is_batch: bool) -> Array:
 @jax.jit
 def _assign(costs: Array, live: Array) -> Array:
     num_rows, num_columns = costs.shape
-    # More live rows than columns: exactly the surplus has to stay alone, at no price.
+    # More valid rows than columns: exactly the surplus has to stay alone, at no price.
     surplus = jnp.maximum(live.sum() - num_columns, 0)
     alone = jnp.where(surplus > 0, jnp.zeros(num_rows, costs.dtype), jnp.inf)
     crowding = jnp.where(jnp.arange(num_rows) < surplus, jnp.zeros((), costs.dtype), jnp.inf)
@@ -134,7 +134,7 @@ def assign_or_leave(costs: Array, alone: Array, crowding: Array, live: Array) ->
         live: [R] bool, the rows to place.
 
     Returns:
-        [R] int32, C for a row that stays alone, C + 1 for one that is not live.
+        [R] int32, C for a row that stays alone, C + 1 for one that is not valid.
     """
     num_rows, num_columns = costs.shape
     exit_column, no_column = num_columns + 1, num_columns + 2

@@ -92,7 +92,7 @@ def fedma(
         empirical_bayes: as in `pfnm`.
         max_neurons: budget of each layer, one number or by name, at least the layer's width; 700
             as in `pfnm`, or all neurons of all clients if they are fewer. Static.
-        live: layer -> [J, L] bool, False for neurons that are padding; all live by default.
+        live: layer -> [J, L] bool, False for neurons that are padding; all valid by default.
 
     Returns:
         A LayerwiseMatching padded to the budgets.

@@ -1,4 +1,4 @@
-"""What PFNM takes for likely before it has seen a neuron."""
+"""What PFNM assumes before it has seen a neuron."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

@@ -69,7 +69,7 @@ def mlp(
         num_classes: K >= 1, static.
         hidden: widths of the hidden layers, each >= 1, static; () is logistic regression.
         activation: in place of the ReLU, e.g. `jax.nn.tanh`, or a ReLU with a gradient of its own
-            (`explanations`).
+            (`analysis.attribution`).
 
     Returns:
         Model of params {"dense_0": {"kernel", "bias"}, ...}, inputs [B, ...] -> outputs [B, K].

@@ -1,7 +1,7 @@
 """Order statistics over clients: a sorting network, and ranks among the clients that count.
 
 XLA sorts slowly on a CPU. A network compares whole rows of a [C, columns] block at a time, which
-vectorises; it wants blocks that stay in the cache (`stacks.over_columns`).
+vectorises; it wants blocks that stay in the cache (`stacked.over_columns`).
 """
 
 import functools
@@ -78,9 +78,9 @@ def _network(num_rows: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ordered(rows: Array, live: Array) -> Array:
-    """Sort every column of [C, ...] with the live clients first: ranks 0 .. live.sum() - 1.
+    """Sort every column of [C, ...] with the valid clients first: ranks 0 .. live.sum() - 1.
 
-    A NaN of a live client counts as +infinity, the last of the live ranks.
+    A NaN of a valid client counts as +infinity, the last of the valid ranks.
     """
     mask = live.reshape((-1,) + (1,) * (rows.ndim - 1))
     return sort(jnp.where(mask & ~jnp.isnan(rows), rows, jnp.inf))
@@ -89,7 +89,7 @@ def ordered(rows: Array, live: Array) -> Array:
 def median(ascending: Array, num_live: Array) -> Array:
     """Middle of the first `num_live` rows of a sorted [C, ...], the mean of two if they are even.
 
-    As `np.median`; `torch.median` takes the lower of the two. Infinite where nobody is live.
+    As `np.median`; `torch.median` takes the lower of the two. Infinite where nobody is valid.
     """
     low, high = jnp.maximum(num_live - 1, 0) // 2, num_live // 2
     high = jnp.minimum(high, ascending.shape[0] - 1)
@@ -120,5 +120,5 @@ def lowest(values: Array, count: Array | int, ties: Array | None = None) -> Arra
 
 
 def median_of(values: Array, live: Array) -> Array:
-    """Median of the live entries of [C]; infinite if there are none."""
+    """Median of the valid entries of [C]; infinite if there are none."""
     return median(ordered(values, live), live.sum())

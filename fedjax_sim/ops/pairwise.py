@@ -25,9 +25,10 @@ class Geometry(NamedTuple):
     does not drown the others.
 
     live: [C] bool, the rows that count.
-    center: [C] shares of the center, the mean of the half of the live rows with the smaller norms.
+    center: [C] coefficients of the center, the mean of the half of the valid rows with the smaller
+        norms.
     factors: [C], in (0, 1], 1 for all but the far rows.
-    products: [C, C], of factors * (updates - center); 0 for rows that are not live.
+    products: [C, C], of factors * (updates - center); 0 for rows that are not valid.
     """
 
     live: Array
@@ -42,7 +43,7 @@ class Geometry(NamedTuple):
 
     @property
     def squared_distances(self) -> Array:
-        """||x_i - x_j||^2, [C, C]: 0 on the diagonal, infinite where a row is not live."""
+        """||x_i - x_j||^2, [C, C]: 0 on the diagonal, infinite where a row is not valid."""
         squares = jnp.diagonal(self.products)
         found = jnp.maximum(squares[:, None] + squares[None] - 2 * self.products, 0)
         found = jnp.where(jnp.eye(len(squares), dtype=bool), 0, found)

@@ -55,7 +55,7 @@ def column_spec(leaf: Array, mesh: AbstractMesh) -> P:
 
 
 def _mesh() -> AbstractMesh | None:
-    """The devices to spread over, if a mesh is set and this code is not one device's share yet."""
+    """The devices to spread over, if a mesh is set and this code is not one device's part yet."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh if mesh.axis_types == (AxisType.Auto,) and mesh.size > 1 else None
 
@@ -103,7 +103,7 @@ def _map_blocks(rule: Callable[[Array], Array], updates: PyTree, numbers: int) -
 def fold(
     term: Callable[..., PyTree], updates: PyTree, live: Array, point: PyTree | None = None
 ) -> PyTree:
-    """Sum of term(rows [C, b]) over blocks of columns; rows that are not live are zero in them.
+    """Sum of term(rows [C, b]) over blocks of columns; rows that are not valid are zero in them.
 
     Args:
         term: must give 0 for columns of zeros, which fill up the last block.
@@ -174,7 +174,7 @@ def _fold_blocks(term: Callable[..., PyTree], live: Array, matrix: Array, *point
 
 
 def combine(shares: Array, updates: PyTree) -> PyTree:
-    """sum_c shares[c] * updates[c]; rows of share 0 may hold anything.
+    """sum_c shares[c] * updates[c]; rows of coefficient 0 may hold anything.
 
     Args:
         shares: [C], or [C', C] for C' combinations at once.
@@ -203,7 +203,7 @@ def scale_rows(factors: Array, updates: PyTree) -> PyTree:
 
 
 def norms(updates: PyTree, live: Array, point: PyTree | None = None) -> Array:
-    """Euclidean norms [C] of the live rows, or their distances from a point; 0 for other rows."""
+    """Euclidean norms [C] of the valid rows, or their distances from a point; 0 for other rows."""
 
     def term(rows: Array, *point: Array) -> Array:
         differences = jnp.where(live[:, None], rows - point[0][None], 0) if point else rows
@@ -219,13 +219,13 @@ def gram(
     center: Array | None = None,
     factors: Array | None = None,
 ) -> Array:
-    """Inner products [C, C] of the live rows, 0 for others.
+    """Inner products [C, C] of the valid rows, 0 for others.
 
     Args:
         updates: leaves [C, ...].
         live: [C] bool.
-        center: [C] shares of a point, `combine(center, updates)`, that is subtracted from every row
-            first. Without it, products of rows that are close together cancel in float32.
+        center: [C] coefficients of a point, `combine(center, updates)`, that is subtracted from
+            every row first. Without it, products of rows that are close together cancel in float32.
         factors: [C], by which rows are multiplied then.
     """
 

@@ -16,7 +16,7 @@ class HistoryState(NamedTuple):
 def with_history(server: Server) -> Server:
     """A server that shares a `History`: its params and those a round ago.
 
-    What clients need who look at how the model moves, above all those of `clients.malicious`.
+    For clients that look at how the model moves, above all those of `clients.malicious`.
 
     Args:
         server: any server that shares its params, such as `server_optimizer(...)`.

@@ -28,7 +28,7 @@ def chain(*uplinks: Uplink) -> Uplink:
         uplinks: at least one; each takes what the one before it sends.
 
     Returns:
-        An Uplink whose state and info are those of all; of equal names in the info the last counts.
+        An Uplink whose state and info are those of all; of infos of one name, that of the last.
 
     Raises:
         ValueError: without an uplink.

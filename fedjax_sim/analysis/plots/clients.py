@@ -58,7 +58,7 @@ def label_counts(
 
 
 def client_distribution(values: Mapping[str, ArrayLike], *, label: str) -> "Figure":
-    """Draw how a metric is distributed over clients: the share of clients at or below each value.
+    """Draw how a metric is distributed: the fraction of clients at or below each value.
 
     The steeper a curve, the more alike the clients fare. It crosses 0.1 at the 10th percentile.
 

@@ -167,8 +167,8 @@ def ranges(
     """Draw two ranges over rounds in one panel for each name: a band, and a pair of lines.
 
     Args:
-        inner: panel name -> [R, 2] ends of the range drawn as lines.
-        outer: panel name -> [R, 2] ends of the range drawn as a band; the same names.
+        inner: panel name -> [R, 2] lower and upper end of the range drawn as lines.
+        outer: panel name -> [R, 2] the same of the range drawn as a band; the same names.
         label: what the values are.
         inner_label, outer_label: what the two ranges are.
         first: number of the first round.

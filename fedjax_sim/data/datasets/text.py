@@ -40,7 +40,7 @@ def text_domains(
             nps_chat.zip, treebank.zip and brown.zip are recognised, and read without their tags.
         vocabulary_size: words in all, <eos> and <unk> among them, >= 3.
         sequence_length: T, words in a sequence.
-        test_fraction: share of the lines, drawn at random, that is kept for the test, in (0, 1).
+        test_fraction: fraction of the lines, drawn at random, that is kept for the test, in (0, 1).
         seed: of that draw.
 
     Returns:
