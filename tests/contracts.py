@@ -802,7 +802,7 @@ ATTACKS = {
     "delayed": Row(
         attacks.delayed,
         lambda: attacks.delayed(attacks.sign_flip(), num_rounds=1),
-        lambda updates, *_: updates,
+        reference_attacks.scaling(-1.0),  # of a later round
     ),
     "choice": Row(
         attacks.choice,

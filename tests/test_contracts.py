@@ -701,10 +701,15 @@ def attacking(row: Row) -> tuple[Any, Callable]:
 
 def starting(attack: Any, act: Scene) -> Any:
     """The state of an attack that has seen the round before, if it looks at one."""
-    state = attack.init(one(act.updates))
-    previous = jax.tree.structure(act.message.shared.previous)
-    # What follows the model keeps its params of the round before; those are zeros at first.
-    return act.message.shared.previous if jax.tree.structure(state) == previous else state
+    previous = act.message.shared.previous
+
+    def seen(state: Any) -> Any:
+        if type(state) is tuple:  # of several attacks
+            return tuple(map(seen, state))
+        # What follows the model keeps its params of the round before; those are zeros at first.
+        return previous if jax.tree.structure(state) == jax.tree.structure(previous) else state
+
+    return seen(attack.init(one(act.updates)))
 
 
 @compilation.quick()

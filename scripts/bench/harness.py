@@ -21,7 +21,8 @@ from rich.table import Table
 from fedjax_sim import algorithms, models
 from fedjax_sim.analysis.runfolder import versions
 from fedjax_sim.base import Model, Params
-from fedjax_sim.data import Batching, FederatedData, size_facts
+from fedjax_sim.data import Batching, FederatedData
+from fedjax_sim.data.federated import size_facts
 from fedjax_sim.ops import devices
 
 WIDTH = 140

@@ -203,11 +203,16 @@ def after_four_steps(rule, message):
     x, y = np.float32([[1, 0, 2], [0, 1, 1]]), np.int32([0, 1])
     batch = Batch({"x": x, "y": y}, np.ones(2, bool))
     client = Client(*jnp.array([0, 2, 4]))
-    memory = rule.init(message.shared.params)
-    work = rule.begin(jax.random.key(0), memory, message, client)
-    for i in range(4):
-        work = rule.step(jax.random.key(i), work, message, batch)
-    memory, upload, info = rule.finish(jax.random.key(0), memory, message, client, work)
+
+    @jax.jit
+    def work_through(message):
+        memory = rule.init(message.shared.params)
+        work = rule.begin(KEY, memory, message, client)
+        for i in range(4):
+            work = rule.step(jax.random.key(i), work, message, batch)
+        return rule.finish(KEY, memory, message, client, work)
+
+    memory, upload, info = work_through(message)
     return memory, upload.update, info
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+import compilation
 from fedjax_sim import aggregators, algorithms, engine, metrics, models, simulate
 from fedjax_sim.data import Batching, disk, federate
 from fedjax_sim.servers import sampling
@@ -100,6 +101,7 @@ def test_a_continued_run_draws_the_cohorts_of_the_rounds_to_come(population, par
     assert_equal(rest.params, whole.params)
 
 
+@compilation.quick()
 def test_evaluation_goes_over_everybody_in_blocks(data, population, params, key, monkeypatch):
     evaluate = engine.evaluator(MODEL, {"loss": metrics.cross_entropy}, block_size=16)
 
@@ -129,6 +131,7 @@ def test_evaluation_goes_over_everybody_in_blocks(data, population, params, key,
     assert_equal(a.count, b.count)
 
 
+@compilation.quick()
 def test_debug_loads_from_disk_too(data, population, params, key):
     algorithm = algorithms.fedavg(
         MODEL,

@@ -431,6 +431,7 @@ def test_debug_names_round_stage_and_client():
     assert "stage: local work of client [2]." in notes
 
 
+@compilation.quick()
 def test_a_sweep_is_its_separate_runs():
     points = {"seed": [5, 6], "learning_rate": np.array([0.1, 0.4], np.float32)}
     data = population()

@@ -1,5 +1,7 @@
 """Uplinks in a round, and chains of them; laws that all uplinks share are in test_contracts.py."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,14 +117,23 @@ def test_a_chain_of_nothing_is_refused():
 STACKED = aggregators.mean()._replace(summand=None, from_sum=None)
 
 
+@functools.cache
+def without(aggregator, width):
+    """The params and the info of a round without an uplink."""
+    params, _, info = one_round(aggregator=aggregator, width=width)
+    return params, info
+
+
 @pytest.mark.parametrize("aggregator", [None, STACKED], ids=["streamed", "stacked"])
 @pytest.mark.parametrize("width", [1, 3])
 @pytest.mark.parametrize(
-    "link", [uplink.identity(), flipped(), uplink.chain(flipped(), uplink.identity(), flipped())]
+    "link",
+    [uplink.identity(), uplink.chain(flipped(), uplink.identity(), flipped())],
+    ids=["identity", "chain"],
 )
 def test_an_uplink_that_arrives_as_it_left_changes_no_bit(link, aggregator, width):
     """Which the server cannot do without the key that the client had."""
-    params, _, plain = one_round(aggregator=aggregator, width=width)
+    params, plain = without(aggregator, width)
     found, _, info = one_round(aggregator=aggregator, width=width, uplink=link)
     jax.tree.map(np.testing.assert_array_equal, found, params)
     if link.receive is None:
@@ -215,7 +226,9 @@ def test_the_server_gets_the_mean_of_what_was_clipped():
 
 @pytest.mark.parametrize("aggregator", [None, STACKED], ids=["streamed", "stacked"])
 @pytest.mark.parametrize(
-    "link", [uplink.clip(1.0), uplink.chain(uplink.identity(), uplink.clip(1.0), counting())]
+    "link",
+    [uplink.clip(1.0), uplink.chain(uplink.identity(), uplink.clip(1.0), counting())],
+    ids=["clip", "chain"],
 )
 def test_an_update_that_is_not_finite_is_dropped_though_it_is_clipped(link, aggregator):
     """Nothing of it stays: not in the params, not in what the client keeps."""
