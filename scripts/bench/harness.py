@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from fedjax_sim.data.federated import size_facts
 from jax.sharding import Mesh
 from rich import box
 from rich.console import Console
@@ -23,6 +22,7 @@ from fedjax_sim import algorithms, models
 from fedjax_sim.analysis.runfolder import versions
 from fedjax_sim.base import Model, Params
 from fedjax_sim.data import Batching, FederatedData
+from fedjax_sim.data.federated_data import size_facts
 from fedjax_sim.ops import devices
 
 WIDTH = 140
