@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from fedjax_sim.base import Array, Cohort, Key, Loss, Mean, Model, Params
 from fedjax_sim.data import FederatedData
+from fedjax_sim.data.fitting import check_labels
 from fedjax_sim.ops import checks, trees
 
 CohortLoss = Callable[[Key, Params, Cohort, FederatedData], Mean]
@@ -48,6 +49,7 @@ def evaluator(
             rows = jnp.minimum(first + jnp.arange(width), num_rows - 1)
             batch = jax.tree.map(lambda a: a[rows], data.examples)
             outputs = model.apply(params, batch["x"])
+            check_labels(data, outputs)
             return {name: metric(outputs, batch["y"]) for name, metric in metrics.items()}
 
         def blocks(firsts: Array, params: Params, data: FederatedData) -> dict[str, Mean]:
@@ -100,6 +102,7 @@ def personal_evaluator(
                 rows = start + jnp.minimum(at, size - 1)
                 batch = {name: array[rows] for name, array in data.examples.items()}
                 outputs = model.apply(own, batch["x"])
+                check_labels(data, outputs)
                 found = {
                     name: metric(outputs, batch["y"]).over(at < size)
                     for name, metric in metrics.items()
@@ -167,7 +170,9 @@ def cohort_loss(
             live = (at < ends[-1]) & (sizes[slot] > 0)
             rows = jnp.where(live, starts[slot] + place, 0)
             examples = {name: array[rows] for name, array in data.examples.items()}
-            parts = loss(model.apply(params, examples["x"]), examples["y"])
+            outputs = model.apply(params, examples["x"])
+            check_labels(data, outputs)
+            parts = loss(outputs, examples["y"])
             group = slot
             if domain is not None:
                 group = slot * num_domains + examples[domain].astype(jnp.int32)

@@ -47,7 +47,7 @@ def assert_same(a: Dataset, b: Dataset) -> None:
 
 @pytest.mark.parametrize(
     ("given", "kept"),
-    [("float64", "float32"), ("float16", "float32"), ("bool", "float32"), ("uint8", "uint8")],
+    [("float64", "float32"), ("float16", "float32"), ("bool", "float32"), ("bfloat16", "float32")],
 )
 def test_from_arrays_dtypes(given: str, kept: str) -> None:
     data = datasets.from_arrays(X.astype(given), Y.astype("uint8"), X.astype(given), Y.tolist())
@@ -113,15 +113,15 @@ NAN[2, 1] = np.nan
         ({"x_train": X[:, 0]}, ValueError, r"x_train has shape \(4,\).*reshape\(-1, 1\)"),
         ({"x_train": X[:0], "y_train": Y[:0]}, ValueError, "x_train is empty"),
         ({"x_test": X[:, :2]}, ValueError, r"x_train is float32 \(4, 3\) and x_test .*\(4, 2\)"),
-        ({"x_test": X.astype("uint8")}, ValueError, "the dtype must be equal"),
+        ({"x_test": X.astype("uint8")}, TypeError, "x_test has dtype uint8.*float32"),
         ({"y_train": Y[:3]}, ValueError, "y_train has 3 labels for 4 rows"),
-        ({"y_train": Y * 1.0}, TypeError, "y_train has dtype float64.*integers"),
+        ({"y_train": Y * 1.0}, TypeError, "y_train .*float64.*regression.*astype"),
         ({"y_train": np.eye(4, dtype=int)}, ValueError, r"y_train .*\(4, 4\).*argmax"),
-        ({"y_train": 3}, ValueError, r"y_train has shape \(\)"),
+        ({"y_train": 3}, ValueError, "y_train is a single value"),
         ({"y_test": Y - 1}, ValueError, "y_test holds the label -1 in row 0.*ignore_label=-1"),
         ({"num_classes": 2}, ValueError, r"y_train holds the label 2 in row 2.*\[0, num_classes=2"),
         ({"num_classes": 0}, ValueError, "num_classes must be >= 1"),
-        ({"y_train": Y - 9, "y_test": Y - 9}, ValueError, "num_classes must be >= 1, got -6"),
+        ({"y_train": Y - 9, "y_test": Y - 9}, ValueError, r"label -9 in row 0, below 0.*classes="),
         ({"num_classes": 3, "class_names": ["a"]}, ValueError, "1 class_names for num_classes=3"),
         ({"feature_names": ["a"]}, ValueError, r"1 feature_names for x_train of shape \(4, 3\)"),
         ({"ignore_label": 0}, ValueError, "ignore_label must be negative"),
