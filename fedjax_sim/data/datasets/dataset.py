@@ -1,29 +1,21 @@
-"""What a data set is, how arrays become one, and how data files are read."""
+"""What a data set is, how arrays become one, and what ships with the package."""
 
-import contextlib
-import gzip
 import hashlib
 import importlib.resources
-import io
 import itertools
 import lzma
 import math
-import os
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedjax_sim.base import Examples
 from fedjax_sim.data._arrays import as_numpy, first, is_text, missing, place
+from fedjax_sim.data._files import read_npz
 from fedjax_sim.data.datasets._labels import Task, Wanted, read_labels
 
-StrPath = str | os.PathLike[str]
 Groups = Mapping[str, np.ndarray]
 
 
@@ -250,57 +242,6 @@ def _group_arrays(name: str, groups: Mapping[str, Any], length: int) -> dict[str
                 f"{length} examples"
             )
     return arrays
-
-
-@contextlib.contextmanager
-def reading(path: object) -> Iterator[None]:
-    """Turn what a reader raises on a damaged file into a ValueError that names the file."""
-    try:
-        yield
-    except (FileNotFoundError, PermissionError):
-        raise
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        SyntaxError,  # Pillow, on a damaged PNG
-        zlib.error,
-        lzma.LZMAError,
-        tarfile.TarError,
-        zipfile.BadZipFile,
-    ) as error:
-        raise ValueError(
-            f"cannot read {path}: truncated, corrupt or of another format "
-            f"({type(error).__name__}: {error}). Get the file again"
-        ) from error
-
-
-def read_bytes(path: Path) -> bytes:
-    """Read a file, decompressing .gz and .xz."""
-    with reading(path), _opened(path) as file:
-        return file.read()
-
-
-def _opened(path: Path) -> BinaryIO:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rb")  # type: ignore[return-value]
-    if path.suffix == ".xz":
-        return lzma.open(path, "rb")  # type: ignore[return-value]
-    return path.open("rb")
-
-
-def existing(name: str, path: StrPath, hint: str = "") -> Path:
-    """`path` as a Path, or a FileNotFoundError that names the argument."""
-    found = Path(path).expanduser()
-    if not found.exists():
-        raise FileNotFoundError(f"{name}: {found} does not exist. {hint}".rstrip())
-    return found
-
-
-def read_npz(content: bytes, path: object) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file given as bytes; never unpickles."""
-    with reading(path), np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        return dict(arrays)
 
 
 _FILES = importlib.resources.files("fedjax_sim.data.datasets") / "files"
