@@ -46,8 +46,8 @@ def as_float(inputs: Array | np.ndarray) -> Array:
     if inputs.dtype == jnp.uint8:
         if inputs.ndim < 3:
             raise TypeError(
-                f"inputs are uint8 of shape {inputs.shape}, which may be a table or flattened "
-                "images: of quantities pass x.astype('float32'), of flattened images "
+                f"inputs have dtype uint8 and shape {inputs.shape}, which may be a table or "
+                "flattened images: of quantities pass x.astype('float32'), of flattened images "
                 "x.astype('float32') / 255, or images as [M, height, width] or "
                 "[M, height, width, channels]."
             )

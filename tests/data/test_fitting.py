@@ -90,7 +90,7 @@ def test_features_that_the_model_does_not_take():
     bare = federate({"features": X, "y": Y}, PARTS)
     with pytest.raises((ValueError, KeyError), match='inputs "x" and labels "y", got'):
         agnostic(model).init(KEY, params_of(model), bare)
-    with pytest.raises(TypeError, match="data must be a FederatedData, got dict.*federate"):
+    with pytest.raises(TypeError, match=r"data must be a FederatedData, got dict.*federate"):
         fedavg(model).init(KEY, params_of(model), {"x": X, "y": Y})
 
 
@@ -104,7 +104,7 @@ def test_integers_in_a_table_are_not_taken_for_an_image():
 @pytest.mark.parametrize("make", [fedavg, agnostic])
 def test_nobody_trains_on_clients_without_examples(make):
     model = models.logistic(3)
-    with pytest.raises(ValueError, match="clients without examples.*min_size=1"):
+    with pytest.raises(ValueError, match=r"clients without examples.*min_size=1"):
         make(model).init(KEY, params_of(model), data_of(parts=EMPTY))
 
 
@@ -131,7 +131,7 @@ def test_a_run_evaluates_clients_without_examples():
         evaluate=engine.evaluator(model, {"accuracy": metrics.accuracy}),
         eval_data={"test": data_of(parts=EMPTY)},
     )
-    assert result.evaluations["test"]["accuracy"].count[-1].tolist() == [4, 8, 0]
+    assert result.evaluations.values["test"]["accuracy"].count[-1].tolist() == [4, 8, 0]
 
 
 @pytest.mark.parametrize(
