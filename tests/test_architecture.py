@@ -34,7 +34,7 @@ TIER = {room: tier for tier, rooms in enumerate(TIERS) for room in rooms}
 ONLY = {"engine": {"base", "ops", "data"}}
 # Slow to import or needed by few: imported inside the function that uses them.
 HEAVY = {
-    *("array_record", "flax", "h5py", "matplotlib", "orbax", "PIL", "scipy"),
+    *("array_record", "flax", "h5py", "matplotlib", "orbax", "PIL", "pyarrow", "scipy"),
     "tensorflow_datasets",
 }
 

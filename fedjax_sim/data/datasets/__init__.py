@@ -1,6 +1,6 @@
 """Data sets, on the host: each function returns a `Dataset` of NumPy arrays.
 
-`load` finds one by name; `from_arrays`, `from_csv`, `from_images`, `tff_hdf5` and `text_domains`
+`load` finds one by name; `from_arrays`, `from_table`, `from_images`, `tff_hdf5` and `text_domains`
 read your own.
 """
 
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fedjax_sim.data._files import StrPath
+from fedjax_sim.data.datasets.adult import adult
 from fedjax_sim.data.datasets.catalog import tfds
 from fedjax_sim.data.datasets.dataset import Dataset, from_arrays
 from fedjax_sim.data.datasets.hdf5 import (
@@ -25,7 +26,7 @@ from fedjax_sim.data.datasets.images import (
     from_images,
     mnist,
 )
-from fedjax_sim.data.datasets.tables import adult, from_csv
+from fedjax_sim.data.datasets.tables import from_csv, from_table
 from fedjax_sim.data.datasets.text import text_domains
 from fedjax_sim.ops import checks
 
@@ -42,6 +43,7 @@ __all__ = [
     "from_arrays",
     "from_csv",
     "from_images",
+    "from_table",
     "load",
     "mnist",
     "shakespeare",
