@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from fedjax_sim.base import Array, Key, Model, Params
 from fedjax_sim.ops import checks
+from fedjax_sim.ops.per_example import check_model
 
 MakeModel = Callable[..., Model]
 """make(activation=...) -> the network, e.g. `functools.partial(models.lens_cnn, 10)`."""
@@ -35,6 +36,7 @@ def input_gradient(model: Model, params: Params, inputs: Array, labels: Array) -
     References:
         Simonyan, Vedaldi, Zisserman, "Deep Inside Convolutional Networks", 2014.
     """
+    check_model(model)
     if not jnp.issubdtype(inputs.dtype, jnp.floating):
         raise TypeError(
             f"inputs must be floating-point to have a gradient, got {inputs.dtype}: give "

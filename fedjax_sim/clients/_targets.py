@@ -23,6 +23,7 @@ from fedjax_sim.clients.adapt import adapt
 from fedjax_sim.clients.local_sgd import Work
 from fedjax_sim.clients.malicious import model_alone
 from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops.per_example import check_model, per_example
 
 
 class Memory(NamedTuple):
@@ -70,10 +71,12 @@ def others_update(memory: Memory, message: Message, boost: float | Array) -> Par
 
 def target_loss(model: Model, targets: Examples, loss: Loss) -> Callable[[Params, Message], Array]:
     """loss_of(trained leaves, message) -> mean loss of the targets with the attacker's labels."""
+    check_model(model)
+    each = per_example(loss, "loss")
     inputs, labels = jnp.asarray(targets["x"]), jnp.asarray(targets["y"])
 
     def loss_of(params: Params, message: Message) -> Array:
-        mean = loss(model.apply(message.params(params), inputs), labels)
+        mean = each(model.apply(message.params(params), inputs), labels)
         return mean.total.sum() / mean.count.sum()
 
     return loss_of

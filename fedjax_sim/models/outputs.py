@@ -5,6 +5,7 @@ from typing import Any
 import jax
 
 from fedjax_sim.base import Model, Params
+from fedjax_sim.ops.per_example import check_model
 from fedjax_sim.ops.trees import flat_dict
 
 
@@ -32,6 +33,7 @@ def check_outputs(
         ValueError: naming the shapes or the number of classes that do not fit.
         TypeError: if the model does not take the dtype of the inputs, or gives no single array.
     """
+    check_model(model)
     described = f"inputs of shape {tuple(inputs.shape)} and dtype {inputs.dtype}"
     try:
         outputs = jax.eval_shape(model.apply, params, inputs)
