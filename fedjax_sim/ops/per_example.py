@@ -200,7 +200,8 @@ def described(value: Any) -> str:
     if isinstance(value, bool | int | float | str):
         return repr(value)[:60]
     if isinstance(value, dict):
-        return f"a dict of {[str(key)[:20] for key in list(value)[:5]]}"
+        few = ", ".join(f"{str(k)[:20]!r}: {described(x)}" for k, x in list(value.items())[:3])
+        return f"a dict of {few}" + ", ..." * (len(value) > 3)
     if value is None:
         return "None"
     if isinstance(value, tuple | list):

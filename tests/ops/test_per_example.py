@@ -62,7 +62,7 @@ WRONG = {
         r"count 1.0\). Give the count the shape of the total",
     ),
     "a tuple": (lambda: (OUTPUTS.sum(1), jnp.ones(8)), r"not a tuple"),
-    "a dict": (lambda: {"loss": OUTPUTS.sum(1)}, r"got a dict of \['loss'\]"),
+    "a dict": (lambda: {"loss": OUTPUTS.sum(1)}, r"got a dict of 'loss': float32\[8\]"),
     "a list": (lambda: [0.0] * 8, r"got a list of \(0.0, 0.0, 0.0, ...\)"),
     "nothing": (lambda: None, r"got None"),
     "complex numbers": (lambda: OUTPUTS.sum(1) + 1j, r"got complex64\[8\]"),
