@@ -16,7 +16,9 @@ class Evaluations(NamedTuple):
     """Per-client results of every evaluation.
 
     rounds: [E] int, the number of rounds done at each; the first is 0, before any training.
-    values: split -> metric -> Mean with NumPy leaves [E, N] ([E, G, N] in a sweep).
+    values: split -> metric -> Mean with NumPy leaves [E, N] ([E, G, N] in a sweep), or a
+        MeanByClass with one axis more, the classes. Metrics of clients' own models are called
+        "personal ...".
     """
 
     rounds: np.ndarray

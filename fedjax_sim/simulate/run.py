@@ -59,6 +59,9 @@ def run(
         key: typed JAX key of the whole run ([G] keys for a vmapped algorithm).
         num_rounds: rounds in all, >= 0.
         evaluate: jittable evaluate(params, data) -> name -> Mean of [N]; see `engine.evaluator`.
+            Where an algorithm has clients' own models (`Algorithm.personal_params`), one that
+            `engine.evaluator` made measures these as well, as "personal accuracy" beside
+            "accuracy", on every split that has as many clients.
         eval_data: split name -> population, e.g. {"train": ..., "test": ...}.
         eval_every: rounds between evaluations; None evaluates before the first and after the last.
         segment_rounds: rounds dispatched at once, at most `eval_every`; None takes up to 100, and
@@ -95,7 +98,7 @@ def run(
         )
     facts = facts_of(data)
     where = all_processes(facts)
-    assess = assessor(algorithm, evaluate, eval_data or {}, where)
+    assess = assessor(algorithm, evaluate, eval_data or {}, where, key.shape)
     history = History(num_rounds, progress)
     with contextlib.nullcontext() if checkpoint is None else Checkpoints(checkpoint) as saved:
         if saved is not None and saved.latest is not None:
