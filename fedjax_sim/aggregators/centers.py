@@ -47,16 +47,26 @@ def geometric_median(
         votes = normalized(jnp.where(live, weights if weighted else 1.0, 0.0))
         squares = jnp.where(live[:, None] & live[None], cloud.squared_distances, 0)
 
-        def closer(i: Array, parts: Array) -> Array:
-            # As shares add up to 1, ||z - x_i||^2 is sum_j p_j d_ij^2 - sum_jk p_j p_k d_jk^2 / 2.
-            to_all = squares @ parts
-            distances = jnp.sqrt(jnp.maximum(to_all - 0.5 * parts @ to_all, 0))
+        def toward(distances: Array, votes: Array = votes) -> Array:
             return normalized(votes / jnp.maximum(distances, smoothing))
 
-        is_zero = start == "zero"  # all coefficients are 0: the first iteration is from norms
-        distances = stacked.norms(updates, live) if is_zero else jnp.sqrt(squares) @ votes
-        first = normalized(votes / jnp.maximum(distances, smoothing))
-        return cloud.shares(jax.lax.fori_loop(int(is_zero), num_iterations, closer, first))
+        def closer(i: Array, parts: Array) -> Array:
+            # Measured from the row m with the largest share, so that the distance to it is exact
+            # however near z is: z - x_m = sum_j q_j x_j. Far rows: large products, small shares.
+            m = jnp.argmax(parts)
+            others = parts.at[m].set(0)
+            q = others.at[m].set(-others.sum())
+            moved = cloud.products @ q
+            distances = jnp.sqrt(jnp.maximum(squares[m] + 2 * (moved[m] - moved) + q @ moved, 0))
+            return toward(distances)
+
+        if start == "zero":  # z = 0 is no mean of the updates: the first distances are the norms
+            return jax.lax.fori_loop(
+                1, num_iterations, closer, toward(stacked.norms(updates, live))
+            )
+        # Far rows are moved in, for the start alone: few iterations would not forget them.
+        middle = toward(jnp.sqrt(squares) @ votes, votes * cloud.factors)
+        return jax.lax.fori_loop(0, num_iterations, closer, middle)
 
     return of_shares(shares)
 
