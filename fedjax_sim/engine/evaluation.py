@@ -22,6 +22,7 @@ from fedjax_sim.base import (
 )
 from fedjax_sim.data import FederatedData
 from fedjax_sim.data.fitting import check_labels
+from fedjax_sim.engine.width import plain
 from fedjax_sim.ops import checks, trees
 from fedjax_sim.ops.per_example import (
     PerExample,
@@ -92,7 +93,8 @@ def evaluator(
     def evaluate(params: Params, data: FederatedData) -> dict[str, Mean]:
         num_rows = data.num_examples
         width = min(block_size, num_rows)
-        num_devices = 1 if mesh is None else mesh.size
+        over = None if plain() else mesh
+        num_devices = 1 if over is None else over.size
         num_blocks = num_devices * -(-num_rows // (width * num_devices))
 
         def block(first: Array, params: Params, data: FederatedData) -> _Seen:
@@ -102,12 +104,12 @@ def evaluator(
         def blocks(firsts: Array, params: Params, data: FederatedData) -> _Seen:
             return jax.lax.map(lambda first: block(first, params, data), firsts)
 
-        if mesh is not None:
+        if over is not None:
             blocks = jax.shard_map(
                 blocks,
-                mesh=mesh,
-                in_specs=(P(*mesh.axis_names), P(), P()),
-                out_specs=P(*mesh.axis_names),
+                mesh=over,
+                in_specs=(P(*over.axis_names), P(), P()),
+                out_specs=P(*over.axis_names),
                 check_vma=False,
             )
         seen = blocks(jnp.arange(num_blocks) * width, params, data)
