@@ -52,7 +52,7 @@ def geometric_median(
 
         def closer(i: Array, parts: Array) -> Array:
             # Measured from the row m with the largest share, so that the distance to it is exact
-            # however near z is: z - x_m = sum_j q_j x_j. Far rows have large products, small shares.
+            # however near z is: z - x_m = sum_j q_j x_j. Far rows have large products and small q.
             m = jnp.argmax(parts)
             others = parts.at[m].set(0)
             q = others.at[m].set(-others.sum())
