@@ -4,7 +4,6 @@ Nothing here imports jax, so that `--help` is quick.
 """
 
 import dataclasses
-import difflib
 import json
 import os
 import tomllib
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+
+from fedjax_sim.ops import checks
 
 _COHORTS = ("fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedprox", "scaffold")
 _SYNTHETIC = ("iid", "dirichlet", "shards", "quantity_skew")
@@ -356,14 +357,15 @@ def load_toml(path: str | os.PathLike[str]) -> TrainOptions:
                 f"{path} has a table [{name}]: write all options at the top, without tables."
             )
         if name not in kinds:
-            near = difflib.get_close_matches(name, kinds, n=1)
-            guess = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{path} has an unknown option {name!r}.{guess}")
+            near = checks.nearest(name, kinds)
+            raise ValueError(f"{path} has an unknown option {checks.shown(name)}.{near}")
         try:
             values[name] = _converted(value, kinds[name])
         except TypeError:
             wanted = _described(kinds[name])
-            raise ValueError(f"{path}: {name} must be {wanted}, got {value!r}.") from None
+            raise ValueError(
+                f"{path}: {name} must be {wanted}, got {checks.shown(value)}."
+            ) from None
     return replaced(TrainOptions(), values)
 
 

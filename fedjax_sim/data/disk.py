@@ -15,6 +15,7 @@ import concurrent.futures
 import itertools
 import json
 import math
+import operator
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fedjax_sim.base import Examples
+from fedjax_sim.data._files import check_dtype, existing, read_bytes, read_json, read_npy, reading
 from fedjax_sim.data.federated_data import FederatedData, checked, size_facts
 from fedjax_sim.ops import checks, devices
 
@@ -48,7 +50,8 @@ class Population:
 
     Raises:
         FileNotFoundError: there is no whole population in the folder.
-        ValueError: the folder's files do not belong together.
+        ValueError: a file of the folder is damaged, or they do not belong together. A client's
+            record is checked when it is loaded.
 
     Example:
         >>> import tempfile
@@ -64,30 +67,24 @@ class Population:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         self.path = Path(path).expanduser()
-        try:
-            index = json.loads((self.path / _INDEX).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f"there is no population in {self.path}: it has no {_INDEX}, which disk.write "
-                "leaves there when it is done."
-            ) from None
-        if index["format"] != _FORMAT:
-            raise ValueError(
-                f"{self.path} has format {index['format']}, but this version reads {_FORMAT}. "
-                "Write the population again."
-            )
-        self._arrays = {
-            name: (np.dtype(dtype), tuple(shape))
-            for name, (dtype, shape) in index["arrays"].items()
-        }
+        self._arrays = _read_index(self.path)
         self._row_bytes = sum(_row_bytes(*spec) for spec in self._arrays.values())
-        self._records = ArrayRecordDataSource(str(self.path / _RECORDS))
         self._mesh = mesh
-        self.sizes = np.load(self.path / _SIZES)
-        if len(self.sizes) != len(self._records):
+        self.sizes = _read_sizes(self.path / _SIZES)
+        records = existing("path", self.path / _RECORDS, "Write the population again.")
+        with reading(records):
+            self._records = ArrayRecordDataSource(str(records))
+            num_records = len(self._records)
+        if len(self.sizes) != num_records:
             raise ValueError(
                 f"{self.path} is damaged: {_SIZES} has {len(self.sizes)} clients and {_RECORDS} "
-                f"{len(self._records)}. Write the population again."
+                f"{num_records}. Write the population again."
+            )
+        if int(self.sizes.sum()) * self._row_bytes > records.stat().st_size:
+            raise ValueError(
+                f"{self.path} is damaged: {int(self.sizes.sum())} examples ({_SIZES}) of "
+                f"{self._row_bytes} bytes ({_INDEX}) are more than {_RECORDS} has. Write the "
+                "population again."
             )
         self._device_sizes = jnp.asarray(self.sizes, jnp.int32)
         self._size_facts = size_facts(self.sizes)
@@ -180,7 +177,14 @@ class Population:
             name: np.zeros((num_rows, *shape), dtype)
             for name, (dtype, shape) in self._arrays.items()
         }
-        for record, end, size in zip(self._records_of(ids), ends, sizes, strict=True):
+        records = zip(ids, self._records_of(ids), ends, sizes, strict=True)
+        for client_id, record, end, size in records:
+            if len(record) != size * self._row_bytes:
+                raise ValueError(
+                    f"{self.path} is damaged: client {client_id} has {size} examples ({_SIZES}) of "
+                    f"{self._row_bytes} bytes ({_INDEX}), but {_RECORDS} {len(record)} bytes. "
+                    "Write the population again."
+                )
             offset = 0
             for name, (dtype, shape) in self._arrays.items():
                 count = int(size) * math.prod(shape)
@@ -196,11 +200,52 @@ class Population:
     def _records_of(self, ids: np.ndarray) -> Iterator[bytes]:
         """Clients' records: several at once, to be read in parallel, but never all."""
         for first in range(0, len(ids), _READ_AT_ONCE):
-            yield from self._records.__getitems__(ids[first : first + _READ_AT_ONCE].tolist())
+            with reading(self.path / _RECORDS):
+                records = self._records.__getitems__(ids[first : first + _READ_AT_ONCE].tolist())
+            yield from records
 
     def _put(self, part: FederatedData) -> FederatedData:
         """A part in host memory, on the device or on all devices of the mesh."""
         return jax.device_put(part) if self._mesh is None else devices.replicate(part, self._mesh)
+
+
+def _read_index(path: Path) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+    """Name -> dtype and shape of a row of the arrays of a population."""
+    if not (path / _INDEX).exists():
+        raise FileNotFoundError(
+            f"there is no population in {path}: it has no {_INDEX}, which disk.write leaves there "
+            "when it is done."
+        )
+    index = read_json(path / _INDEX)
+    with reading(path / _INDEX):
+        written = index["format"]
+    if written != _FORMAT:
+        raise ValueError(
+            f"{path} has format {written}, but this version reads {_FORMAT}. Write the population "
+            "again."
+        )
+    with reading(path / _INDEX):
+        arrays = {
+            name: (np.dtype(dtype), tuple(map(operator.index, shape)))
+            for name, (dtype, shape) in index["arrays"].items()
+        }
+    for name, (dtype, shape) in arrays.items():
+        check_dtype(dtype, f"{path / _INDEX}: {name}")
+        if min(shape, default=0) < 0:
+            raise ValueError(f"{path / _INDEX} is damaged: rows of {name!r} have shape {shape}.")
+    return arrays
+
+
+def _read_sizes(path: Path) -> np.ndarray:
+    sizes = read_npy(read_bytes(path), path)
+    wrong = sizes.ndim != 1 or sizes.dtype.kind not in "iu" or not sizes.size
+    if wrong or sizes.min() < 0 or sizes.max() >= 2**31:
+        raise ValueError(
+            f"{path} is damaged: it must hold the number of examples of each client, but holds "
+            f"{sizes.dtype} of shape {sizes.shape}: {np.array2string(sizes, threshold=8):.100}. "
+            "Write the population again."
+        )
+    return sizes.astype(np.int64)
 
 
 def write(

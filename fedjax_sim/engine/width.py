@@ -230,7 +230,7 @@ def fastest_width(
         name = _fingerprint(str(closed), {width: work(width) for width in widths})
         if name not in _remembered:
             known = _read().get(name)
-            if known is None:
+            if type(known) is not int or known not in widths:  # not remembered, or damaged
                 known = _measure(widths, program, work)
                 _store(name, known)
             else:
@@ -346,9 +346,10 @@ def _file() -> Path:
 
 def _read() -> dict[str, int]:
     try:
-        return dict(json.loads(_file().read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        found = json.loads(_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}  # what is missing or damaged is measured anew
+    return found if isinstance(found, dict) else {}
 
 
 def _store(name: str, width: int) -> None:

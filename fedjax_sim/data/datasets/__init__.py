@@ -8,8 +8,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from fedjax_sim.data._files import StrPath
 from fedjax_sim.data.datasets.catalog import tfds
-from fedjax_sim.data.datasets.dataset import Dataset, StrPath, from_arrays
+from fedjax_sim.data.datasets.dataset import Dataset, from_arrays
 from fedjax_sim.data.datasets.hdf5 import (
     SHAKESPEARE_SYMBOLS,
     federated_emnist,

@@ -3,19 +3,15 @@
 import io
 import math
 import tarfile
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_sim.data.datasets.dataset import (
-    Dataset,
-    existing,
-    read_bytes,
-    read_npz,
-    reading,
-)
+from fedjax_sim.data._files import existing, read_bytes, read_npz, reading
+from fedjax_sim.data.datasets.dataset import Dataset
 
 _PICTURES = (".png", ".jpg", ".jpeg")
 _ARCHIVES = (".npz", ".npz.xz", ".npz.gz", ".tar", ".tar.xz", ".tar.gz", ".tgz")
@@ -156,11 +152,11 @@ def _read_cifar_binary(folder: Path, class_names: Sequence[str]) -> Images:
 def _read_pictures(path: Path, class_names: Sequence[str]) -> Images:
     files: dict[str, list[tuple[str, str, bytes]]] = {"train": [], "test": []}
     for name, content in _picture_files(path):
-        split, folder = PurePosixPath(name).parts[-3:-1]
-        files[split].append((folder, name, content))
-    for split, found in files.items():
+        part, folder = PurePosixPath(name).parts[-3:-1]
+        files[part].append((folder, name, content))
+    for part, found in files.items():
         if not found:
-            raise ValueError(f"{path} has no pictures {split}/<class>/<any>.png or .jpg")
+            raise ValueError(f"{path} has no pictures {part}/<class>/<any>.png or .jpg")
     folders = {folder for found in files.values() for folder, _, _ in found}
     if class_names:
         index = {name: i for i, name in enumerate(class_names)}
@@ -176,9 +172,9 @@ def _read_pictures(path: Path, class_names: Sequence[str]) -> Images:
         class_names = sorted(folders, key=int if numeric else str)
         index = {name: i for i, name in enumerate(class_names)}
 
-    def decode(found: list[tuple[str, str, bytes]]) -> Split:
+    def split(found: list[tuple[str, str, bytes]]) -> Split:
         found = sorted(found, key=lambda file: (index[file[0]], file[1]))
-        images = [_decode(content, f"{path}: {name}") for _, name, content in found]
+        images = [decode(content, f"{path}: {name}") for _, name, content in found]
         for image, (_, name, _) in zip(images, found, strict=True):
             if image.shape != images[0].shape:
                 raise ValueError(
@@ -187,7 +183,7 @@ def _read_pictures(path: Path, class_names: Sequence[str]) -> Images:
                 )
         return Split(np.stack(images), np.array([index[folder] for folder, _, _ in found]))
 
-    return Images(decode(files["train"]), decode(files["test"]), class_names)
+    return Images(split(files["train"]), split(files["test"]), class_names)
 
 
 def _picture_files(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -208,18 +204,22 @@ def _picture_files(path: Path) -> Iterator[tuple[str, bytes]]:
             if wanted(name):
                 yield name, read_bytes(file)
         return
-    with reading(path), tarfile.open(path) as archive:
-        for member in archive:
-            if member.isfile() and wanted(member.name):
-                content = archive.extractfile(member)
-                assert content is not None  # a regular file
-                yield member.name, content.read()
+    content = read_bytes(path)  # as a whole, so that what it takes is known
+    with reading(path), tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
+        members = [member for member in archive if member.isfile() and wanted(member.name)]
+        pictures: list[Any] = [archive.extractfile(member) for member in members]
+        found = [picture.read() for picture in pictures]
+    yield from zip((member.name for member in members), found, strict=True)
 
 
-def _decode(content: bytes, name: str) -> np.ndarray:
+def decode(content: bytes, name: str) -> np.ndarray:
+    """The pixels [height, width, channels] of a picture; grey has one channel, all else three."""
     from PIL import Image
 
-    with reading(name), Image.open(io.BytesIO(content)) as picture:
-        grey = picture.mode in ("L", "1")
-        image = np.asarray(picture.convert("L" if grey else "RGB"))
+    with reading(name), warnings.catch_warnings():
+        # A picture of 90 million pixels is no example: it fills memory.
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(io.BytesIO(content)) as picture:
+            grey = picture.mode in ("L", "1")
+            image = np.asarray(picture.convert("L" if grey else "RGB"))
     return image[..., None] if grey else image

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_sim.data.datasets.dataset import Dataset, StrPath, from_arrays
+from fedjax_sim.data._files import StrPath
+from fedjax_sim.data.datasets.dataset import Dataset, from_arrays
 from fedjax_sim.ops import checks
 
 

@@ -1,41 +1,40 @@
-"""What a data set is, how arrays become one, and how data files are read."""
+"""What a data set is, how arrays become one, and what ships with the package."""
 
-import contextlib
-import gzip
 import hashlib
 import importlib.resources
-import io
 import lzma
-import os
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+import math
+import typing
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from fedjax_sim.base import Examples
+from fedjax_sim.data._files import read_npz
 from fedjax_sim.ops import checks
 
-StrPath = str | os.PathLike[str]
 Groups = Mapping[str, np.ndarray]
+Task = Literal["classification", "multilabel", "regression"]
 
 
 class Dataset(NamedTuple):
     """A training and a test set in host memory, not yet divided among clients.
 
     name: what it is called in reports.
-    train, test: {"x": [M, ...] inputs, "y": [M] or [M, T] int32 labels}. Inputs are float32, uint8
-        (images, 0 to 255) or int32 (token ids).
-    num_classes: K; labels lie in [0, K).
+    train, test: {"x": [M, ...] inputs, "y": labels}. Inputs are float32, uint8 (images, 0 to 255)
+        or int32 (token ids); labels are as the task says.
+    num_classes: K; 0 for regression.
     class_names: K names, or () when they have none.
     train_groups, test_groups: by name, one value per example, [M]: the natural client ("client"), a
         column of a table ("education"). Partitions by group use them.
     feature_names: names of the columns of x [M, D], or ().
     ignore_label: the label that counts for nothing (padding of sequences), or None.
+    task: what the labels are.
+        "classification": [M] int32 in [0, K), or [M, T] with one for every token.
+        "multilabel": [M, K] int32, 1 for each of the K labels that an example has, else 0.
+        "regression": [M] float32, or [M, targets], in the units they came in.
     """
 
     name: str
@@ -47,6 +46,14 @@ class Dataset(NamedTuple):
     test_groups: Groups = MappingProxyType({})
     feature_names: tuple[str, ...] = ()
     ignore_label: int | None = None
+    task: Task = "classification"
+
+    @property
+    def num_outputs(self) -> int:
+        """What a model gives for an example: K, or the number of targets of a regression."""
+        if self.task != "regression":
+            return self.num_classes
+        return math.prod(self.train["y"].shape[1:])
 
 
 def from_arrays(
@@ -63,6 +70,7 @@ def from_arrays(
     feature_names: Sequence[str] = (),
     tokens: bool = False,
     ignore_label: int | None = None,
+    task: Task = "classification",
 ) -> Dataset:
     """Make a data set of your own arrays, after checking them.
 
@@ -70,7 +78,8 @@ def from_arrays(
 
     Args:
         x_train, x_test: [M, ...] inputs with two axes at least.
-        y_train, y_test: [M] integer labels in [0, K); with `tokens` also [M, T], one per token.
+        y_train, y_test: [M] integer labels in [0, K); with `tokens` also [M, T], one per token. For
+            "multilabel" [M, K] of 0 and 1, for "regression" numbers, [M] or [M, targets].
         name: what the data set is called in reports.
         num_classes: K. By default the number of class names, or the largest label + 1.
         class_names: K names.
@@ -79,6 +88,7 @@ def from_arrays(
         feature_names: names of the columns of x [M, D].
         tokens: x holds token ids (integers >= 0, kept as int32), not quantities.
         ignore_label: a negative label that counts for nothing, e.g. -1 for padding.
+        task: "classification", "multilabel" or "regression".
 
     Returns:
         A Dataset.
@@ -100,27 +110,47 @@ def from_arrays(
             f"x_train is {train_x.dtype} {train_x.shape} and x_test {test_x.dtype} {test_x.shape}: "
             "all axes but the first and the dtype must be equal"
         )
-    train_y = _label_array("y_train", y_train, train_x, tokens)
-    test_y = _label_array("y_test", y_test, test_x, tokens)
+    checks.one_of("task", task, typing.get_args(Task))
     if ignore_label is not None and not ignore_label < 0:
         raise ValueError(f"ignore_label must be negative (-1 is usual), got {ignore_label}")
+    if task == "classification":
+        train_y = _label_array("y_train", y_train, train_x, tokens)
+        test_y = _label_array("y_test", y_test, test_x, tokens)
+    else:
+        train_y = _numbers("y_train", y_train, train_x, task)
+        test_y = _numbers("y_test", y_test, test_x, task)
+        if train_y.shape[1:] != test_y.shape[1:]:
+            raise ValueError(f"y_train has shape {train_y.shape} and y_test {test_y.shape}")
+    if task == "multilabel":
+        num_classes = train_y.shape[1]
+    elif task == "regression":
+        num_classes = 0
     if num_classes is None:
         num_classes = len(class_names) or int(max(train_y.max(), test_y.max())) + 1
-    checks.positive_int("num_classes", num_classes, hint="Are all labels negative?")
+    if task != "regression":
+        checks.positive_int("num_classes", num_classes, hint="Are all labels negative?")
     if class_names and len(class_names) != num_classes:
         raise ValueError(f"{len(class_names)} class_names for num_classes={num_classes}")
     if feature_names and (len(feature_names),) != train_x.shape[1:]:
         raise ValueError(f"{len(feature_names)} feature_names for x_train of shape {train_x.shape}")
+
+    def labels(name: str, y: np.ndarray) -> np.ndarray:
+        if task == "regression":
+            return y.astype(np.float32)
+        largest = 2 if task == "multilabel" else num_classes
+        return _in_classes(name, y, largest, ignore_label)
+
     return Dataset(
         name=name,
-        train={"x": train_x, "y": _in_classes("y_train", train_y, num_classes, ignore_label)},
-        test={"x": test_x, "y": _in_classes("y_test", test_y, num_classes, ignore_label)},
+        train={"x": train_x, "y": labels("y_train", train_y)},
+        test={"x": test_x, "y": labels("y_test", test_y)},
         num_classes=num_classes,
         class_names=tuple(class_names),
         train_groups=_group_arrays("train_groups", train_groups or {}, len(train_x)),
         test_groups=_group_arrays("test_groups", test_groups or {}, len(test_x)),
         feature_names=tuple(feature_names),
         ignore_label=ignore_label,
+        task=task,
     )
 
 
@@ -181,6 +211,18 @@ def _label_array(name: str, values: Any, x: np.ndarray, tokens: bool) -> np.ndar
     raise ValueError(f"{name} has shape {y.shape}; one label per example is needed.{hint}")
 
 
+def _numbers(name: str, values: Any, x: np.ndarray, task: Task) -> np.ndarray:
+    """Labels that are numbers: [M] or [M, targets], or [M, K] of 0 and 1."""
+    y = np.asarray(values)
+    if y.dtype.kind not in "biuf":
+        raise TypeError(f"{name} has dtype {y.dtype}; labels of a {task} must be numbers")
+    if y.shape[:1] != x.shape[:1] or y.ndim not in ((2,) if task == "multilabel" else (1, 2)):
+        raise ValueError(f"{name} has shape {y.shape}, which is none of a {task}")
+    if not np.isfinite(y).all():
+        raise ValueError(f"{name} is not finite in row {int(np.argwhere(~np.isfinite(y))[0][0])}")
+    return y
+
+
 def _in_classes(name: str, y: np.ndarray, num_classes: int, ignore_label: int | None) -> np.ndarray:
     wrong = ((y < 0) | (y >= num_classes)) & (y != ignore_label)
     if wrong.any():
@@ -202,57 +244,6 @@ def _group_arrays(name: str, groups: Mapping[str, Any], length: int) -> dict[str
                 f"{length} examples"
             )
     return arrays
-
-
-@contextlib.contextmanager
-def reading(path: object) -> Iterator[None]:
-    """Turn what a reader raises on a damaged file into a ValueError that names the file."""
-    try:
-        yield
-    except (FileNotFoundError, PermissionError):
-        raise
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        SyntaxError,  # Pillow, on a damaged PNG
-        zlib.error,
-        lzma.LZMAError,
-        tarfile.TarError,
-        zipfile.BadZipFile,
-    ) as error:
-        raise ValueError(
-            f"cannot read {path}: truncated, corrupt or of another format "
-            f"({type(error).__name__}: {error}). Get the file again"
-        ) from error
-
-
-def read_bytes(path: Path) -> bytes:
-    """Read a file, decompressing .gz and .xz."""
-    with reading(path), _opened(path) as file:
-        return file.read()
-
-
-def _opened(path: Path) -> BinaryIO:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rb")  # type: ignore[return-value]
-    if path.suffix == ".xz":
-        return lzma.open(path, "rb")  # type: ignore[return-value]
-    return path.open("rb")
-
-
-def existing(name: str, path: StrPath, hint: str = "") -> Path:
-    """`path` as a Path, or a FileNotFoundError that names the argument."""
-    found = Path(path).expanduser()
-    if not found.exists():
-        raise FileNotFoundError(f"{name}: {found} does not exist. {hint}".rstrip())
-    return found
-
-
-def read_npz(content: bytes, path: object) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file given as bytes; never unpickles."""
-    with reading(path), np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        return dict(arrays)
 
 
 _FILES = importlib.resources.files("fedjax_sim.data.datasets") / "files"

@@ -7,14 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_sim.data.datasets.dataset import (
-    Dataset,
-    StrPath,
-    existing,
-    from_arrays,
-    read_bytes,
-    reading,
-)
+from fedjax_sim.data._files import StrPath, existing, read_bytes, reading
+from fedjax_sim.data.datasets.dataset import Dataset, from_arrays
 from fedjax_sim.ops import checks
 
 _CHARACTERS = (

@@ -6,15 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from fedjax_sim.data._files import StrPath, existing
 from fedjax_sim.data.datasets._image_files import Images, Split, idx_file, read_images
 from fedjax_sim.data.datasets.catalog import tfds
-from fedjax_sim.data.datasets.dataset import (
-    Dataset,
-    StrPath,
-    existing,
-    from_arrays,
-    read_shipped,
-)
+from fedjax_sim.data.datasets.dataset import Dataset, from_arrays, read_shipped
 from fedjax_sim.ops import checks
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")

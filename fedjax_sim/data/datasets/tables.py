@@ -7,14 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedjax_sim.data.datasets.dataset import (
-    Dataset,
-    StrPath,
-    existing,
-    from_arrays,
-    read_shipped,
-    reading,
-)
+from fedjax_sim.data._files import StrPath, existing, reading
+from fedjax_sim.data.datasets.dataset import Dataset, from_arrays, read_shipped
 from fedjax_sim.ops import checks
 
 # The categories in the order of UCI's adult.names, so that column 21 of the one-hot features is

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fedjax_sim.data.datasets.dataset import Dataset, StrPath, existing, from_arrays, reading
+from fedjax_sim.data._files import StrPath, existing, read_bytes, read_zipped, reading
+from fedjax_sim.data.datasets.dataset import Dataset, from_arrays
 from fedjax_sim.ops import checks
 
 END, UNKNOWN = "<eos>", "<unk>"
@@ -161,18 +162,28 @@ def _contents(source: Path) -> Iterator[tuple[str, bytes]]:
     if source.is_dir():
         for file in sorted(source.rglob("*")):
             if file.is_file() and _is_text(file):
-                yield str(file), file.read_bytes()
+                yield str(file), read_bytes(file)
     elif zipfile.is_zipfile(source):
-        with reading(source), zipfile.ZipFile(source) as archive:
-            names = [name for name in archive.namelist() if not name.endswith("/")]
-            for pattern, convert in _CORPORA:
-                if found := [name for name in names if re.match(pattern, name)]:
-                    yield from ((f"{source}/{name}", convert(archive.read(name))) for name in found)
-                    return
-            found = [name for name in names if _is_text(name)]
-            yield from ((f"{source}/{name}", archive.read(name)) for name in found)
+        with reading(source):
+            archive = zipfile.ZipFile(source)
+        with archive:
+            yield from _zipped(archive, source)
     else:
-        yield str(source), source.read_bytes()
+        yield str(source), read_bytes(source)
+
+
+def _zipped(archive: zipfile.ZipFile, source: Path) -> Iterator[tuple[str, bytes]]:
+    names = [name for name in archive.namelist() if not name.endswith("/")]
+    for pattern, convert in _CORPORA:
+        if found := [name for name in names if re.match(pattern, name)]:
+            for name in found:
+                content = read_zipped(archive, name, source)
+                with reading(f"{source}/{name}"):
+                    converted = convert(content)
+                yield f"{source}/{name}", converted
+            return
+    for name in filter(_is_text, names):
+        yield f"{source}/{name}", read_zipped(archive, name, source)
 
 
 def _is_text(name: StrPath) -> bool:
