@@ -43,11 +43,18 @@ def reading(path: object) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.filename is not None:
             raise  # of the system, which names the file
-        what = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(
-            f"cannot read {path}: truncated, corrupt or of another format ({what:.300}). Get the "
-            "file again"
+            f"cannot read {path}: truncated, corrupt or of another format ({_told(error)}). Get "
+            "the file again"
         ) from error
+
+
+def _told(error: Exception) -> str:
+    """What an error of a library says, in a line that can be printed."""
+    if isinstance(error, AttributeError | TypeError | AssertionError):
+        return type(error).__name__  # of its code, and not of the file
+    said = " ".join(f"{type(error).__name__}: {error}".split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in said)[:300]
 
 
 def existing(name: str, path: StrPath, hint: str = "") -> Path:

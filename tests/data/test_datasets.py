@@ -48,7 +48,7 @@ def assert_same(a: Dataset, b: Dataset) -> None:
 
 @pytest.mark.parametrize(
     ("given", "kept"),
-    [("float64", "float32"), ("float16", "float32"), ("bool", "float32"), ("uint8", "uint8")],
+    [("float64", "float32"), ("float16", "float32"), ("bool", "float32"), ("bfloat16", "float32")],
 )
 def test_from_arrays_dtypes(given: str, kept: str) -> None:
     data = datasets.from_arrays(X.astype(given), Y.astype("uint8"), X.astype(given), Y.tolist())
@@ -114,15 +114,15 @@ NAN[2, 1] = np.nan
         ({"x_train": X[:, 0]}, ValueError, r"x_train has shape \(4,\).*reshape\(-1, 1\)"),
         ({"x_train": X[:0], "y_train": Y[:0]}, ValueError, "x_train is empty"),
         ({"x_test": X[:, :2]}, ValueError, r"x_train is float32 \(4, 3\) and x_test .*\(4, 2\)"),
-        ({"x_test": X.astype("uint8")}, ValueError, "the dtype must be equal"),
+        ({"x_test": X.astype("uint8")}, TypeError, "x_test has dtype uint8.*float32"),
         ({"y_train": Y[:3]}, ValueError, "y_train has 3 labels for 4 rows"),
-        ({"y_train": Y * 1.0}, TypeError, "y_train has dtype float64.*integers"),
+        ({"y_train": Y * 1.0}, TypeError, "y_train .*float64.*regression.*astype"),
         ({"y_train": np.eye(4, dtype=int)}, ValueError, r"y_train .*\(4, 4\).*argmax"),
-        ({"y_train": 3}, ValueError, r"y_train has shape \(\)"),
+        ({"y_train": 3}, ValueError, "y_train is a single value"),
         ({"y_test": Y - 1}, ValueError, "y_test holds the label -1 in row 0.*ignore_label=-1"),
         ({"num_classes": 2}, ValueError, r"y_train holds the label 2 in row 2.*\[0, num_classes=2"),
         ({"num_classes": 0}, ValueError, "num_classes must be >= 1"),
-        ({"y_train": Y - 9, "y_test": Y - 9}, ValueError, "num_classes must be >= 1, got -6"),
+        ({"y_train": Y - 9, "y_test": Y - 9}, ValueError, r"label -9 in row 0, below 0.*classes="),
         ({"num_classes": 3, "class_names": ["a"]}, ValueError, "1 class_names for num_classes=3"),
         ({"feature_names": ["a"]}, ValueError, r"1 feature_names for x_train of shape \(4, 3\)"),
         ({"ignore_label": 0}, ValueError, "ignore_label must be negative"),
@@ -786,16 +786,16 @@ WRITERS: dict[str, dict[str, Any]] = {
 }
 
 
-def test_tff_hdf5_keeps_the_clients(tmp_path: Path) -> None:
+def test_from_hdf5_keeps_the_clients(tmp_path: Path) -> None:
     path = write_hdf5(tmp_path / "some_train.h5", WRITERS)
-    data = datasets.tff_hdf5(path, path, num_classes=62)
+    data = datasets.from_hdf5(path, path, num_classes=62)
     assert (data.name, data.num_classes) == ("some_train", 62)
     assert data.train_groups["client"].tolist() == ["f0000_14"] * 2 + ["f0001_41"] * 3
     np.testing.assert_array_equal(data.train["y"], [0, 1, 3, 1, 2])
     np.testing.assert_array_equal(data.test["x"][:, 0, 0], [0.5, 0.5, 0.25, 0.25, 0.25])
     packed = tmp_path / "some_train.h5.xz"
     packed.write_bytes(lzma.compress(path.read_bytes()))
-    assert_same(datasets.tff_hdf5(packed, path, num_classes=62), data)
+    assert_same(datasets.from_hdf5(packed, path, num_classes=62), data)
 
 
 @pytest.mark.parametrize("stem", ["fed_emnist", "fed_emnist_digitsonly"])
@@ -809,23 +809,23 @@ def test_federated_emnist(tmp_path: Path, stem: str) -> None:
     assert data.num_classes == (10 if "digits" in stem else 62)
 
 
-def test_tff_hdf5_refuses(tmp_path: Path) -> None:
+def test_from_hdf5_refuses(tmp_path: Path) -> None:
     good = write_hdf5(tmp_path / "good.h5", WRITERS)
-    with pytest.raises(ValueError, match=r"good.h5: client 'f0000_14' has no field 'image', but"):
-        datasets.tff_hdf5(good, good, x="image")
+    with pytest.raises(ValueError, match=r"good.h5 has no field 'image', but .*'pixels'"):
+        datasets.from_hdf5(good, good, x="image")
     flat = write_hdf5(tmp_path / "flat.h5", WRITERS, group="clients")
     with pytest.raises(ValueError, match=r"flat.h5 has no clients under 'examples'.*\['clients'\]"):
-        datasets.tff_hdf5(flat, good)
+        datasets.from_hdf5(flat, good)
     uneven = {"a": {"pixels": np.zeros((3, 2)), "label": [1, 2]}}
     path = write_hdf5(tmp_path / "uneven.h5", uneven)
-    with pytest.raises(ValueError, match=r"uneven.h5: client 'a' has 3 pixels but 2 label"):
-        datasets.tff_hdf5(good, path)
+    with pytest.raises(ValueError, match=r"uneven.h5: client 'a' has 3 inputs \(x\) but 2 labels"):
+        datasets.from_hdf5(good, path)
     path = tmp_path / "short.h5"
     path.write_bytes(good.read_bytes()[:1_000])
     with pytest.raises(ValueError, match=r"cannot read .*short.h5"):
-        datasets.tff_hdf5(path, good)
+        datasets.from_hdf5(path, good)
     with pytest.raises(FileNotFoundError, match=r"test_path: .*nowhere.h5 does not exist"):
-        datasets.tff_hdf5(good, tmp_path / "nowhere.h5")
+        datasets.from_hdf5(good, tmp_path / "nowhere.h5")
 
 
 def decoded(data: Dataset, client: str) -> tuple[str, str]:
