@@ -257,6 +257,7 @@ def test_numbers_as_people_write_them(
         ("x,y\n31.05.2024,a\n01.06.2024,b\n", {"date_format": "%d.%m.%Y"}, [19874, 19875]),
         ("x,y\n5/31/2024,a\n12/31/1969,b\n", {"date_format": "%m/%d/%Y"}, [19874, -1]),
         ("x,y\n20240531,a\n20240601,b\n", {"date_format": "%Y%m%d"}, [19874, 19875]),
+        ("x,y\n2024-05-31,a\n2024-06-01,b\n", {"date_format": "%d.%m.%Y"}, [19874, 19875]),
         ("x,y\n31 May 2024,a\n1 Jun 2024,b\n", {"date_format": "%d %b %Y"}, [19874, 19875]),
     ],
 )
@@ -291,7 +292,10 @@ def test_times_become_hours(read: Any) -> None:
         (["\uff11", "1"], "holds numbers, but here '\uff11'"),  # a wide digit, float() takes it
         (["nan", "1"], "holds numbers, but here 'nan'"),
         (["inf", "1"], "holds numbers, but here 'inf'"),
-        (["01234", "21234"], "zeros in front.*categorical_columns.*numeric_columns"),
+        (
+            ["01234", "21234"],
+            "zeros in front, such as '01234'.*categorical_columns.*numeric_columns",
+        ),
         (
             ["05/06/2024", "07/08/2024"],
             "looks like dates or times, such as '05/06/2024'.*date_",
@@ -438,6 +442,7 @@ def test_labels_are_classes_or_targets_by_a_rule(read: Any) -> None:
     data = read(integers(21), task="regression")
     assert (data.task, data.num_classes, data.train["y"].dtype) == ("regression", 0, np.float32)
     np.testing.assert_array_equal(data.train["y"], 7 * np.arange(21))
+    assert read(integers(3), numeric_columns=["y"]).task == "regression"
     for options in ({"task": "classification"}, {"categorical_columns": ["y"]}):
         assert read(integers(21), **options).num_classes == 21
     data = read("x;y\n1;1.310,5\n2;120\n3;7\n", decimal=",", thousands=".")
@@ -509,6 +514,7 @@ def test_free_text_is_no_feature(read: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
+        ({"delimiter": ":"}, ValueError, "Choose one of: 'x,k,y'. With one column.*set delimiter"),
         ({"label_column": "yy"}, ValueError, "unknown column of mine.csv 'yy'"),
         ({"feature_columns": ["x", "y"]}, ValueError, "'y' is among the feature_columns"),
         ({"group_columns": "k"}, TypeError, r"group_columns must be a list such as \['k'\]"),

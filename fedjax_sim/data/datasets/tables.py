@@ -74,9 +74,10 @@ def from_table(
         test: the test rows. By default a random `test_fraction` of the rows of `train`.
         label_column: the column with the labels.
         feature_columns: the inputs; by default all but the label, the groups and what is ignored.
-        categorical_columns: columns to one-hot even if they hold numbers (a postcode); for the
-            label, its values are classes.
+        categorical_columns: columns to one-hot even if they hold numbers (a postcode); if the label
+            is listed, its values are classes.
         numeric_columns: columns that must hold quantities; true and yes are 1, false and no are 0.
+            If the label is listed, it is the target of a regression.
         group_columns: columns to keep as groups, e.g. the client. They are inputs only if listed
             in `feature_columns` as well. A missing value is the group "?".
         ignore_columns: columns to leave out.
@@ -182,7 +183,8 @@ def from_table(
     ]
     labels = _labels(
         of(table, label_column),
-        "classification" if label_column in categorical_columns and task == "auto" else task,
+        task,
+        is_category=label_column in categorical_columns,
         is_quantity=label_column in numeric_columns,
     )
     groups = {column: _group(of(table, column)) for column in group_columns}
@@ -202,7 +204,7 @@ def from_table(
         inputs(test_table),
         labels.encode(of(test_table, label_column)),
         name=name or _name(train),
-        class_names=labels.names,
+        class_names=tuple(labels.names),
         train_groups={column: encode(of(table, column)) for column, encode in groups.items()},
         test_groups={column: encode(of(test_table, column)) for column, encode in groups.items()},
         feature_names=[name for encoder in encoders for name in encoder.names],
@@ -237,6 +239,8 @@ def _check_lists(**lists: Sequence[str] | None) -> None:
                 f"{argument} must be a list such as [{checks.shown(values)}], got "
                 f"{checks.shown(values)}"
             )
+        if not isinstance(values, Iterable | None):
+            raise TypeError(f"{argument} must be a list of text, got {checks.shown(values)}")
         for value in values or ():
             if not isinstance(value, str):
                 raise TypeError(
@@ -280,8 +284,10 @@ def _check_columns(
     learned_from: Sequence[str] = (),
     declared: Sequence[str] = (),
 ) -> None:
+    names = table.columns.column_names
+    hint = "With one column only: set delimiter to what divides them." * (len(names) == 1)
     for column in named:
-        checks.one_of(f"column of {table.name}", column, table.columns.column_names)
+        checks.one_of(f"column of {table.name}", column, names, hint=hint)
     for column in declared:
         if column not in learned_from or declared.count(column) > 1:
             raise ValueError(
@@ -356,10 +362,12 @@ def _feature(
         _table_columns.refuse_disguised(train)
         _refuse_identifier(train)
         return _one_hot(train)
-    if _table_columns.has_leading_zeros(train) and found.what == "numbers" and not is_quantity:
+    code = _table_columns.leading_zeros(train)
+    if code is not None and found.what == "numbers" and not is_quantity:
         raise ValueError(
-            f"{train.place(0)} holds numbers with zeros in front. List the column in "
-            "categorical_columns if they are codes, in numeric_columns if they are quantities"
+            f"{train.place(code)} holds numbers with zeros in front, such as {train.text(code)}. "
+            "List the column in categorical_columns if they are codes, in numeric_columns if they "
+            "are quantities"
         )
     return _quantity(train, found, scaling, fill)
 
@@ -444,9 +452,11 @@ class _Labels(NamedTuple):
     encode: Callable[[Column], np.ndarray]
 
 
-def _labels(train: Column, task: str, *, is_quantity: bool) -> _Labels:
+def _labels(train: Column, task: str, *, is_category: bool, is_quantity: bool) -> _Labels:
     if not len(train.distinct):
         raise _no_label(train)
+    if task == "auto" and (is_category or is_quantity):
+        task = "classification" if is_category else "regression"
     if task != "classification":
         found = _table_columns.quantity(train, declared=is_quantity)
         if found is not None and (task == "regression" or _is_target(train, found)):
