@@ -28,6 +28,7 @@ from fedjax_sim.clients import Regularizer
 from fedjax_sim.data import FederatedData
 from fedjax_sim.data.fitting import check_fit
 from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops.per_example import check_model
 
 
 class AgnosticState(NamedTuple):
@@ -110,6 +111,7 @@ def agnostic(
         Mohri, Sivek, Suresh, "Agnostic Federated Learning", ICML 2019, figure 3 (Stochastic-AFL and
         Optimistic Stochastic-AFL).
     """
+    check_model(model)
     checks.one_of("estimator", estimator, ("per_domain", "weighted", "uniform"))
     checks.one_of("output", output, ("average", "last"))
     checks.in_range("skewness", skewness, 0.0)

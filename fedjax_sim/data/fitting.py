@@ -50,7 +50,7 @@ def check_labels(data: FederatedData, outputs: Any) -> None:
     """Raise where labels cannot be classes of outputs [B, ..., K], of which the shape matters."""
     found = data.range_of("y")
     labels = data.examples["y"]
-    if found is None or outputs.ndim != labels.ndim + 1:
+    if found is None or getattr(outputs, "ndim", None) != labels.ndim + 1:
         return
     low, high = found
     num_outputs = outputs.shape[-1]
