@@ -24,6 +24,7 @@ import compilation
 import fedjax_sim as fs
 from federated_files import (
     NAMES,
+    PLAIN,
     TEST,
     TRAIN,
     WRITERS,
@@ -37,8 +38,6 @@ from federated_files import (
     write_parquet,
 )
 from fedjax_sim.data import datasets
-
-PLAIN = [{plain(name): rows for name, rows in split.items()} for split in (TRAIN, TEST)]
 
 MODEL = fs.models.logistic(3)
 FEDAVG = fs.algorithms.fedavg(

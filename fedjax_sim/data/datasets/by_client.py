@@ -155,16 +155,19 @@ def divided(
         classes = np.unique(train.y)
         options = {"class_names": classes.tolist()} | options
         train, test = (_coded(split, options["class_names"]) for split in (train, test))
-    return from_arrays(
-        train.x,
-        train.y,
-        test.x,
-        test.y,
-        name=name,
-        train_groups={"client": train.clients},
-        test_groups={"client": test.clients},
-        **options,
-    )
+    try:
+        return from_arrays(
+            train.x,
+            train.y,
+            test.x,
+            test.y,
+            name=name,
+            train_groups={"client": train.clients},
+            test_groups={"client": test.clients},
+            **options,
+        )
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{train.where}: {error}") from error
 
 
 def client_name(where: object, name: Any) -> str:
@@ -174,7 +177,7 @@ def client_name(where: object, name: Any) -> str:
     if isinstance(name, int | np.integer) and not isinstance(name, bool):
         name = str(name)
     if not isinstance(name, str):
-        raise TypeError(f"{where}: names of clients must be text, got {name!r:.100}. {_FORM}")
+        raise TypeError(f"{where}: names of clients must be text, got {name!r:.100}; {_FORM}")
     # NumPy's text ends at the last character that is not NUL; a surrogate cannot be written.
     if len(name) > _LONGEST_NAME or "\0" in name or any("\ud800" <= c <= "\udfff" for c in name):
         raise ValueError(
@@ -268,8 +271,8 @@ def _array(where: str, what: str, values: Any) -> np.ndarray:
         array = np.char.decode(array, "utf-8")
     if not array.ndim or array.dtype.kind not in ("biuf" if what == "x" else "biufU"):
         raise ValueError(
-            f"{where} has {what} of shape {array.shape} and type {array.dtype}; needed are numbers "
-            f"[n, ...], such as {values!r:.100} is not"
+            f"{where} has {what} of shape {array.shape} and type {array.dtype}, where numbers "
+            f"[n, ...] are needed: {' '.join(repr(values).split()):.100}"
         )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         row = int(np.argwhere(~np.isfinite(array))[0][0])
