@@ -4,6 +4,7 @@ A damaged file ends in a ValueError that names it; nothing is unpickled; no link
 another file; and nothing is allocated on the word of a header alone, only on what is there.
 """
 
+import bz2
 import contextlib
 import gzip
 import io
@@ -82,20 +83,30 @@ def check_expansion(path: object, num_bytes: int, stored: int) -> None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a file, decompressing .gz, .tgz and .xz."""
+    """Read a file, decompressing .gz, .tgz, .bz2, .xz and .zst."""
+    content = io.BytesIO()
     with reading(path):
         stored = path.stat().st_size
+        most = max(FREE_BYTES, EXPANSION * stored)
         with _opened(path) as file:
-            content = file.read(max(FREE_BYTES, EXPANSION * stored) + 1)
-    check_expansion(path, len(content), stored)
-    return content
+            # In pieces: asked for so many bytes at once, a file would have room made for all.
+            while content.tell() <= most and (piece := file.read(2**20)):
+                content.write(piece)
+    check_expansion(path, content.tell(), stored)
+    return content.getvalue()
 
 
 def _opened(path: Path) -> BinaryIO:
     if path.suffix in (".gz", ".tgz"):
         return gzip.open(path, "rb")  # type: ignore[return-value]
+    if path.suffix == ".bz2":
+        return bz2.open(path, "rb")  # type: ignore[return-value]
     if path.suffix == ".xz":
         return lzma.open(path, "rb")  # type: ignore[return-value]
+    if path.suffix == ".zst":
+        import pyarrow
+
+        return pyarrow.input_stream(str(path), compression="zstd")
     return path.open("rb")
 
 

@@ -16,11 +16,26 @@ class Evaluations(NamedTuple):
     """Per-client results of every evaluation.
 
     rounds: [E] int, the number of rounds done at each; the first is 0, before any training.
-    values: split -> metric -> Mean with NumPy leaves [E, N] ([E, G, N] in a sweep).
+    values: split -> metric -> Mean with NumPy leaves [E, N] ([E, G, N] in a sweep), or a
+        MeanByClass with one axis more, the classes. Metrics of clients' own models are called
+        "personal ...".
     """
 
     rounds: np.ndarray
     values: dict[str, dict[str, Mean]]
+
+    def means(self) -> dict[str, np.ndarray]:
+        """split/metric -> the mean over all examples, float64 [E] ([E, G] in a sweep)."""
+        return {
+            f"{split}/{name}": _mean(mean)
+            for split, metrics in self.values.items()
+            for name, mean in metrics.items()
+        }
+
+
+def _mean(mean: Mean) -> np.ndarray:
+    total, count = (np.sum(leaf, axis=-1, dtype=np.float64) for leaf in mean)
+    return np.where(count > 0, total, 0) / np.where(count > 0, count, 1)
 
 
 class Result(NamedTuple):
@@ -29,12 +44,15 @@ class Result(NamedTuple):
     params: the model to ship, JAX arrays (leading axis [G] in a sweep).
     state: the algorithm's state after `num_rounds`, JAX arrays; give it to `run` to go on.
     num_rounds: rounds done so far, those before `first_round` included.
-    info: RoundInfo with a leading axis [R] ([R, G] in a sweep), or None for no rounds at all.
+    info: RoundInfo with a leading axis [R] ([R, G] in a sweep), or None for no rounds at all;
+        `NotKept` in the places of what `keep` left out.
     evaluations: see Evaluations.
     seconds: wall time of rounds and evaluations, without the compilation of the rounds; like all
         but `interrupted` it includes what came before a checkpoint.
     compile_seconds: time to trace and compile the segment.
-    interrupted: True if Ctrl-C ended the run early.
+    client_steps: local steps of all clients (and runs) in all rounds.
+    interrupted: True if Ctrl-C was pressed while it ran, or a callback raised KeyboardInterrupt.
+    stopped_early: why `stop_when` ended the run; "" if it did not.
     """
 
     params: Params
@@ -44,7 +62,9 @@ class Result(NamedTuple):
     evaluations: Evaluations
     seconds: float
     compile_seconds: float
+    client_steps: int = 0
     interrupted: bool = False
+    stopped_early: str = ""
 
 
 class SimulationError(RuntimeError):

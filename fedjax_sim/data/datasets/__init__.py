@@ -1,6 +1,6 @@
 """Data sets, on the host: each function returns a `Dataset` of NumPy arrays.
 
-`load` finds one by name. Your own are read by `from_arrays`, `from_csv`, `from_images` and
+`load` finds one by name. Your own are read by `from_arrays`, `from_table`, `from_images` and
 `text_domains`; those with clients by `from_clients`, `from_leaf`, `from_hdf5`, `from_sqlite`,
 `from_huggingface` and `from_folders`.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedjax_sim.data._files import StrPath
+from fedjax_sim.data.datasets.adult import adult
 from fedjax_sim.data.datasets.arrow import from_huggingface
 from fedjax_sim.data.datasets.by_client import from_clients
 from fedjax_sim.data.datasets.catalog import tfds
@@ -33,7 +34,7 @@ from fedjax_sim.data.datasets.images import (
 )
 from fedjax_sim.data.datasets.leaf import from_leaf
 from fedjax_sim.data.datasets.sqlite import from_sqlite
-from fedjax_sim.data.datasets.tables import adult, from_csv
+from fedjax_sim.data.datasets.tables import from_csv, from_table
 from fedjax_sim.data.datasets.text import text_domains
 from fedjax_sim.ops import checks
 
@@ -57,6 +58,7 @@ __all__ = [
     "from_images",
     "from_leaf",
     "from_sqlite",
+    "from_table",
     "load",
     "mnist",
     "shakespeare",
