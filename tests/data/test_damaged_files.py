@@ -25,14 +25,14 @@ from fedjax_sim.data import _files, datasets, disk
 
 
 def test_a_damaged_file_is_named_or_read(tmp_path: Path) -> None:
-    """Bytes changed or cut off at 300 places, in all formats."""
+    """Bytes changed or cut off at 200 places, in all formats."""
     refused = 0
-    for case, outcome in malformed.trials(malformed.files, seed=7, number=300):
+    for case, outcome in malformed.trials(malformed.files, seed=7, number=200):
         assert not outcome.fault, f"{case.name}: {outcome.fault}"
         if outcome.message:
             refused += 1
             assert "/copy" in outcome.message, f"{case.name}: {outcome.message}"
-    assert refused > 150
+    assert refused > 100
 
 
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
