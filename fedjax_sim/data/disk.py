@@ -246,7 +246,7 @@ def _read_sizes(path: Path) -> np.ndarray:
     if wrong or sizes.min() < 0 or sizes.max() >= 2**31:
         raise ValueError(
             f"{path} is damaged: it must hold the number of examples of each client, but holds "
-            f"{sizes.dtype} of shape {sizes.shape}: {np.array2string(sizes, threshold=8):.100}. "
+            f"{sizes.dtype} of shape {sizes.shape}: {' '.join(str(sizes).split()):.100}. "
             "Write the population again."
         )
     return sizes.astype(np.int64)
