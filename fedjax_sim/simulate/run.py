@@ -166,13 +166,13 @@ def run(
             output = jax.jit(algorithm.params, out_shardings=where)
             try:
                 assess = assessor(output, evaluate, splits, where)
-                history.start(first_round, None if history.eval_rounds else assess(history.state))
                 feed = feed_of(algorithm, key, history.state, data, facts, stops)
-                if debug:
-                    segment = debug_segment(algorithm, history.keep)
-                else:
+                segment: Callable = debug_segment(algorithm, history.keep)
+                if not debug:
                     segment = compiled_segment(algorithm, length, history.keep, where)
-                    _compile(segment, key, feed, where, history)
+                    if first_round < num_rounds and not history.ended():
+                        _compile(segment, key, feed, where, history)
+                history.start(first_round, None if history.eval_rounds else assess(history.state))
                 _drive(segment, key, feed, assess, history, saved)
                 if not history.failed:
                     history.save(saved, key)
@@ -191,8 +191,6 @@ def _compile(
     segment: Callable, key: Key, feed: Feed, where: Sharding | None, history: History
 ) -> None:
     """Compile the program of all segments; its state comes out as it was."""
-    if history.num_rounds == history.total_rounds or history.ended():
-        return
     started = time.perf_counter()
     # A segment of no rounds compiles and does nothing; a second run finds it compiled.
     zero = np.int32(0)
