@@ -9,8 +9,9 @@ from jax.typing import ArrayLike
 
 from fedjax_sim.attacks import _rows
 from fedjax_sim.attacks._crafting import known
-from fedjax_sim.base import Array, Attack, Key, Message, Params, PyTree, Report
+from fedjax_sim.base import Array, Attack, Key, Mean, Message, Params, PyTree, Report
 from fedjax_sim.ops import trees
+from fedjax_sim.ops.per_example import described
 
 
 def monitored(
@@ -90,7 +91,13 @@ def _accuracies(
 ) -> dict[str, Array]:
     def after(update: PyTree) -> Array:
         params = message.params(trees.add(message.trained, update))
-        return jnp.asarray(accuracy(params), jnp.float32)
+        found = accuracy(params)
+        if isinstance(found, Mean) or jnp.shape(found) != ():
+            raise ValueError(
+                "accuracy must give one number, such as evaluate(params, data)"
+                f"['accuracy'].value[0], got {described(found)}."
+            )
+        return jnp.asarray(found, jnp.float32)
 
     shares = jnp.where(honest, weights, 0)
     shares = shares / jnp.maximum(shares.sum(), jnp.finfo(jnp.float32).tiny)

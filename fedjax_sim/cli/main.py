@@ -240,6 +240,6 @@ def _datasets(args: list[str]) -> int:
     console = Console(highlight=False)
     console.print(table)
     console.print(
-        "More data of your own: datasets.from_images, from_arrays and tff_hdf5 of the library."
+        "More data of your own: datasets.from_images, from_arrays and from_hdf5 of the library."
     )
     return 0

@@ -36,6 +36,7 @@ from fedjax_sim.base import (
     split,
 )
 from fedjax_sim.data import Batching, FederatedData
+from fedjax_sim.data.fitting import check_trainable
 from fedjax_sim.engine import local_work
 from fedjax_sim.engine.local_work import ClientState, LocalWork, Outcome, Slots
 from fedjax_sim.engine.stages import stage
@@ -162,9 +163,12 @@ def federated(
 
 
 def _init(parts: _Parts, key: Key, params: Params, data: FederatedData) -> FederatedState:
+    check_trainable(data)
     _check_malicious(parts.malicious, data.num_clients)
     leaves = split(params, parts.rule.kinds)
     update = jax.eval_shape(lambda: _update_like(parts, key, params, data))
+    if parts.rule.check is not None:
+        parts.rule.check(params, data)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), update)
 
     def for_everybody(state: PyTree) -> PyTree:

@@ -7,6 +7,7 @@ import jax
 
 from fedjax_sim.base import Kind, Model, Params, PyTree
 from fedjax_sim.ops import trees
+from fedjax_sim.ops.per_example import check_model
 
 
 def freeze(model: Model, names: str | Sequence[str]) -> Model:
@@ -34,6 +35,7 @@ def freeze(model: Model, names: str | Sequence[str]) -> Model:
     >>> sorted(trees.flat_dict(split(params, model.kinds).trained))
     ['dense_1/bias', 'dense_1/kernel']
     """
+    check_model(model)
     patterns = [names] if isinstance(names, str) else list(names)
 
     def kinds(params: Params) -> PyTree:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from fedjax_sim.base import Array, Key, Model, Params, split
 from fedjax_sim.models import layers
+from fedjax_sim.ops.per_example import check_model
 
 
 def mixed_precision(model: Model, dtype: Any = jnp.bfloat16) -> Model:
@@ -36,6 +37,7 @@ def mixed_precision(model: Model, dtype: Any = jnp.bfloat16) -> Model:
     References:
         Micikevicius et al., Mixed Precision Training, ICLR 2018 (float32 master weights).
     """
+    check_model(model)
     dtype = jnp.dtype(dtype)
     if not (jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize == 2):
         raise ValueError(f"dtype must be bfloat16 or float16, got {dtype.name}.")

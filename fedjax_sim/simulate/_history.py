@@ -149,7 +149,7 @@ class History:
 
     def _latest(self) -> dict[str, float]:
         return {
-            f"{split}/{name}": float(np.sum(mean.total) / max(float(np.sum(mean.count)), 1.0))
+            f"{split}/{name}": float(np.sum(mean.total) / (float(np.sum(mean.count)) or 1.0))
             for split, metrics in (self.scores[-1] if self.scores else {}).items()
             for name, mean in metrics.items()
         }

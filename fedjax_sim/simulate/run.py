@@ -70,6 +70,9 @@ def run(
         key: typed JAX key of the whole run ([G] keys for a vmapped algorithm).
         num_rounds: rounds in all, >= 0.
         evaluate: jittable evaluate(params, data) -> name -> Mean of [N]; see `engine.evaluator`.
+            Where an algorithm has clients' own models (`Algorithm.personal_params`), one that
+            `engine.evaluator` made measures these as well, as "personal accuracy" beside
+            "accuracy", on every split that has as many clients.
         eval_data: split name -> population, e.g. {"train": ..., "test": ...}.
         eval_every: rounds between evaluations; None evaluates before the first and after the last.
         segment_rounds: rounds dispatched at once, at most `eval_every`; None takes up to 100, and
@@ -148,12 +151,11 @@ def run(
         with saved or contextlib.nullcontext():
             if saved is not None and saved.latest is not None:
                 first_round = saved.latest
-                checks.in_range(
-                    "num_rounds", num_rounds, first_round, hint=f"{saved.path} has more."
-                )
+                hint = f"{saved.path} has more."
+                checks.in_range("num_rounds", num_rounds, first_round, hint=hint)
                 info = info_shapes(algorithm, key, like, facts) if info is None else info
-                shapes = Shapes(like, info, score_shapes(algorithm, like, evaluate, splits))
-                history.restore(saved, key, shapes, eval_every)
+                scores = score_shapes(algorithm, like, evaluate, splits, key.shape)
+                history.restore(saved, key, Shapes(like, info, scores), eval_every)
                 history.state = jax.device_put(history.state, where)
             elif state is None:
                 init = jax.jit(algorithm.init, out_shardings=where)
@@ -165,7 +167,7 @@ def run(
             stops = stops_of(first_round, num_rounds, eval_every, checkpoint_every, length)
             output = jax.jit(algorithm.params, out_shardings=where)
             try:
-                assess = assessor(output, evaluate, splits, where)
+                assess = assessor(algorithm, evaluate, splits, where, key.shape)
                 feed = feed_of(algorithm, key, history.state, data, facts, stops)
                 segment: Callable = debug_segment(algorithm, history.keep)
                 if not debug:
@@ -174,8 +176,9 @@ def run(
                         _compile(segment, key, feed, where, history)
                 history.start(first_round, None if history.eval_rounds else assess(history.state))
                 _drive(segment, key, feed, assess, history, saved)
-                if not history.failed:
+                if saved is not None and not history.failed:
                     history.save(saved, key)
+                    saved.wait()
             except Exception as error:
                 _rescue(error, history, saved, key, output)
                 raise

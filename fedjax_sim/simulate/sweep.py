@@ -1,5 +1,6 @@
 """Many runs as one program: seeds and hyperparameters along a leading axis [G]."""
 
+import inspect
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -10,8 +11,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fedjax_sim.base import Algorithm, Array, Key, Params, PyTree
+from fedjax_sim.base import Algorithm, Array, Key, Mean, Params, PyTree
 from fedjax_sim.data import FederatedData
+from fedjax_sim.engine import Evaluator
 from fedjax_sim.engine.width import batched_runs, plain
 from fedjax_sim.simulate.result import Evaluate, Result
 from fedjax_sim.simulate.run import run
@@ -61,7 +63,10 @@ def vmapped(
     def params(state: PyTree) -> Params:
         return jax.vmap(lambda h, s: make(**h).params(s))(*state)
 
-    return Algorithm(init, step, params)
+    def personal_params(state: PyTree) -> PyTree | None:
+        return jax.vmap(lambda h, s: make(**h).personal_params(s))(*state)
+
+    return Algorithm(init, step, params, personal_params=personal_params)
 
 
 def _dealt_out(function: Callable, mesh: Mesh | None) -> Callable:
@@ -147,7 +152,7 @@ def sweep(
         params, run_keys = jax.device_put((params, run_keys), ours)
         data = jax.device_put(data, NamedSharding(mesh, P()))
     if evaluate is not None:
-        evaluate = _dealt_out(jax.vmap(evaluate, in_axes=(0, None)), mesh)
+        evaluate = _of_every_run(evaluate, mesh)
     return run(
         vmapped(make, hyperparameters, mesh=mesh),
         params,
@@ -157,6 +162,20 @@ def sweep(
         evaluate=evaluate,
         **options,
     )
+
+
+def _of_every_run(evaluate: Evaluate, mesh: Mesh | None) -> Evaluate:
+    """`evaluate` of G models, and of the models of G times N clients if it can."""
+    shared = _dealt_out(jax.vmap(evaluate, in_axes=(0, None)), mesh)
+    one = inspect.unwrap(evaluate)
+    if not isinstance(one, Evaluator):
+        return shared
+
+    def personal(own: PyTree, data: FederatedData, params: Params) -> dict[str, Mean]:
+        each = jax.vmap(lambda o, p, d: one.personal(o, d, p), in_axes=(0, 0, None))
+        return _dealt_out(each, mesh)(own, params, data)
+
+    return Evaluator(shared, personal)
 
 
 def product(**axes: Iterable[Any]) -> dict[str, np.ndarray]:

@@ -240,6 +240,14 @@ def test_needs_neither_pyplot_nor_matplotlib_at_import(tmp_path: Path) -> None:
         ),
         (lambda: plots.client_distribution({}, label=""), "at least one finite value"),
         (lambda: plots.client_distribution({"a": [np.nan]}, label=""), "at least one finite"),
+        (
+            lambda: plots.client_distribution({"a": np.ones((4, 3))}, label=""),
+            r"values of 'a' must be one a client \[N\], got shape \(4, 3\)",
+        ),
+        (
+            lambda: plots.learning_curves([0, 1], {"loss": {"mean": np.ones((2, 3))}}),
+            "of a metric by class one class",
+        ),
         (lambda: plots.fairness_tradeoff({}, label="x"), "at least one method"),
         (
             lambda: plots.fairness_tradeoff({"a": (1.0, float("nan"))}, label="x"),

@@ -70,8 +70,14 @@ def client_distribution(values: Mapping[str, ArrayLike], *, label: str) -> "Figu
         The figure.
 
     Raises:
-        ValueError: If there is nothing to draw.
+        ValueError: If there is nothing to draw, or there is more than one value a client.
     """
+    for name, each in values.items():
+        if np.ndim(each) != 1:
+            raise ValueError(
+                f"values of {name!r} must be one a client [N], got shape {np.shape(each)}: take "
+                "one evaluation, one run, and of a metric by class one class."
+            )
     finite = {name: np.asarray(each)[np.isfinite(each)] for name, each in values.items()}
     finite = {name: each for name, each in finite.items() if each.size}
     if not finite:
