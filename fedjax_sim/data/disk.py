@@ -125,14 +125,15 @@ class Population:
 
         Yields:
             What `load` gives for each group, all of one shape, so that one program takes them all:
-            filled up to the group with the most examples.
+            filled up to the group with the most examples, and by up to an eighth more, so that the
+            same program often takes other groups too.
 
         Cost: host memory of one group, and on the device what the caller keeps.
         """
         groups = [self._checked(group) for group in groups]
         if not groups:
             return
-        num_rows = max(map(self._num_rows, groups))
+        num_rows = _with_room(max(map(self._num_rows, groups)))
         with concurrent.futures.ThreadPoolExecutor(1) as reader:
             pending = reader.submit(self._read, groups[0], num_rows)
             for following in [*groups[1:], None]:
@@ -337,3 +338,9 @@ def _bytes(array: np.ndarray) -> bytes:
 
 def _row_bytes(dtype: np.dtype, shape: tuple[int, ...]) -> int:
     return dtype.itemsize * math.prod(shape)
+
+
+def _with_room(num_rows: int) -> int:
+    """At least so many rows: one of eight sizes between a power of two and the next."""
+    step = 1 << max(0, (num_rows - 1).bit_length() - 4)
+    return -(-num_rows // step) * step

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_sim.base import Mean, Params, PyTree
+from fedjax_sim.base import Mean, MeanByClass, Params, PyTree
 from fedjax_sim.data import FederatedData
 
 Evaluate = Callable[[Params, FederatedData], dict[str, Mean]]
@@ -34,7 +34,8 @@ class Evaluations(NamedTuple):
 
 
 def _mean(mean: Mean) -> np.ndarray:
-    total, count = (np.sum(leaf, axis=-1, dtype=np.float64) for leaf in mean)
+    axes = (-2, -1) if isinstance(mean, MeanByClass) else -1
+    total, count = (np.sum(leaf, axis=axes, dtype=np.float64) for leaf in mean)
     return np.where(count > 0, total, 0) / np.where(count > 0, count, 1)
 
 
