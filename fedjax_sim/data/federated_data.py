@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim.base import Array, Examples
+from fedjax_sim.base import Array, Examples, outline, screen
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class FederatedData:
     """The examples of N clients, on the device. Build it with `federate`.
 
@@ -42,6 +42,13 @@ class FederatedData:
     min_size: int = dataclasses.field(metadata={"static": True})
     max_size: int = dataclasses.field(metadata={"static": True})
     quantiles: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
+
+    def __repr__(self) -> str:
+        return screen(
+            self,
+            clients=f"{self.num_clients:,} of {self.min_size:,} to {self.max_size:,} examples",
+            examples=f"{self.num_examples:,}: {outline(self.examples)}",
+        )
 
     @property
     def num_clients(self) -> int:

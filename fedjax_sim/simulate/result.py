@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_sim.base import Mean, Params, PyTree
+from fedjax_sim.base import Mean, Params, PyTree, outline, screen
 from fedjax_sim.data import FederatedData
 
 Evaluate = Callable[[Params, FederatedData], dict[str, Mean]]
@@ -21,6 +21,29 @@ class Evaluations(NamedTuple):
 
     rounds: np.ndarray
     values: dict[str, dict[str, Mean]]
+
+    def means(self) -> dict[str, np.ndarray]:
+        """split/metric -> the mean over all examples, float64 [E] ([E, G] in a sweep)."""
+        return {
+            f"{split}/{name}": _mean(mean)
+            for split, metrics in self.values.items()
+            for name, mean in metrics.items()
+        }
+
+    def __repr__(self) -> str:
+        newest = (f"{name} {_range(mean[-1])}" for name, mean in self.means().items() if len(mean))
+        return screen(self, newest=", ".join(newest) or "none")
+
+
+def _mean(mean: Mean) -> np.ndarray:
+    total, count = (np.sum(leaf, axis=-1, dtype=np.float64) for leaf in mean)
+    return np.where(count > 0, total, 0) / np.where(count > 0, count, 1)
+
+
+def _range(values: np.ndarray) -> str:
+    """A number, or the range of those of several runs."""
+    ends = dict.fromkeys(f"{end:.4g}" for end in (values.min(), values.max()))
+    return " to ".join(ends)
 
 
 class Result(NamedTuple):
@@ -45,6 +68,11 @@ class Result(NamedTuple):
     seconds: float
     compile_seconds: float
     interrupted: bool = False
+
+    def __repr__(self) -> str:
+        newest = repr(self.evaluations).rpartition("newest: ")[2]
+        rounds = outline(self.evaluations.rounds)
+        return screen(self, evaluations=f"after rounds {rounds}, newest {newest}")
 
 
 class SimulationError(RuntimeError):
