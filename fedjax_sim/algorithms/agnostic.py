@@ -22,6 +22,7 @@ from fedjax_sim.base import (
     Report,
     RoundInfo,
     Status,
+    screen,
     split,
 )
 from fedjax_sim.clients import Regularizer
@@ -50,6 +51,9 @@ class AgnosticState(NamedTuple):
     num_steps: Array
     previous: PyTree
     places: PyTree
+
+    def __repr__(self) -> str:
+        return screen(self)
 
 
 def agnostic(

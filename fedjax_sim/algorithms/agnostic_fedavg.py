@@ -28,6 +28,7 @@ from fedjax_sim.base import (
     Report,
     Sampler,
     Server,
+    screen,
 )
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.data.fitting import check_fit
@@ -50,6 +51,9 @@ class AgnosticAveragingState(NamedTuple):
     mixture: Array
     window: Array
     num_steps: Array
+
+    def __repr__(self) -> str:
+        return screen(self)
 
 
 class _Own(NamedTuple):

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fedjax_sim.base import Examples
+from fedjax_sim.base import Examples, outline, screen
 from fedjax_sim.data._files import check_dtype, existing, read_bytes, read_json, read_npy, reading
 from fedjax_sim.data.federated_data import FederatedData, Ranges, checked, ranges_of, size_facts
 from fedjax_sim.ops import devices
@@ -90,6 +90,18 @@ class Population:
         self._facts = size_facts(self.sizes) | {"ranges": ranges}
         if mesh is not None:
             self._device_sizes = devices.replicate(self._device_sizes, mesh)
+
+    def __repr__(self) -> str:
+        arrays = {
+            name: jax.ShapeDtypeStruct((self.num_examples, *shape), dtype)
+            for name, (dtype, shape) in self._arrays.items()
+        }
+        return screen(
+            self,
+            path=str(self.path),
+            clients=f"{self.num_clients:,} of {min(self.sizes):,} to {max(self.sizes):,} examples",
+            examples=f"{self.num_examples:,}: {outline(arrays)}",
+        )
 
     @property
     def num_clients(self) -> int:

@@ -33,6 +33,7 @@ from fedjax_sim.base import (
     Status,
     Stream,
     Uplink,
+    screen,
     split,
 )
 from fedjax_sim.data import Batching, FederatedData
@@ -64,6 +65,9 @@ class FederatedState(NamedTuple):
     round: Array
     statistics: PyTree
     frozen: PyTree
+
+    def __repr__(self) -> str:
+        return screen(self)
 
 
 class Options(TypedDict, total=False):
