@@ -28,6 +28,7 @@ from fedjax_sim.base import (
 from fedjax_sim.clients import Regularizer
 from fedjax_sim.data import FederatedData
 from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops.arguments import checked
 
 
 class AgnosticState(NamedTuple):
@@ -51,6 +52,7 @@ class AgnosticState(NamedTuple):
     places: PyTree
 
 
+@checked
 def agnostic(
     model: Model,
     *,

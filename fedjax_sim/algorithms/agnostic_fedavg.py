@@ -30,6 +30,7 @@ from fedjax_sim.base import (
 )
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import trees
+from fedjax_sim.ops.arguments import checked
 from fedjax_sim.servers import ServerState, sampling, stepped
 
 
@@ -61,6 +62,7 @@ class _Own(NamedTuple):
     seen: Mean
 
 
+@checked
 def agnostic_fedavg(
     model: Model,
     *,

@@ -21,6 +21,7 @@ from fedjax_sim.base import (
 )
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops.arguments import checked
 from fedjax_sim.servers import sampling
 
 
@@ -33,6 +34,7 @@ class FairFlearnState(NamedTuple):
     num_steps: Array
 
 
+@checked
 def fair_flearn_afl(
     model: Model,
     *,

@@ -25,6 +25,7 @@ from fedjax_sim.base import (
 )
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import checks
+from fedjax_sim.ops.arguments import checked
 from fedjax_sim.servers import sampling
 
 
@@ -36,6 +37,7 @@ class FedDynState(NamedTuple):
     num_clients: Array
 
 
+@checked
 def feddyn(
     model: Model,
     *,

@@ -22,6 +22,7 @@ from fedjax_sim.base import (
 from fedjax_sim.clients import ControlledModel
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops.arguments import checked
 from fedjax_sim.servers import sampling
 
 
@@ -32,6 +33,7 @@ class ScaffoldState(NamedTuple):
     num_clients: Array
 
 
+@checked
 def scaffold(
     model: Model,
     *,

@@ -23,6 +23,7 @@ from fedjax_sim.base import (
     Upload,
 )
 from fedjax_sim.ops import trees
+from fedjax_sim.ops.arguments import checked
 
 Regularizer = Callable[[Params], Array]
 """regularizer(trained leaves) -> scalar, added to every batch's mean loss."""
@@ -60,6 +61,7 @@ The value is minimised over `leaves.trained`; `extra` is that of the Work.
 """
 
 
+@checked
 def local_sgd(
     model: Model,
     optimizer: Optimizer,
@@ -92,6 +94,7 @@ def local_sgd(
     return local_steps(objective, optimizer, correct=correct)._replace(kinds=model.kinds)
 
 
+@checked
 def local_steps(
     objective: Objective, optimizer: Optimizer, *, correct: Correction | None = None
 ) -> ClientRule:

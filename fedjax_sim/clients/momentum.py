@@ -17,6 +17,7 @@ from fedjax_sim.base import (
     split,
 )
 from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops.arguments import checked
 
 
 class MomentumState(NamedTuple):
@@ -32,6 +33,7 @@ class MomentumState(NamedTuple):
     started: Array
 
 
+@checked
 def worker_momentum(
     rule: ClientRule, *, momentum: float | Array, dampening: float | Array | None = None
 ) -> ClientRule:

@@ -7,8 +7,10 @@ import jax
 
 from fedjax_sim.base import Kind, Model, Params, PyTree
 from fedjax_sim.ops import trees
+from fedjax_sim.ops.arguments import checked
 
 
+@checked
 def freeze(model: Model, names: str | Sequence[str]) -> Model:
     """The same model with leaves that never change: a pretrained body, say, under a new head.
 

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 
 from fedjax_sim.base import Model, Params
+from fedjax_sim.ops import checks
 from fedjax_sim.ops.trees import flat_dict
 
 
@@ -45,7 +46,7 @@ def check_outputs(
             f"the model does not take {described}: {error}\nIts parameters: {shapes}"
         ) from error
     if not hasattr(outputs, "shape"):
-        raise TypeError(f"apply must return one array of outputs, got {outputs!r}")
+        raise TypeError(f"apply must return one array of outputs, got {checks.shown(outputs)}.")
     if outputs.ndim < 1 or outputs.shape[0] != inputs.shape[0]:
         raise ValueError(
             f"the model gives outputs of shape {outputs.shape} for {described}: their leading axis "

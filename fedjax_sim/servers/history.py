@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from fedjax_sim.base import Array, Cohort, History, Key, Message, Params, PyTree, Report, Server
 from fedjax_sim.data import FederatedData
+from fedjax_sim.ops.arguments import checked
 
 
 class HistoryState(NamedTuple):
@@ -13,6 +14,7 @@ class HistoryState(NamedTuple):
     previous: Params
 
 
+@checked
 def with_history(server: Server) -> Server:
     """A server that shares a `History`: its params and those a round ago.
 
