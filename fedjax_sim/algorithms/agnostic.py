@@ -29,6 +29,7 @@ from fedjax_sim.clients import Regularizer
 from fedjax_sim.data import FederatedData
 from fedjax_sim.data.fitting import check_fit
 from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops.arguments import checked
 from fedjax_sim.ops.per_example import check_model
 
 
@@ -56,6 +57,7 @@ class AgnosticState(NamedTuple):
         return screen(self)
 
 
+@checked
 def agnostic(
     model: Model,
     *,

@@ -33,6 +33,7 @@ from fedjax_sim.base import (
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.data.fitting import check_fit
 from fedjax_sim.ops import trees
+from fedjax_sim.ops.arguments import checked
 from fedjax_sim.ops.per_example import per_example
 from fedjax_sim.servers import ServerState, sampling, stepped
 
@@ -68,6 +69,7 @@ class _Own(NamedTuple):
     seen: Mean
 
 
+@checked
 def agnostic_fedavg(
     model: Model,
     *,

@@ -28,6 +28,7 @@ from fedjax_sim.base import (
 )
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import checks, simplex, trees
+from fedjax_sim.ops.arguments import checked
 from fedjax_sim.servers import sampling
 
 
@@ -61,6 +62,7 @@ class _Halfway(NamedTuple):
     snapshot: Params
 
 
+@checked
 def drfa(
     model: Model,
     *,

@@ -22,6 +22,7 @@ from fedjax_sim.base import (
 )
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops.arguments import checked
 from fedjax_sim.servers import sampling
 
 
@@ -37,6 +38,7 @@ class FairFlearnState(NamedTuple):
         return screen(self)
 
 
+@checked
 def fair_flearn_afl(
     model: Model,
     *,

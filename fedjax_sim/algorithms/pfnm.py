@@ -26,6 +26,7 @@ from fedjax_sim.base import (
 )
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops.arguments import checked
 from fedjax_sim.servers import sampling
 
 
@@ -69,6 +70,7 @@ class _Sent(NamedTuple):
     class_counts: Array
 
 
+@checked
 def pfnm(
     model: Model,
     *,
@@ -128,6 +130,7 @@ def pfnm(
         the pull and drops it after the first round.
     """
     checks.in_range("pull", pull, 0.0)
+    checks.count("num_passes", num_passes)
 
     def match(key: Key, state: PfnmState) -> matching.Matching:
         """Match the networks of all that have sent, from the last assignment on."""

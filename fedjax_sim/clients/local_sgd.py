@@ -25,6 +25,7 @@ from fedjax_sim.base import (
 )
 from fedjax_sim.data.fitting import check_fit
 from fedjax_sim.ops import trees
+from fedjax_sim.ops.arguments import checked
 from fedjax_sim.ops.per_example import check_model, per_example
 
 Regularizer = Callable[[Params], Array]
@@ -63,6 +64,7 @@ The value is minimised over `leaves.trained`; `extra` is that of the Work.
 """
 
 
+@checked
 def local_sgd(
     model: Model,
     optimizer: Optimizer,
@@ -100,6 +102,7 @@ def local_sgd(
     return rule._replace(kinds=model.kinds, check=functools.partial(check_fit, model))
 
 
+@checked
 def local_steps(
     objective: Objective, optimizer: Optimizer, *, correct: Correction | None = None
 ) -> ClientRule:

@@ -28,10 +28,12 @@ from fedjax_sim.clients._targets import (
     target_loss,
 )
 from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops.arguments import checked
 
 Estimate = Literal["none", "before", "after"]
 
 
+@checked
 def targeted_poisoning(
     model: Model,
     optimizer: optax.GradientTransformation,

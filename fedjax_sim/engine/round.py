@@ -43,6 +43,7 @@ from fedjax_sim.engine.local_work import ClientState, LocalWork, Outcome, Slots
 from fedjax_sim.engine.stages import stage
 from fedjax_sim.engine.width import Width, choose_width, note_width, plain
 from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops.arguments import checked
 
 
 class FederatedState(NamedTuple):
@@ -95,6 +96,7 @@ class _Parts(NamedTuple):
     mesh: Mesh | None
 
 
+@checked
 def federated(
     *,
     rule: ClientRule,
@@ -149,8 +151,8 @@ def federated(
         raise ValueError(f"mesh must have one axis, for the clients, got {mesh.axis_names}.")
     if (attack is None) != (malicious is None):
         raise ValueError(
-            f"give both attack and malicious or neither: got attack={attack}, "
-            f"malicious={malicious}."
+            f"give both attack and malicious or neither: got "
+            f"attack={checks.shown(attack)}, malicious={checks.shown(malicious)}."
         )
     if attack is not None:
         checks.ids("malicious", malicious)

@@ -7,6 +7,7 @@ import optax
 from fedjax_sim.base import Array, Cohort, Key, Message, Params, PyTree, Report, Server, screen
 from fedjax_sim.data import FederatedData
 from fedjax_sim.ops import trees
+from fedjax_sim.ops.arguments import checked
 
 
 class ServerState(NamedTuple):
@@ -19,6 +20,7 @@ class ServerState(NamedTuple):
         return screen(self)
 
 
+@checked
 def server_optimizer(optimizer: optax.GradientTransformation) -> Server:
     """A server that shares its params and gives -aggregate to an optax optimizer as gradient.
 

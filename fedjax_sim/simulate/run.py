@@ -120,8 +120,8 @@ def run(
     _check_checkpoint(checkpoint, checkpoint_every, state)
     if (evaluate is None) != (not eval_data):
         raise ValueError(
-            "give both evaluate and eval_data or neither: "
-            f"got evaluate={evaluate!r} and eval_data={'none' if not eval_data else [*eval_data]}."
+            "give both evaluate and eval_data or neither: got "
+            f"evaluate={checks.shown(evaluate)} and eval_data={checks.shown([*(eval_data or ())])}."
         )
     if stop_when is not None and evaluate is None:
         raise ValueError(
