@@ -378,7 +378,7 @@ def clipped_clustering(*, num_remembered: int = 1000) -> Aggregator:
     checks.positive_int("num_remembered", num_remembered)
 
     def init(update: PyTree) -> NormHistory:
-        return NormHistory(jnp.full(num_remembered, jnp.nan, jnp.float32), jnp.int32(0))
+        return NormHistory(jnp.full(num_remembered, jnp.inf, jnp.float32), jnp.int32(0))
 
     def apply(
         key: Key, history: NormHistory, updates: PyTree, weights: Array
@@ -394,7 +394,7 @@ def clipped_clustering(*, num_remembered: int = 1000) -> Aggregator:
         places = jnp.where(live, places, num_remembered)
         remembered = history.norms.at[places].set(norms, mode="drop")
         history = NormHistory(remembered, (history.next + live.sum()) % num_remembered)
-        bound = order_statistics.median_of(remembered, ~jnp.isnan(remembered))
+        bound = order_statistics.median_of(remembered, jnp.isfinite(remembered))
         selected = _larger_of_two(1 - _cosines(updates, live), live)
         factors = jnp.minimum(1, jnp.where(live, bound, 0) * _inverse(norms))
         shares = normalized(selected) * factors

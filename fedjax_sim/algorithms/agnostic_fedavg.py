@@ -29,7 +29,7 @@ from fedjax_sim.base import (
     Server,
 )
 from fedjax_sim.data import Batching, FederatedData
-from fedjax_sim.ops import trees
+from fedjax_sim.ops import optimizers, trees
 from fedjax_sim.servers import ServerState, sampling, stepped
 
 
@@ -118,7 +118,8 @@ def agnostic_fedavg(
         domain=domains.name if domains else None,
         num_domains=domains.number if domains else 1,
     )
-    optimizer = server or optax.sgd(1.0)
+    optimizer = optax.sgd(1.0) if server is None else server
+    optimizers.check("server", optimizer)
 
     def init(key: Key, params: Params, data: FederatedData) -> AgnosticAveragingState:
         check_domains(domains, data)
@@ -127,7 +128,11 @@ def agnostic_fedavg(
         if window.ndim != 2 or window.shape[0] == 0 or window.shape[1] != p:
             raise ValueError(f"initial_window must be [W, {p}] with W >= 1, got {window.shape}.")
         return AgnosticAveragingState(
-            params, optimizer.init(params), ascent.start(p), window, jnp.int32(0)
+            params,
+            optimizers.init("server", optimizer, params),
+            ascent.start(p),
+            window,
+            jnp.int32(0),
         )
 
     def broadcast(
@@ -147,8 +152,9 @@ def agnostic_fedavg(
     def apply(
         key: Key, state: AgnosticAveragingState, aggregate: Params, report: Report
     ) -> tuple[AgnosticAveragingState, dict[str, Array]]:
-        served = stepped(optimizer, ServerState(state.params, state.optimizer), aggregate)
-        seen = Mean(report.clients["seen_loss"], report.clients["seen_count"])
+        served = stepped(optimizer, ServerState(state.params, state.optimizer), aggregate, report)
+        given = Mean(report.clients["seen_loss"], report.clients["seen_count"])
+        seen = trees.where(~report.dropped, given, jax.tree.map(jnp.zeros_like, given))
         if domains is None:
             p = state.mixture.shape[0]
             seen = Mean(*(jax.ops.segment_sum(x, report.ids, p) for x in seen))

@@ -24,6 +24,7 @@ from fedjax_sim.base import (
     RoundInfo,
     Sampler,
     Server,
+    Status,
 )
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import checks, simplex, trees
@@ -129,10 +130,13 @@ def drfa(
             mixture = _lifted(mixture)
         decay = 1.0 if published else 0.9
         # A round without a usable update changes nothing, lambda included.
-        valid = (info.cohort.weights > 0).any() & jnp.isfinite(mixture).all()
+        usable = (info.cohort.weights > 0).any()
+        is_mixture = simplex.contains(mixture)
         moved = server._replace(mixture=mixture, step_size=decay * server.step_size)
-        server = trees.where(valid, moved, server)
+        server = trees.where(usable & is_mixture, moved, server)
         sampler = server.mixture if published else state.sampler
+        failed = (usable & ~is_mixture) * int(Status.NON_FINITE_SERVER)
+        info = info._replace(status=info.status | failed.astype(jnp.int32))
         return state._replace(server=server, sampler=sampler), info
 
     return Algorithm(composed.init, step, composed.params)

@@ -170,7 +170,11 @@ def cohort_loss(
             parts = loss(model.apply(params, examples["x"]), examples["y"])
             group = slot
             if domain is not None:
-                group = slot * num_domains + examples[domain].astype(jnp.int32)
+                of = examples[domain].astype(jnp.int32)
+                # No domain of that number: the client's loss is not known, nor anything from it.
+                known = (of >= 0) & (of < num_domains)
+                parts = Mean(jnp.where(known, parts.total, jnp.nan), parts.count)
+                group = slot * num_domains + jnp.clip(of, 0, num_domains - 1)
             sums = (
                 trees.group_sum(jnp.where(live, part, 0), group, num_slots * num_domains)
                 for part in parts

@@ -14,6 +14,7 @@ from jax.sharding import Sharding
 from fedjax_sim.base import Algorithm, Key, Mean, Params, PyTree
 from fedjax_sim.data import FederatedData
 from fedjax_sim.data.disk import Population
+from fedjax_sim.engine import contracts
 from fedjax_sim.engine.width import memory_advice
 from fedjax_sim.ops import checks
 from fedjax_sim.simulate._evaluating import assessor, shapes_of
@@ -86,6 +87,7 @@ def run(
     Cost: of a checkpoint, the state and all infos and evaluations so far, written while the run
     goes on.
     """
+    contracts.check_key(key)
     _check_options(num_rounds, first_round, eval_every, segment_rounds, on_error, state)
     _check_checkpoint(checkpoint, checkpoint_every, state)
     if (evaluate is None) != (not eval_data):
