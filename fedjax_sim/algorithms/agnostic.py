@@ -27,6 +27,7 @@ from fedjax_sim.base import (
 )
 from fedjax_sim.clients import Regularizer
 from fedjax_sim.data import FederatedData
+from fedjax_sim.engine import contracts
 from fedjax_sim.ops import checks, optimizers, trees
 
 
@@ -149,10 +150,12 @@ class _Game(NamedTuple):
 
 
 def _init(game: _Game, key: Key, params: Params, data: FederatedData) -> AgnosticState:
+    contracts.check_run(key, data)
     check_domains(game.domains, data)
     num_domains = game.domains.number if game.domains else data.num_clients
     mixture = game.ascent.start(num_domains)
     trained = split(params, game.kinds).trained
+    contracts.check_params(trained)
     previous = (jax.tree.map(jnp.zeros_like, trained), jnp.zeros_like(mixture))
     places: PyTree = ()
     if game.domains:
@@ -238,7 +241,7 @@ def _info(
         num_steps=jnp.ones(p, jnp.int32),
         update_norm=None,
         loss=losses,
-        num_bytes=jnp.full(p, up / p),
+        num_bytes=jnp.full(p, up / p, jnp.float32),
         clients={},
     )
     return RoundInfo(

@@ -124,7 +124,8 @@ def agnostic_fedavg(
     def init(key: Key, params: Params, data: FederatedData) -> AgnosticAveragingState:
         check_domains(domains, data)
         p = domains.number if domains else data.num_clients
-        window = jnp.ones((1, p)) if initial_window is None else jnp.asarray(initial_window, float)
+        window = jnp.ones((1, p)) if initial_window is None else initial_window
+        window = jnp.asarray(window, jnp.float32)
         if window.ndim != 2 or window.shape[0] == 0 or window.shape[1] != p:
             raise ValueError(f"initial_window must be [W, {p}] with W >= 1, got {window.shape}.")
         return AgnosticAveragingState(

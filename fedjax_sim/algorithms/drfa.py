@@ -123,7 +123,7 @@ def drfa(
         snapshot = Leaves(server.snapshot, state.statistics, state.frozen).params
         losses = losses_of(loss_key, snapshot, others, data).value
         n = data.num_clients
-        by_client = trees.with_rows(jnp.zeros(n), others.ids, losses)
+        by_client = trees.with_rows(jnp.zeros(n, jnp.float32), others.ids, losses)
         ascent = num_steps * n / cohort_size * by_client
         mixture = simplex.project(server.mixture + server.step_size * ascent)
         if not published:
@@ -181,7 +181,7 @@ def _server(
     def init(key: Key, params: Params, data: FederatedData) -> DrfaState:
         n = data.num_clients
         even = jnp.full(n, 1 / n, jnp.float32)
-        start = even if published else data.sizes / data.sizes.sum()
+        start = even if published else (data.sizes / data.sizes.sum()).astype(jnp.float32)
         return DrfaState(params, params, start, jnp.asarray(mixture_step_size, jnp.float32))
 
     def broadcast(

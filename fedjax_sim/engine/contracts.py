@@ -243,18 +243,13 @@ def batching(value: Batching) -> Batching:
 
 def check_run(key: Key, data: FederatedData) -> None:
     """Raise unless `key` is a JAX key and `data` a population."""
-    check_key(key)
+    if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        old = getattr(key, "dtype", None) == jnp.uint32
+        hint = "; for one of old style, jax.random.wrap_key_data(key)" if old else ""
+        raise TypeError(
+            f"key must be a typed JAX key, such as jax.random.key(0){hint}, got {_kind(key)}."
+        )
     _be("data", data, FederatedData, "federate(examples, partition)")
-
-
-def check_key(key: Key) -> None:
-    """Raise unless `key` is a typed JAX key, or an array of them."""
-    if hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return
-    hint = "such as jax.random.key(0)"
-    if getattr(key, "dtype", None) == jnp.uint32:
-        hint = "such as jax.random.key(0); for one of old style, jax.random.wrap_key_data(key)"
-    raise TypeError(f"key must be a typed JAX key, {hint}, got {_kind(key)}.")
 
 
 def check_params(params: Params) -> None:
@@ -278,8 +273,10 @@ def _be(name: str, value: _Part, contract: type, example: str) -> _Part:
     call = ""
     if callable(value) and hasattr(value, "__name__"):
         call = f" Call it: {name}={value.__name__}(...)."
+    article = "an" if contract.__name__[0] in "AU" else "a"
     raise TypeError(
-        f"{name} must be a {contract.__name__}, such as {example}, got {_kind(value)}.{call}"
+        f"{name} must be {article} {contract.__name__}, such as {example}, got {_kind(value)}."
+        f"{call}"
     )
 
 

@@ -179,9 +179,9 @@ def cohort_loss(
                 trees.group_sum(jnp.where(live, part, 0), group, num_slots * num_domains)
                 for part in parts
             )
-            return Mean(*(a + b for a, b in zip(seen, sums, strict=True)))
+            return Mean(*(a + b.astype(a.dtype) for a, b in zip(seen, sums, strict=True)))
 
-        zero = jnp.zeros(num_slots * num_domains)
+        zero = jnp.zeros(num_slots * num_domains, jnp.float32)
         total = jax.lax.fori_loop(0, -(-ends[-1] // width), block, Mean(zero, zero))
         shape = (num_slots,) if domain is None else (num_slots, num_domains)
         return Mean(*(leaf.reshape(shape) for leaf in total))

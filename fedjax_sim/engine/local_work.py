@@ -355,6 +355,7 @@ def _advance(
     hold: bool,
 ) -> PyTree:
     """One local step of one client; with `hold`, none after its last."""
+    step = jnp.int32(step)  # a loop of static length counts in 64 bits where they are on
     work, (positions, mask) = carry
     batch = take(data, member.start, positions, mask)
     key = jax.random.fold_in(_keys(member)[1], step)

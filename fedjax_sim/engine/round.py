@@ -339,7 +339,7 @@ def _bytes_down(message: Message, cohort: Cohort) -> Array:
     own = message.num_bytes
     if own is None:
         own = jnp.float32(trees.num_bytes(message.per_slot) / cohort.ids.shape[0])
-    return jnp.where(cohort.mask, shared + own, 0.0).sum()
+    return jnp.where(cohort.mask, shared + own, 0.0).astype(jnp.float32).sum()
 
 
 def _spread(mesh: Mesh | None) -> contextlib.AbstractContextManager:

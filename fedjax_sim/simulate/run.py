@@ -87,7 +87,6 @@ def run(
     Cost: of a checkpoint, the state and all infos and evaluations so far, written while the run
     goes on.
     """
-    contracts.check_key(key)
     _check_options(num_rounds, first_round, eval_every, segment_rounds, on_error, state)
     _check_checkpoint(checkpoint, checkpoint_every, state)
     if (evaluate is None) != (not eval_data):
@@ -96,6 +95,7 @@ def run(
             f"got evaluate={evaluate!r} and eval_data={'none' if not eval_data else [*eval_data]}."
         )
     facts = facts_of(data)
+    contracts.check_run(key, facts)
     where = all_processes(facts)
     assess = assessor(algorithm, evaluate, eval_data or {}, where)
     history = History(num_rounds, progress)
