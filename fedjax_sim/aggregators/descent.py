@@ -45,7 +45,7 @@ def common_descent(tolerance: float | Array = 1.0) -> Aggregator:
             low=jnp.maximum(share - tolerance, 0),
             high=jnp.where(valid, jnp.minimum(share + tolerance, 1), 0),
         )
-        found = jnp.where(valid, found, 0)
+        found = jnp.where(valid, found, 0).astype(share.dtype)
         return state, stacked.combine(found * inverse, updates), {"coefficients": found}
 
     return Aggregator(lambda update: (), apply)

@@ -315,7 +315,7 @@ def signguard(*, lower: float | Array = 0.1, upper: float | Array = 3.0) -> Aggr
             updates,
             live,
         )
-        signs = jnp.column_stack([counts, size - counts.sum(axis=1)]) / size
+        signs = jnp.column_stack([counts, size - counts.sum(axis=1)]).astype(jnp.float32) / size
         kept = live & ordinary & _largest_mean_shift_cluster(signs, live)
         return normalized(kept) * jnp.minimum(1, jnp.where(kept, middle, 0) * _inverse(norms))
 
@@ -354,7 +354,7 @@ def _largest_mean_shift_cluster(points: Array, live: Array) -> Array:
 
 
 class NormHistory(NamedTuple):
-    """The norms of the last updates: a ring buffer, NaN where it is empty, and where it goes on."""
+    """The norms of the last updates: a ring buffer, inf where it is empty, and where it goes on."""
 
     norms: Array
     next: Array
@@ -386,7 +386,7 @@ def clipped_clustering(*, num_remembered: int = 1000) -> Aggregator:
     checks.positive_int("num_remembered", num_remembered)
 
     def init(update: PyTree) -> NormHistory:
-        return NormHistory(jnp.full(num_remembered, jnp.nan, jnp.float32), jnp.int32(0))
+        return NormHistory(jnp.full(num_remembered, jnp.inf, jnp.float32), jnp.int32(0))
 
     def apply(
         key: Key, history: NormHistory, updates: PyTree, weights: Array
@@ -401,8 +401,9 @@ def clipped_clustering(*, num_remembered: int = 1000) -> Aggregator:
         places = (history.next + jnp.cumsum(live) - 1) % num_remembered
         places = jnp.where(live, places, num_remembered)
         remembered = history.norms.at[places].set(norms, mode="drop")
-        history = NormHistory(remembered, (history.next + live.sum()) % num_remembered)
-        bound = order_statistics.median_of(remembered, ~jnp.isnan(remembered))
+        after = (history.next + live.sum(dtype=jnp.int32)) % num_remembered
+        history = NormHistory(remembered, after)
+        bound = order_statistics.median_of(remembered, jnp.isfinite(remembered))
         selected = _larger_of_two(1 - _cosines(updates, live), live)
         factors = jnp.minimum(1, jnp.where(live, bound, 0) * _inverse(norms))
         shares = normalized(selected) * factors

@@ -34,7 +34,9 @@ def uniform_mean() -> Aggregator:
 def _mean_of(share: Callable[[Array], Array]) -> Aggregator:
     def summand(update: PyTree, weight: Array) -> PyTree:
         part = share(weight)
-        masked = jax.tree.map(lambda u: jnp.where(part > 0, u * part.astype(u.dtype), 0), update)
+        # In float32 at least: a sum over many examples overflows half precision.
+        wide = jax.tree.map(trees.wide, update)
+        masked = jax.tree.map(lambda u: jnp.where(part > 0, u * part.astype(u.dtype), 0), wide)
         return masked, part
 
     def from_sum(key: Key, state: PyTree, total: PyTree) -> tuple[PyTree, PyTree, dict[str, Array]]:

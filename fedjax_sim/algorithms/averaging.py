@@ -36,7 +36,7 @@ def averaging(
         **options: uplink, attack, malicious, width, mesh; see `engine.federated`.
     """
     if not isinstance(server, Server):
-        server = server_optimizer(server or optax.sgd(1.0))
+        server = server_optimizer(optax.sgd(1.0) if server is None else server)
     return engine.federated(
         rule=rule,
         sampler=sampler or sampling.everyone(),

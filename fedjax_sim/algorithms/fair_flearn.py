@@ -84,6 +84,7 @@ def fair_flearn_afl(
     def apply(
         key: Key, state: FairFlearnState, aggregate: Params, report: Report
     ) -> tuple[FairFlearnState, dict[str, Array]]:
+        assert report.loss is not None  # that of local_sgd
         params = trees.add(state.params, aggregate)
         mixture = _project(state.mixture + mixture_step_size * report.loss)
         num_steps = state.num_steps + 1

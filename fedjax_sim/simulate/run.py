@@ -14,6 +14,7 @@ from jax.sharding import Sharding
 from fedjax_sim.base import Algorithm, Key, Mean, Params, PyTree
 from fedjax_sim.data import FederatedData
 from fedjax_sim.data.disk import Population
+from fedjax_sim.engine import contracts
 from fedjax_sim.engine.width import memory_advice
 from fedjax_sim.ops import checks
 from fedjax_sim.simulate._evaluating import Shapes, assessor, info_shapes, score_shapes
@@ -129,6 +130,7 @@ def run(
             "often."
         )
     splits, facts = eval_data or {}, facts_of(data)
+    contracts.check_run(key, facts)
     where = all_processes(facts)
     with DeferredInterrupt() as interrupt:
         like = jax.eval_shape(algorithm.init, key, params, facts) if state is None else state
