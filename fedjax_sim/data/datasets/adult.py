@@ -133,7 +133,7 @@ def read_uci_adult(folder: StrPath) -> dict[str, np.ndarray]:
         if len(rows) != _ADULT_ROWS[split]:
             raise ValueError(
                 f"{path} has {len(rows):,} rows; UCI's has {_ADULT_ROWS[split]:,}. It is "
-                "truncated or another file: get it again, or read your own with from_csv"
+                "truncated or another file: get it again, or read your own with from_table"
             )
         codes, numbers, labels = zip(*rows, strict=True)
         arrays[f"{split}_codes"] = np.array(codes, np.uint8)
