@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from fedjax_sim.data import datasets
 from fedjax_sim.data.datasets import Dataset, from_table
 from fedjax_sim.data.datasets.adult import ADULT_LEVELS
-from fedjax_sim.data.datasets.tables import scaled
+from fedjax_sim.data.datasets.tables import scaler
 
 
 def assert_same(a: Dataset, b: Dataset) -> None:
@@ -359,7 +359,7 @@ def test_a_value_is_read_as_the_training_rows_are(tmp_path: Path) -> None:
 def test_constant_columns_are_zero_however_they_round() -> None:
     values = np.full((3, 1), 0.1)
     assert 0 < values.std(axis=0)[0] < 1e-16  # by which the difference to the mean was divided
-    np.testing.assert_array_equal(scaled(values, values, "standard"), 0)
+    np.testing.assert_array_equal(scaler(values, "standard")(values), 0)
 
 
 # ---------------------------------------------------------------- what is missing
@@ -499,6 +499,17 @@ def test_identifiers_are_no_features(read: Any, header: str) -> None:
 @pytest.mark.parametrize("header", ["bid", "covid", "bmi_index", "humid", "idle"])
 def test_names_that_end_alike_are_no_identifiers(read: Any, header: str) -> None:
     assert read(f"{header},y\n7,a\n8,b\n").feature_names == (header,)
+
+
+def test_all_columns_that_are_wrong_are_named_at_once(read: Any) -> None:
+    text = "id,name,dose,zip,day,x,y\n" + "".join(
+        f"{i},person {i},{i} kg,0{i},{i + 1}.5.2024,{i},a\n" for i in range(21)
+    )
+    with pytest.raises(ValueError, match="5 columns cannot be inputs as they are") as caught:
+        read(text)
+    first, second, third, others = str(caught.value).splitlines()[1:]
+    assert "'id' is by its name" in first and "'name' has 21 different" in second
+    assert "'dose' holds numbers with the same text" in third and others.endswith("'zip', 'day'")
 
 
 def test_free_text_is_no_feature(read: Any) -> None:

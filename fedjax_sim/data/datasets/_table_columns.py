@@ -103,7 +103,7 @@ def column(table: Table, name: str, written: Written) -> Column:
     codes = np.append(_codes(merged.indices), -1)[codes]
     is_used = np.zeros(len(merged.dictionary) + 1, bool)  # with one more, of -1
     is_used[codes] = True
-    renumbered = np.cumsum(is_used) - 1
+    renumbered = np.cumsum(is_used, dtype=np.int32) - 1
     is_used[-1], renumbered[-1] = False, -1
     return Column(
         table,
@@ -118,7 +118,7 @@ def column(table: Table, name: str, written: Written) -> Column:
 def _codes(indices: "pa.Array") -> np.ndarray:
     import pyarrow as pa
 
-    return indices.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
+    return indices.cast(pa.int32()).fill_null(-1).to_numpy(zero_copy_only=False)
 
 
 def _is_text(kind: "pa.DataType") -> bool:
