@@ -431,14 +431,17 @@ def test_categories_are_in_order_of_value(read: Any) -> None:
     assert data.feature_names == ("k=9", "k=10") and data.class_names == ("9", "10")
 
 
-def integers(number: int) -> str:
-    return "x,y\n" + "".join(f"{i},{7 * i}\n" for i in range(number))
+def integers(number: int, times: int = 1) -> str:
+    return "x,y\n" + "".join(f"{i},{7 * i}\n" for i in range(number)) * times
 
 
 def test_labels_are_classes_or_targets_by_a_rule(read: Any) -> None:
-    assert read(integers(20)).class_names == tuple(str(7 * i) for i in range(20))
+    assert read(integers(20, times=2)).class_names == tuple(str(7 * i) for i in range(20))
+    assert read(integers(10)).num_classes == 10
     with pytest.raises(ValueError, match=r"'y': the labels are 21 different integers.*Set task"):
-        read(integers(21))
+        read(integers(21, times=2))
+    with pytest.raises(ValueError, match=r"the labels are 11 different integers in 11 rows"):
+        read(integers(11))
     data = read(integers(21), task="regression")
     assert (data.task, data.num_classes, data.train["y"].dtype) == ("regression", 0, np.float32)
     np.testing.assert_array_equal(data.train["y"], 7 * np.arange(21))
@@ -700,6 +703,18 @@ def test_the_same_population_in_every_form_is_the_same_data_set(tmp_path: Path) 
         assert_same(from_table(tmp_path / file, **OPTIONS), expected)
     comma = {"decimal": ",", "missing": ["NA"]}
     assert_same(from_table(tmp_path / "europe.tsv", **OPTIONS, **comma), expected)
+
+
+def test_a_long_text_of_many_rows_is_held_once(tmp_path: Path) -> None:
+    rows, long = 100_000, "n" * 10_000  # 1 GB, which the file holds once
+    columns = {"notes": [long], "x": [1.0], "y": ["a"]}
+    table = pa.table({k: pa.array(v).dictionary_encode() for k, v in columns.items()})
+    table = table.take(pa.array(np.zeros(rows, np.int64)))
+    pq.write_table(table, tmp_path / "long.parquet", store_schema=False)
+    peak = pa.default_memory_pool().max_memory()
+    with pytest.raises(ValueError, match=r"'notes' has 1 different values.*10,000 characters"):
+        from_table(tmp_path / "long.parquet", label_column="y")
+    assert pa.default_memory_pool().max_memory() < peak + 1e8
 
 
 def test_a_frame_after_a_selection() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fedjax_sim.data._files import existing, read_bytes, reading
+from fedjax_sim.data._files import check_expansion, existing, read_bytes, reading
 from fedjax_sim.ops import checks
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class Table(NamedTuple):
     where: row of the file -> where that is, for messages.
     rows: [M] of the file, those that the columns hold.
     index_columns: those that are a pandas index.
+    encoded: columns of text that are held as Arrow's categories are, but are none.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Table(NamedTuple):
     where: Callable[[int], str]
     rows: np.ndarray
     index_columns: frozenset[str] = frozenset()
+    encoded: frozenset[str] = frozenset()
 
     def filter(self, kept: np.ndarray) -> "Table":
         """The rows where `kept` [M] is true."""
@@ -104,11 +106,18 @@ def _in_memory(argument: str, source: Any) -> Table:
 
 
 def _parquet(path: Path) -> Table:
+    import pyarrow as pa
     from pyarrow import parquet
 
+    with reading(path), parquet.ParquetFile(path) as file:
+        fields, metadata = file.schema_arrow, file.metadata
+    check_expansion(path, metadata.num_rows * metadata.num_columns, path.stat().st_size)
+    is_text = (pa.types.is_string, pa.types.is_large_string)
+    texts = [field.name for field in fields if any(each(field.type) for each in is_text)]
+    # A text that the file holds once, for however many rows, is held once.
     with reading(path):
-        table = parquet.read_table(path, partitioning=None)
-    return _typed(path.name, table)
+        table = parquet.ParquetFile(path, read_dictionary=texts).read()
+    return _typed(path.name, table)._replace(encoded=frozenset(texts))
 
 
 def _typed(name: str, table: "pa.Table") -> Table:

@@ -19,7 +19,7 @@ LabelTask = Literal["auto", "classification", "regression"]
 Scaling = Literal["minmax", "standard", "none"]
 Fill = Literal["refuse", "drop", "mean", "median"]
 
-_FEW = 20  # as many integers are classes for sure, as many texts may all be different
+_FEW = 20  # so many integers may be classes, so many texts may all be different
 _MANY_CATEGORIES = 1_000
 _LONG_TEXT = 200  # characters; longer is no category and no name
 
@@ -63,9 +63,9 @@ def from_table(
       nothing), free text, and columns of lists are refused: the message names the column, the row,
       the value, and the options. The index of a pandas frame is no feature.
 
-    The labels are classes if they are text, booleans or at most 20 different integers, in order;
-    they are the targets of a regression if they have decimals. More integers may be either: say by
-    `task`.
+    The labels are classes if they are text, booleans or few different integers (at most 10, or at
+    most 20 with two rows each on average), in order; they are the targets of a regression if they
+    have decimals. More integers may be either: say by `task`.
 
     Args:
         train: the training rows, or all rows: a path, a pandas or polars data frame, a
@@ -491,11 +491,12 @@ def _is_target(train: Column, how: Quantity) -> bool:
     """Whether quantities as labels are the targets of a regression rather than classes."""
     values = how.parse(train.distinct, train.written)
     if how.what == "numbers" and (values % 1 == 0).all():
-        if len(values) <= _FEW:
+        num_labels = np.count_nonzero(train.codes >= 0)
+        if len(values) <= _FEW / 2 or len(values) <= min(_FEW, num_labels / 2):
             return False
         raise ValueError(
-            f"{train.title}: the labels are {len(values):,} "
-            "different integers, which may be classes or quantities. Set task to "
+            f"{train.title}: the labels are {len(values):,} different integers in "
+            f"{num_labels:,} rows, which may be classes or quantities. Set task to "
             "'classification' or 'regression'"
         )
     if how.what == "numbers":
@@ -530,7 +531,8 @@ def _classes(train: Column) -> _Labels:
             unknown = int(np.argmin(found))
             raise ValueError(
                 f"{column.at(unknown)}: the label {column.text(unknown)} does not occur in the "
-                f"training rows, which have {listed(classes)}"
+                f"training rows, which have {listed(classes)}. Add rows with it, or, if labels are "
+                "quantities, set task to 'regression'"
             )
         return column.rows(found, -1)
 
