@@ -285,8 +285,8 @@ def _explain(start: int, statuses: np.ndarray, cohort: Report) -> str:
         )
     if Status.NON_FINITE_LOSS in status:
         return (
-            f"in {place}, the training loss of {named(~np.isfinite(np.asarray(cohort.loss)))} is not finite, "
-            "though their updates are. Look for labels or inputs that the loss is not made for, "
+            f"in {place}, the training loss of {named(~np.isfinite(np.asarray(cohort.loss)))} is "
+            "not finite, though their updates are. Look for labels or inputs that the loss is not made for, "
             f'such as labels out of range, or go on with on_error="continue". {rest}'
         )
     return (
