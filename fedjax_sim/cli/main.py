@@ -236,7 +236,11 @@ def _datasets(args: list[str]) -> int:
         "tensorflow-datasets downloads it to --folder",
         end_section=True,
     )
-    table.add_row("FILE.csv", "A table of your own.", "--label names its column with the classes")
+    table.add_row(
+        "FILE.csv",
+        "A table of your own, also .tsv, .txt or .parquet.",
+        "--label names its column with the labels",
+    )
     console = Console(highlight=False)
     console.print(table)
     console.print(

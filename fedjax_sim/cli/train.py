@@ -56,7 +56,7 @@ def main(options: TrainOptions) -> int:
             f"--resume {output}: there is no checkpoint in it to continue from. Start the run "
             f"again: --config {output / 'config.toml'}, with another --output or --overwrite."
         )
-    dealt = deal(options.data, seed=options.run.seed)
+    dealt = deal(options.data, options.table, seed=options.run.seed)
     options = _fitted(given, options, dealt.train.num_clients)
     # Split first: a key that is both split and folded gives equal keys for unequal uses.
     init_key, run_key = jax.random.split(jax.random.key(options.run.seed))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fedjax_sim.data.datasets._table_files import Table, shown
+from fedjax_sim.data.datasets._table_files import Table
+from fedjax_sim.ops import checks
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,7 +43,7 @@ class Column(NamedTuple):
     @property
     def title(self) -> str:
         """What it is called, for messages."""
-        return f"{self.table.name}: column {shown(self.name)}"
+        return f"{self.table.name}: column {checks.shown(self.name)}"
 
     def rows(self, of_distinct: np.ndarray, missing: Any) -> np.ndarray:
         """[D] values of the distinct values to [M] of the rows."""
@@ -50,7 +51,7 @@ class Column(NamedTuple):
 
     def text(self, code: int) -> str:
         """A distinct value as a message shows it."""
-        return shown(self.distinct[code].as_py())
+        return checks.shown(str(self.distinct[code].as_py()))
 
     def at(self, code: int) -> str:
         """Where the first row with a distinct value (-1: a missing one) is, for messages."""
@@ -58,7 +59,7 @@ class Column(NamedTuple):
 
     def place(self, code: int) -> str:
         """The same, with the column."""
-        return f"{self.at(code)}: column {shown(self.name)}"
+        return f"{self.at(code)}: column {checks.shown(self.name)}"
 
 
 def column(table: Table, name: str, written: Written) -> Column:
@@ -79,8 +80,9 @@ def column(table: Table, name: str, written: Written) -> Column:
     )
     if not any(each(kind) for each in known) or pa.types.is_interval(kind):
         raise ValueError(
-            f"{table.name}: column {shown(name)} holds {kind!s:.60}, which is neither text nor "
-            "numbers nor times. Leave it out by ignore_columns, or stack arrays for from_arrays"
+            f"{table.name}: column {checks.shown(name)} holds {kind!s:.60}, which is "
+            "neither text nor numbers nor times. Leave it out by ignore_columns, or stack arrays "
+            "for from_arrays"
         )
     if pa.types.is_null(kind):
         values, kind = values.cast(pa.large_string()), pa.large_string()
@@ -308,9 +310,10 @@ def quantity(values: Column, *, declared: bool = False) -> Quantity | None:
 
 def stray(values: Column, what: str, code: int) -> ValueError:
     """The error for a value that is not written as the others are."""
+    holds = "must hold" if what == "quantities" else "holds"
     ways = "" if what != "numbers" else "set decimal or thousands if it is a number, "
     return ValueError(
-        f"{values.place(code)} holds {what}, but here {values.text(code)}. Correct it, {ways}add "
+        f"{values.place(code)} {holds} {what}, but here {values.text(code)}. Correct it, {ways}add "
         "it to missing, or list the column in categorical_columns or ignore_columns"
     )
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fedjax_sim.data._files import existing, read_bytes, reading
+from fedjax_sim.ops import checks
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -54,15 +55,11 @@ class Table(NamedTuple):
         return self.where(int(self.rows[row]))
 
 
-def shown(value: object) -> str:
-    """A value or name of a table as messages show it."""
-    text = str(value)
-    return repr(text if len(text) <= 40 else f"{text[:40]}...")
-
-
 def listed(names: Sequence[str]) -> str:
     """Names as messages list them, the first of many."""
-    return ", ".join(map(shown, names[:10])) + f", ... ({len(names):,} in all)" * (len(names) > 10)
+    return ", ".join(map(checks.shown, names[:10])) + f", ... ({len(names):,} in all)" * (
+        len(names) > 10
+    )
 
 
 def read(argument: str, source: Any, delimiter: str | None, encoding: str | None) -> Table:
@@ -180,7 +177,7 @@ def _utf8(path: Path, content: bytes, encoding: str | None) -> bytes:
     except (LookupError, UnicodeError) as error:
         raise ValueError(
             f'encoding must name one of text, such as "utf-8", "latin-1", "utf-16", got '
-            f"{encoding!r} ({error})"
+            f"{checks.shown(encoding)} ({error})"
         ) from error
     return content
 
@@ -202,7 +199,9 @@ def _delimiter(path: Path, header: str, given: str | None) -> str:
     if given is not None:
         given = given.replace("\\t", "\t")  # as a command line passes it
         if len(given) != 1 or not given.isascii() or given in '"\r\n':
-            raise ValueError(f"delimiter must be one character such as ',' or ';', got {given!r}")
+            raise ValueError(
+                f"delimiter must be one character such as ',' or ';', got {checks.shown(given)}"
+            )
         return given
     names = re.sub('"[^"]*"', "", header)
     counts = {each: names.count(each) for each in _DELIMITERS}
@@ -211,7 +210,7 @@ def _delimiter(path: Path, header: str, given: str | None) -> str:
     if most and len(found) > 1:
         raise ValueError(
             f"{path}: {' or '.join(map(repr, found))} could divide the columns of the first line, "
-            f"{names[:60]!r}. Set delimiter"
+            f"{checks.shown(names)}. Set delimiter"
         )
     return found[0]
 

@@ -1,5 +1,6 @@
 """Tables of anybody's: CSV, Parquet and data frames, as inputs, labels and groups."""
 
+import datetime
 import re
 import typing
 from collections.abc import Callable, Iterable, Sequence
@@ -10,7 +11,7 @@ import numpy as np
 from fedjax_sim.data._files import StrPath
 from fedjax_sim.data.datasets import _table_columns, _table_files
 from fedjax_sim.data.datasets._table_columns import Column, Quantity, Written
-from fedjax_sim.data.datasets._table_files import Table, listed, shown
+from fedjax_sim.data.datasets._table_files import Table, listed
 from fedjax_sim.data.datasets.dataset import Dataset, from_arrays
 from fedjax_sim.ops import checks
 
@@ -37,7 +38,7 @@ def from_table(
     scaling: Scaling = "minmax",
     missing: Sequence[str] = ("", "?"),
     fill: Fill = "refuse",
-    decimal: str = ".",
+    decimal: Literal[".", ","] = ".",
     thousands: str | None = None,
     date_format: str | None = None,
     delimiter: str | None = None,
@@ -117,6 +118,7 @@ def from_table(
     >>> data.feature_names, data.class_names, data.train["x"].shape
     (('age', 'smokes=no', 'smokes=yes'), ('no', 'yes'), (4, 3))
     """
+    checks.count("seed", seed)
     checks.one_of("scaling", scaling, typing.get_args(Scaling))
     checks.one_of("fill", fill, typing.get_args(Fill))
     checks.one_of("task", task, typing.get_args(LabelTask))
@@ -127,6 +129,14 @@ def from_table(
         group_columns=group_columns,
         ignore_columns=ignore_columns,
         missing=missing,
+    )
+    _check_texts(
+        label_column=label_column,
+        thousands=thousands,
+        date_format=date_format,
+        delimiter=delimiter,
+        encoding=encoding,
+        name=name,
     )
     written = _written(missing, decimal, thousands, date_format)
     table = _table_files.read("train", train, delimiter, encoding)
@@ -140,7 +150,7 @@ def from_table(
     _check_columns(table, [*used, *declared, *ignore_columns], [label_column, *features], declared)
     if label_column in features:
         raise ValueError(
-            f"the label {shown(label_column)} is among the feature_columns: take it out"
+            f"the label {checks.shown(label_column)} is among the feature_columns: take it out"
         )
     if not features:
         raise ValueError(
@@ -223,10 +233,21 @@ def scaled(values: np.ndarray, train: np.ndarray, scaling: str) -> np.ndarray:
 def _check_lists(**lists: Sequence[str] | None) -> None:
     for argument, values in lists.items():
         if isinstance(values, str):
-            raise TypeError(f"{argument} must be a list such as [{values!r}], got {values!r}")
+            raise TypeError(
+                f"{argument} must be a list such as [{checks.shown(values)}], got "
+                f"{checks.shown(values)}"
+            )
         for value in values or ():
             if not isinstance(value, str):
-                raise TypeError(f"{argument} must be a list of text, got {value!r} in it")
+                raise TypeError(
+                    f"{argument} must be a list of text, got {checks.shown(value)} in it"
+                )
+
+
+def _check_texts(**texts: str | None) -> None:
+    for argument, value in texts.items():
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"{argument} must be text, got {checks.shown(value)}")
 
 
 def _written(
@@ -234,11 +255,22 @@ def _written(
 ) -> Written:
     checks.one_of("decimal", decimal, (".", ","))
     if thousands is not None and not re.fullmatch(r"[^\w+%-]|_", thousands):
-        raise ValueError(f"thousands must be one mark such as ',' or '.' or ' ', got {thousands!r}")
+        raise ValueError(
+            f"thousands must be one mark such as ',' or '.' or ' ', got {checks.shown(thousands)}"
+        )
     if thousands == decimal:
         raise ValueError(
             f"decimal and thousands are both {decimal!r}: one of them must be another mark"
         )
+    if date_format is not None:
+        some = datetime.datetime(2024, 5, 31, 12, tzinfo=datetime.UTC)
+        try:
+            datetime.datetime.strptime(some.strftime(date_format), date_format)
+        except ValueError as error:
+            raise ValueError(
+                "date_format must be written in the codes of Python's strptime, such as "
+                f"'%d.%m.%Y', got {checks.shown(date_format)} ({error})"
+            ) from error
     return Written(tuple(missing), decimal, thousands, date_format)
 
 
@@ -253,8 +285,8 @@ def _check_columns(
     for column in declared:
         if column not in learned_from or declared.count(column) > 1:
             raise ValueError(
-                f"column {shown(column)} of {table.name} is listed in categorical_columns or "
-                "numeric_columns: that is for features and the label only, and in one of the two"
+                f"column {checks.shown(column)} of {table.name} is listed in categorical_columns "
+                "or numeric_columns: that is for features and the label only, and in one of the two"
             )
 
 
@@ -416,11 +448,13 @@ def _labels(train: Column, task: str, *, is_quantity: bool) -> _Labels:
     if not len(train.distinct):
         raise _no_label(train)
     if task != "classification":
-        found = _table_columns.quantity(train, declared=is_quantity or task == "regression")
-        if task == "regression" or (found is not None and _is_target(train, found)):
+        found = _table_columns.quantity(train, declared=is_quantity)
+        if found is not None and (task == "regression" or _is_target(train, found)):
             return _targets(found)
         if found is None:
             _table_columns.refuse_disguised(train)
+            if task == "regression":
+                raise _table_columns.stray(train, "quantities", 0)
             _refuse_label_text(train)
     return _classes(train)
 
@@ -445,9 +479,8 @@ def _is_target(train: Column, how: Quantity) -> bool:
     )
 
 
-def _targets(how: Quantity | None) -> _Labels:
+def _targets(how: Quantity) -> _Labels:
     def encode(column: Column) -> np.ndarray:
-        assert how is not None  # declared as a quantity, so that there is one or an error
         targets = how.read(column)
         if np.isnan(targets).any():
             raise _no_label(column)
@@ -478,7 +511,7 @@ def _classes(train: Column) -> _Labels:
 
 def _no_label(column: Column) -> ValueError:
     return ValueError(
-        f"{column.at(-1)}: no label in column {shown(column.name)} "
+        f"{column.at(-1)}: no label in column {checks.shown(column.name)} "
         f"({np.count_nonzero(column.codes < 0):,} such rows). Remove them, or set fill to 'drop'"
     )
 
