@@ -229,7 +229,7 @@ def _server_optimizer(options: AlgorithmOptions) -> optax.GradientTransformation
 def check_numbers(options: TrainOptions) -> None:
     """Check what no factory can check: it gets optimizers and counts, not these numbers."""
     values = {name: v for name, v in train_options.flat(options).items() if v is not None}
-    for name in ("rounds", "eval_every", "checkpoint_every", "num_clients", "min_size"):
+    for name in ("rounds", "eval_every", "patience", "checkpoint_every", "num_clients", "min_size"):
         if name in values:
             checks.positive_int(name, values[name])
     for name in ("cohort_size", "batch_size"):

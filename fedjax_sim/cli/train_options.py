@@ -236,6 +236,9 @@ class RunOptions:
 
     Attributes:
         eval_every: Rounds between evaluations on all training and test examples, at least 1.
+        patience: Stop when --patience-metric has not improved for so many rounds, at least 1. By
+            default the run goes on.
+        patience_metric: Split and metric that --patience looks at: test/loss, train/accuracy ...
         seed: Of the partition, the initial model and the training; in [0, 2^32).
         output: Folder for the results.
         overwrite: Replace an earlier run in --output.
@@ -249,6 +252,8 @@ class RunOptions:
     """
 
     eval_every: int = 10
+    patience: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
+    patience_metric: Annotated[str, tyro.conf.arg(metavar="SPLIT/METRIC")] = "test/loss"
     seed: int = 0
     output: Annotated[
         Path | None,
@@ -376,6 +381,7 @@ def resumed(path: str | os.PathLike[str]) -> TrainOptions:
 
 _NEW_AT_RESUME = (
     *("rounds", "width", "on_error", "eval_every", "checkpoint_every"),
+    *("patience", "patience_metric"),
     *("resume", "debug"),
 )
 
