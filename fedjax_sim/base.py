@@ -19,11 +19,13 @@ optimizer.
 """
 
 import enum
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 Key = jax.Array
@@ -33,6 +35,46 @@ Ids = Sequence[int] | Array
 """Client ids, [f] integers."""
 Examples = dict[str, Any]
 """Named arrays that share their leading axis: "x" [M, ...] inputs and "y" [M, ...] labels."""
+
+
+def outline(value: Any) -> str:
+    """Say what is in a tree, in one line without values: arrays as `float32[784, 10]`."""
+    if isinstance(value, jax.ShapeDtypeStruct | jax.Array | np.ndarray):
+        return f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, Mapping):
+        inside = ", ".join(f"{key}: {outline(each)}" for key, each in value.items())
+        return f"{{{inside}}}"
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        fields = zip(value._fields, value, strict=True)
+        inside = ", ".join(f"{name}={outline(each)}" for name, each in fields)
+        return f"{type(value).__name__}({inside})"
+    if isinstance(value, tuple | list):
+        inside = ", ".join(map(outline, value))
+        return f"({inside})" if isinstance(value, tuple) else f"[{inside}]"
+    return f"{value:.4g}" if isinstance(value, float) else repr(value)
+
+
+def screen(value: Any, **fields: Any) -> str:
+    """A repr that fits on a screen, for tuples of arrays: a line a field, without values.
+
+    Args:
+        value: whose name stands above; its fields are shown if it is a NamedTuple.
+        fields: what is shown in the place of fields, or instead of them; text as it is.
+    """
+    own = value._asdict() if isinstance(value, tuple) else {}  # type: ignore[attr-defined]
+    lines = []
+    for name, each in {**own, **fields}.items():
+        text = each if name in fields and isinstance(each, str) else outline(each)
+        if len(text) > _SCREEN:
+            leaves = [leaf for leaf in jax.tree.leaves(each) if hasattr(leaf, "shape")]
+            number = sum(math.prod(leaf.shape) for leaf in leaves)
+            what = f"{len(leaves)} arrays, {number:,} numbers: " if leaves else ""
+            text = f"{what}{text[: _SCREEN - len(what)]}..."
+        lines.append(f"    {name}: {text}")
+    return "\n".join([f"{type(value).__name__}:", *lines])
+
+
+_SCREEN = 80
 
 
 class Stream(enum.IntEnum):
@@ -79,6 +121,11 @@ class Mean(NamedTuple):
     total: Array
     count: Array  # type: ignore[assignment]  # of the field's word, not tuple.count
 
+    def __repr__(self) -> str:
+        if np.size(self.total) > 10:
+            return outline(self)
+        return f"Mean(total={self.total!r}, count={self.count!r})"
+
     @property
     def value(self) -> Array:
         """total / count, and 0 where nothing was counted."""
@@ -86,9 +133,25 @@ class Mean(NamedTuple):
         return jnp.where(empty, 0.0, self.total / jnp.where(empty, 1, self.count))
 
     def over(self, mask: Array) -> "Mean":
-        """The scalar mean of the examples where `mask` [B] is True."""
-        kept = (jnp.where(mask, x, jnp.zeros((), x.dtype)).sum() for x in self)
-        return Mean(*kept)
+        """The mean of the examples where `mask` [B] is True: a scalar, or [K] by class."""
+
+        def kept(x: Array) -> Array:
+            rows = mask.reshape(mask.shape + (1,) * (x.ndim - 1))
+            return jnp.where(rows, x, jnp.zeros((), x.dtype)).sum(axis=0)
+
+        return type(self)(*map(kept, self))
+
+
+class MeanByClass(Mean):
+    """A Mean for every class: the last axis of total and count is the class.
+
+    What `engine.evaluator` makes of a metric with totals [B, K]: leaves [N, K], and [E, N, K] in
+    the evaluations of a run. `of_class` has those of one class alone.
+    """
+
+    def of_class(self, label: int) -> Mean:
+        """The Mean of one class, leaves without the last axis."""
+        return Mean(*(x[..., label] for x in self))
 
 
 class Kind(enum.Enum):
@@ -117,6 +180,9 @@ class Leaves(NamedTuple):
     statistics: PyTree
     frozen: PyTree
 
+    def __repr__(self) -> str:
+        return screen(self)
+
     @property
     def params(self) -> Params:
         """The leaves put together again."""
@@ -140,11 +206,30 @@ def split(params: Params, kinds: Kinds | None) -> Leaves:
     return Leaves(only(Kind.TRAINED), only(Kind.STATISTIC), only(Kind.FROZEN))
 
 
-Loss = Callable[[Array, Array], Mean]
-"""loss(outputs [B, ...], labels [B, ...]) -> Mean of [B] totals and [B] counts.
+Loss = Callable[[Array, Array], Mean | Array]
+"""loss(outputs [B, ...], labels [B, ...]) -> Mean of [B] totals and [B] counts, or [B] losses.
 
 The count of an example is 1 for a classifier and the number of real tokens for a language model.
+Plain losses [B], such as optax's, count every example once, whatever its label. Anything else is
+refused when the loss is traced (`ops.per_example`). Counts are numbers >= 0, which a compiled
+program cannot check: a negative or NaN count gives a wrong mean.
 """
+
+
+class ClientMetric(NamedTuple):
+    """A metric of all examples of a client together, which no mean over examples is: AUC, F1.
+
+    fn(outputs [M, ...], data) -> Mean of [N]: the outputs of all examples of a FederatedData, of
+        which `owners` says whose they are. The total of a client is its value times its count, and
+        its count the number of its examples; a count of 0 leaves it out, because it has no examples
+        or the metric is not defined for it. So `value` is each client's own, and the pooled mean
+        that of the clients, weighted by their examples. `metrics.each_client` makes one of a plain
+        function.
+    higher_is_better: the direction, static.
+    """
+
+    fn: Callable[[Array, Any], Mean]
+    higher_is_better: bool = False
 
 
 class Model(NamedTuple):
@@ -198,6 +283,9 @@ class Batch(NamedTuple):
     examples: Examples
     mask: Array
 
+    def __repr__(self) -> str:
+        return screen(self)
+
 
 class Client(NamedTuple):
     """Who a client is in this round, as scalars: its id, its examples, its local steps."""
@@ -226,6 +314,9 @@ class Message(NamedTuple):
     round: Array | int = 0
     statistics: PyTree = None
     frozen: PyTree = None
+
+    def __repr__(self) -> str:
+        return screen(self)
 
     @property
     def trained(self) -> Params:
@@ -258,6 +349,9 @@ class Upload(NamedTuple):
     loss: Array | float | None = None
     statistics: PyTree = None
 
+    def __repr__(self) -> str:
+        return screen(self)
+
 
 class ClientRule(NamedTuple):
     """What ONE client does in a round. Written for one client; the engine batches it.
@@ -270,6 +364,8 @@ class ClientRule(NamedTuple):
     finish(key, client_state, message, client, work) -> (client_state, Upload, info): info is a dict
         of scalars to look at.
     kinds: the `Model.kinds` of the model that is trained.
+    check(params, data): raises if the rule cannot train on data like these, as their shapes and
+        static facts tell, before a round is run; None if all will do.
     """
 
     init: Callable[[Params], PyTree]
@@ -279,6 +375,7 @@ class ClientRule(NamedTuple):
         [Key, PyTree, Message, Client, PyTree], tuple[PyTree, Upload, dict[str, Array]]
     ]
     kinds: Kinds | None = None
+    check: Callable[[Params, Any], None] | None = None
 
 
 class Uplink(NamedTuple):
@@ -321,6 +418,9 @@ class Cohort(NamedTuple):
 
     ids: Array
     mask: Array
+
+    def __repr__(self) -> str:
+        return screen(self)
 
 
 class Sampler(NamedTuple):
@@ -375,6 +475,9 @@ class Report(NamedTuple):
     num_bytes: Array
     clients: dict[str, Array]
 
+    def __repr__(self) -> str:
+        return screen(self)
+
 
 class Attack(NamedTuple):
     """What malicious clients send instead of their own updates, knowing those of everybody.
@@ -426,12 +529,16 @@ class Algorithm(NamedTuple):
         the state in which nothing but the sampling has moved on. Of `data` only the sizes are used,
         so that the examples of a round can be loaded before it. None if a round may look at
         anybody's examples.
+    personal_params(state) -> every client's own model, for methods that keep one: shaped like
+        `params(state)` with leaves [N, ...], and None in place of leaves that all clients share,
+        which are those of `params(state)`. None where there are no such models.
     """
 
     init: Callable[[Key, Params, Any], PyTree]
     step: Callable[[Key, PyTree, Any], tuple[PyTree, Any]]
     params: Callable[[PyTree], Params]
     sample: Callable[[Key, PyTree, Any], tuple[PyTree, Cohort]] | None = None
+    personal_params: Callable[[PyTree], PyTree | None] = lambda state: None
 
 
 class RoundInfo(NamedTuple):
@@ -451,3 +558,6 @@ class RoundInfo(NamedTuple):
     bytes_down: Array
     bytes_up: Array
     attack: dict[str, Array] = {}  # noqa: RUF012  # nobody writes into an info
+
+    def __repr__(self) -> str:
+        return screen(self)

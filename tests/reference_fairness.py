@@ -153,6 +153,48 @@ def drfa_round(
     return combine([path[-1] for path in paths], even), moved, drawn
 
 
+def drfa_fedtorch_round(
+    key: jax.Array,
+    params: Params,
+    mixture: np.ndarray,
+    gamma: float,
+    clients: Clients,
+    *,
+    cohort_size: int,
+    batch_size: int,
+    learning_rate: float,
+    num_steps: int,
+) -> tuple[Params, np.ndarray, float]:
+    """One round of centered/drfa.py of FedTorch (MLOPTPSU), with whole losses; returns gamma too.
+
+    `kth_model` is saved before local step k of 1 ... tau - 1, and `drfa_gamma` is lowered at the
+    beginning of a round.
+    """
+    n = len(clients)
+    gamma *= 0.9
+    round_key, who_key, _ = jax.random.split(key, 3)
+    online = reference.uniform_cohort(round_key, n, cohort_size)
+    step, kth = [np.zeros_like(v) for v in params], [np.zeros_like(v) for v in params]
+    for k in online:
+        client_key = jax.random.fold_in(jax.random.fold_in(round_key, Stream.CLIENTS), k)
+        begin_key = jax.random.split(client_key, 4)[0]
+        before = int(jax.random.randint(begin_key, (), 0, num_steps - 1))
+        steps = {"batch_size": batch_size, "learning_rate": learning_rate, "num_steps": num_steps}
+        path = [params, *local_steps(round_key, params, clients, k, **steps)]
+        weight = mixture[k] * n / cohort_size
+        step = [s + weight * (e - p) for s, e, p in zip(step, path[-1], params, strict=True)]
+        kth = [s + v / cohort_size for s, v in zip(kth, path[before], strict=True)]
+    loss_tensor = np.zeros(n)
+    for k in reference.uniform_cohort_of(who_key, n, cohort_size):
+        loss_tensor[k] = loss(kth, *clients[k]) * n / cohort_size
+    mixture = reference.project_simplex(mixture + gamma * num_steps * loss_tensor)
+    zeros = np.flatnonzero(mixture <= 1e-3)
+    if len(zeros):
+        mixture[zeros[0]] = 1e-3
+        mixture /= mixture.sum()
+    return [p + s for p, s in zip(params, step, strict=True)], mixture, gamma
+
+
 def common_descent(updates: np.ndarray, weights: np.ndarray, tolerance: float) -> np.ndarray:
     """The shortest allowed combination of the normalised rows, by a general solver."""
     from scipy import optimize

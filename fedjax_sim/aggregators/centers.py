@@ -8,8 +8,10 @@ import jax.numpy as jnp
 from fedjax_sim.aggregators._robust import Count, Info, normalized, of_shares, tolerance
 from fedjax_sim.base import Aggregator, Array, Key, PyTree
 from fedjax_sim.ops import checks, pairwise, stacked, trees
+from fedjax_sim.ops.arguments import checked
 
 
+@checked
 def geometric_median(
     *,
     num_iterations: int = 100,
@@ -47,20 +49,31 @@ def geometric_median(
         votes = normalized(jnp.where(live, weights if weighted else 1.0, 0.0))
         squares = jnp.where(live[:, None] & live[None], cloud.squared_distances, 0)
 
-        def closer(i: Array, parts: Array) -> Array:
-            # As shares add up to 1, ||z - x_i||^2 is sum_j p_j d_ij^2 - sum_jk p_j p_k d_jk^2 / 2.
-            to_all = squares @ parts
-            distances = jnp.sqrt(jnp.maximum(to_all - 0.5 * parts @ to_all, 0))
+        def toward(distances: Array, votes: Array = votes) -> Array:
             return normalized(votes / jnp.maximum(distances, smoothing))
 
-        is_zero = start == "zero"  # all coefficients are 0: the first iteration is from norms
-        distances = stacked.norms(updates, live) if is_zero else jnp.sqrt(squares) @ votes
-        first = normalized(votes / jnp.maximum(distances, smoothing))
-        return cloud.shares(jax.lax.fori_loop(int(is_zero), num_iterations, closer, first))
+        def closer(i: Array, parts: Array) -> Array:
+            # Measured from the row m with the largest share, so that the distance to it is exact
+            # however near z is: z - x_m = sum_j q_j x_j. Far rows have large products and small q.
+            m = jnp.argmax(parts)
+            others = parts.at[m].set(0)
+            q = others.at[m].set(-others.sum())
+            moved = cloud.products @ q
+            distances = jnp.sqrt(jnp.maximum(squares[m] + 2 * (moved[m] - moved) + q @ moved, 0))
+            return toward(distances)
+
+        if start == "zero":  # z = 0 is no mean of the updates: the first distances are the norms
+            return jax.lax.fori_loop(
+                1, num_iterations, closer, toward(stacked.norms(updates, live))
+            )
+        # Far rows are moved in, for the start alone: few iterations would not forget them.
+        middle = toward(jnp.sqrt(squares) @ votes, votes * cloud.factors)
+        return jax.lax.fori_loop(0, num_iterations, closer, middle)
 
     return of_shares(shares)
 
 
+@checked
 def centered_clipping(*, radius: float | Array, num_iterations: int = 3) -> Aggregator:
     """Mean of the updates, each pulled in to at most `radius` from the last aggregate.
 
@@ -107,6 +120,7 @@ def centered_clipping(*, radius: float | Array, num_iterations: int = 3) -> Aggr
     return Aggregator(lambda update: jax.tree.map(jnp.zeros_like, update), apply)
 
 
+@checked
 def caf(*, num_byzantine: Count) -> Aggregator:
     """Covariance-bound agnostic filter: turn down what stands out along the main direction.
 
@@ -125,7 +139,10 @@ def caf(*, num_byzantine: Count) -> Aggregator:
 
     References:
         Allouah et al., "Towards Trustworthy Federated Learning with Untrusted Participants", ICML
-        2025, algorithm 2. The eigenvector is exact, not of one power iteration.
+        2025, algorithm 2. The maximum of tau is that over updates that still count, so that every
+        repetition drops one; ByzFL, by its authors, takes it over all updates, those dropped
+        included, and repeats itself many times. Our eigenvector is exact, theirs of one power
+        iteration.
     """
     tolerated = tolerance("caf", num_byzantine)
 

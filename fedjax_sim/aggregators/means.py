@@ -7,8 +7,10 @@ import jax.numpy as jnp
 
 from fedjax_sim.base import Aggregator, Array, Key, PyTree
 from fedjax_sim.ops import trees
+from fedjax_sim.ops.arguments import checked
 
 
+@checked
 def mean() -> Aggregator:
     """Weighted mean: sum_c weights[c] * update[c] / sum_c weights[c].
 
@@ -23,6 +25,7 @@ def mean() -> Aggregator:
     return _mean_of(lambda weight: weight)
 
 
+@checked
 def uniform_mean() -> Aggregator:
     """Mean of the updates of all clients with a positive weight, each counting the same."""
     return _mean_of(lambda weight: (weight > 0).astype(weight.dtype))

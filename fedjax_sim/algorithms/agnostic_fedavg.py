@@ -1,5 +1,6 @@
 """AgnosticFedAvg: agnostic learning with cohorts, local steps and domains of examples."""
 
+import functools
 from typing import NamedTuple, Unpack
 
 import jax
@@ -27,9 +28,13 @@ from fedjax_sim.base import (
     Report,
     Sampler,
     Server,
+    screen,
 )
 from fedjax_sim.data import Batching, FederatedData
+from fedjax_sim.data.fitting import check_fit
 from fedjax_sim.ops import optimizers, trees
+from fedjax_sim.ops.arguments import checked
+from fedjax_sim.ops.per_example import per_example
 from fedjax_sim.servers import ServerState, sampling, stepped
 
 
@@ -48,6 +53,9 @@ class AgnosticAveragingState(NamedTuple):
     window: Array
     num_steps: Array
 
+    def __repr__(self) -> str:
+        return screen(self)
+
 
 class _Own(NamedTuple):
     """What one client is sent besides the model.
@@ -61,6 +69,7 @@ class _Own(NamedTuple):
     seen: Mean
 
 
+@checked
 def agnostic_fedavg(
     model: Model,
     *,
@@ -187,19 +196,22 @@ def _domain_weighted(
     domains: Domains | None,
 ) -> ClientRule:
     """Local steps on sum_i scale[domain_i] loss_i / beta_k; the weight is beta_k."""
+    loss_of = per_example(loss, "loss")
 
     def objective(
         leaves: Leaves, batch: Batch, key: Key, factor: Array
     ) -> tuple[Array, tuple[Mean, PyTree]]:
         outputs, statistics = model.train(leaves.params, batch.examples["x"], key, batch.mask)
-        each = loss(outputs, batch.examples["y"])
+        each = loss_of(outputs, batch.examples["y"])
         if domains is not None:
             factor = factor[domains.column(batch.examples)]
         value = jnp.where(batch.mask, factor * each.total, 0).sum()
         value += 0 if regularizer is None else regularizer(leaves.trained)
         return value, (each.over(batch.mask), statistics)
 
-    base = clients.local_steps(objective, optimizer)._replace(kinds=model.kinds)
+    base = clients.local_steps(objective, optimizer)._replace(
+        kinds=model.kinds, check=functools.partial(check_fit, model)
+    )
 
     def begin(key: Key, state: PyTree, message: Message, client: Client) -> clients.Work:
         scale, beta, _ = message.per_slot

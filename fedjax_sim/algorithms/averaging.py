@@ -7,9 +7,11 @@ import optax
 from fedjax_sim import aggregators, engine
 from fedjax_sim.base import Aggregator, Algorithm, ClientRule, Sampler, Server
 from fedjax_sim.data import Batching
+from fedjax_sim.ops.arguments import checked
 from fedjax_sim.servers import sampling, server_optimizer
 
 
+@checked
 def averaging(
     rule: ClientRule,
     *,

@@ -25,9 +25,11 @@ from fedjax_sim.base import (
     Sampler,
     Server,
     Status,
+    screen,
 )
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import checks, simplex, trees
+from fedjax_sim.ops.arguments import checked
 from fedjax_sim.servers import sampling
 
 
@@ -42,6 +44,9 @@ class DrfaState(NamedTuple):
     snapshot: Params
     mixture: Array
     step_size: Array
+
+    def __repr__(self) -> str:
+        return screen(self)
 
 
 class _Shared(NamedTuple):
@@ -58,6 +63,7 @@ class _Halfway(NamedTuple):
     snapshot: Params
 
 
+@checked
 def drfa(
     model: Model,
     *,
@@ -85,10 +91,11 @@ def drfa(
         batching: tau is its `num_steps`, which must be given: all clients make equally many.
         variant: "published", or "fedtorch" for what the public code does instead: lambda starts at
             the clients' shares of the examples; the cohort is drawn uniformly and its updates are
-            weighted by lambda_k N / C; every client takes its snapshot at a random step of its own
-            in [1, tau - 1]; gamma shrinks by 0.9 a round; and of the entries of lambda below 1e-3
-            the first is lifted to 1e-3 and lambda normalised.
-        loss_examples: as in `q_fedavg`.
+            added up with weights lambda_k N / C; every client takes its snapshot before a random
+            step of its own, that is after 0 to tau - 2 steps, and snapshots are averaged evenly;
+            gamma shrinks by 0.9 a round, before it is used for the first time; and of the entries
+            of lambda up to 1e-3 the first is lifted to 1e-3 and lambda normalised.
+        loss_examples: as in `q_fedavg`. (The public code takes the loss of one batch.)
 
     Returns:
         An Algorithm; `info.server["mixture"]` is lambda [N] at the start of the round.
@@ -98,7 +105,7 @@ def drfa(
 
     References:
         Deng, Kamani, Mahdavi, "Distributionally Robust Federated Averaging", NeurIPS 2020,
-        algorithm 1; FedTorch (MLOPTPSU), its code.
+        algorithm 1; MLOPTPSU/FedTorch, comms/trainings/federated/centered/drfa.py.
     """
     num_steps = _checked_steps(mixture_step_size, cohort_size, batching, variant)
     published = variant == "published"
@@ -107,8 +114,8 @@ def drfa(
     composed = engine.federated(
         rule=_snapshot_sgd(model, client_optimizer, loss, num_steps, published),
         sampler=_by_mixture(cohort_size) if published else uniform,
-        aggregator=aggregators.uniform_mean() if published else aggregators.mean(),
-        server=_server(mixture_step_size, cohort_size, num_steps, published),
+        aggregator=aggregators.uniform_mean(),
+        server=_server(mixture_step_size, num_steps, published),
         batching=batching,
         **options,
     )
@@ -128,11 +135,11 @@ def drfa(
         mixture = simplex.project(server.mixture + server.step_size * ascent)
         if not published:
             mixture = _lifted(mixture)
-        decay = 1.0 if published else 0.9
         # A round without a usable update changes nothing, lambda included.
         usable = (info.cohort.weights > 0).any()
         is_mixture = simplex.contains(mixture)
-        moved = server._replace(mixture=mixture, step_size=decay * server.step_size)
+        decayed = server.step_size if published else 0.9 * server.step_size
+        moved = server._replace(mixture=mixture, step_size=decayed)
         server = trees.where(usable & is_mixture, moved, server)
         sampler = server.mixture if published else state.sampler
         failed = (usable & ~is_mixture) * int(Status.NON_FINITE_SERVER)
@@ -173,35 +180,32 @@ def _by_mixture(cohort_size: int) -> Sampler:
     return Sampler(init, apply)
 
 
-def _server(
-    mixture_step_size: float | Array, cohort_size: int, num_steps: int, published: bool
-) -> Server:
+def _server(mixture_step_size: float | Array, num_steps: int, published: bool) -> Server:
     """A server that averages the models and the snapshots; lambda moves in `drfa`'s step."""
 
     def init(key: Key, params: Params, data: FederatedData) -> DrfaState:
         n = data.num_clients
-        even = jnp.full(n, 1 / n, jnp.float32)
-        start = even if published else (data.sizes / data.sizes.sum()).astype(jnp.float32)
-        return DrfaState(params, params, start, jnp.asarray(mixture_step_size, jnp.float32))
+        step_size = jnp.asarray(mixture_step_size, jnp.float32)
+        if published:
+            return DrfaState(params, params, jnp.full(n, 1 / n, jnp.float32), step_size)
+        shares = (data.sizes / data.sizes.sum()).astype(jnp.float32)
+        return DrfaState(params, params, shares, 0.9 * step_size)
 
     def broadcast(
         key: Key, state: DrfaState, draft: Message, cohort: Cohort, data: FederatedData
     ) -> Message:
         when = jax.random.randint(key, (), 1, num_steps + 1)
-        return draft._replace(
-            shared=_Shared(state.params, when), per_slot=trees.rows(state.mixture, cohort.ids)
-        )
+        shared = _Shared(state.params, when)
+        if published:
+            return draft._replace(shared=shared)
+        factors = state.mixture * state.mixture.shape[0]  # N lambda, of which C are averaged
+        return draft._replace(shared=shared, per_slot=trees.rows(factors, cohort.ids))
 
     def apply(
         key: Key, state: DrfaState, aggregate: _Halfway, report: Report
     ) -> tuple[DrfaState, dict[str, Array]]:
-        # The aggregate is a mean; the code of FedTorch has the sum of lambda_k N / C.
-        factor = jnp.float32(1)
-        if not published:
-            factor = report.weights.sum() * state.mixture.shape[0] / cohort_size
         moved, halfway = (
-            trees.add(state.params, trees.scale(part, factor))
-            for part in (aggregate.delta, aggregate.snapshot)
+            trees.add(state.params, part) for part in (aggregate.delta, aggregate.snapshot)
         )
         return state._replace(params=moved, snapshot=halfway), {"mixture": state.mixture}
 
@@ -217,9 +221,9 @@ def _lifted(mixture: Array) -> Array:
 
 
 def _snapshot_sgd(
-    model: Model, optimizer: clients.Optimizer, loss: Loss, num_steps: int, shared: bool
+    model: Model, optimizer: clients.Optimizer, loss: Loss, num_steps: int, published: bool
 ) -> ClientRule:
-    """`local_sgd` that remembers its model after the shared, or a random, number of steps."""
+    """`local_sgd` that remembers its model after a random number of steps; all clients count."""
     base = clients.adapt(
         clients.local_sgd(model, optimizer, loss=loss),
         message=lambda message: message._replace(shared=message.shared.params),
@@ -227,8 +231,8 @@ def _snapshot_sgd(
 
     def begin(key: Key, state: PyTree, message: Message, client: Client) -> clients.Work:
         when = message.shared.when
-        if not shared:
-            when = jax.random.randint(key, (), 1, num_steps)
+        if not published:
+            when = jax.random.randint(key, (), 0, num_steps - 1)
         work = base.begin(key, state, message, client)
         return work._replace(extra=(when, work.params))
 
@@ -238,10 +242,12 @@ def _snapshot_sgd(
         return work._replace(extra=(left - 1, trees.where(left == 1, work.params, snapshot)))
 
     def halfway(message: Message, work: clients.Work, delta: Params) -> _Halfway:
+        if not published:
+            delta = trees.scale(delta, message.per_slot)
         return _Halfway(delta, trees.subtract(work.extra[1], message.shared.params))
 
     return clients.adapt(
         base._replace(begin=begin, step=step),
         update=halfway,
-        weight=lambda message, _: message.per_slot,
+        weight=lambda message, size: (size > 0).astype(jnp.float32),
     )

@@ -18,9 +18,11 @@ from fedjax_sim.base import (
     Params,
     Report,
     Server,
+    screen,
 )
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops.arguments import checked
 from fedjax_sim.servers import sampling
 
 
@@ -32,7 +34,11 @@ class FairFlearnState(NamedTuple):
     mean_params: Params
     num_steps: Array
 
+    def __repr__(self) -> str:
+        return screen(self)
 
+
+@checked
 def fair_flearn_afl(
     model: Model,
     *,

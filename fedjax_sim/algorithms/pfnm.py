@@ -22,9 +22,11 @@ from fedjax_sim.base import (
     Report,
     Sampler,
     Server,
+    screen,
 )
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops.arguments import checked
 from fedjax_sim.servers import sampling
 
 
@@ -44,6 +46,9 @@ class PfnmState(NamedTuple):
     class_counts: Array
     assignments: list[Array]
     sent: Array
+
+    def __repr__(self) -> str:
+        return screen(self)
 
 
 class _Own(NamedTuple):
@@ -65,6 +70,7 @@ class _Sent(NamedTuple):
     class_counts: Array
 
 
+@checked
 def pfnm(
     model: Model,
     *,
@@ -124,6 +130,7 @@ def pfnm(
         the pull and drops it after the first round.
     """
     checks.in_range("pull", pull, 0.0)
+    checks.count("num_passes", num_passes)
 
     def match(key: Key, state: PfnmState) -> matching.Matching:
         """Match the networks of all that have sent, from the last assignment on."""

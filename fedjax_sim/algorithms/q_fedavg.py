@@ -10,8 +10,10 @@ from fedjax_sim.algorithms._loss_weighted import WeightedState, loss_weighted
 from fedjax_sim.base import Algorithm, Array, Loss, Model, Report, Sampler
 from fedjax_sim.data import Batching
 from fedjax_sim.ops import checks
+from fedjax_sim.ops.arguments import checked
 
 
+@checked
 def q_fedavg(
     model: Model,
     *,

@@ -30,6 +30,7 @@ from fedjax_sim.clients._targets import (
 from fedjax_sim.clients.local_sgd import Optimizer, Work, at_round, local_sgd
 from fedjax_sim.clients.malicious import model_alone
 from fedjax_sim.ops import checks, optimizers, trees
+from fedjax_sim.ops.arguments import checked
 
 
 class Alternation(NamedTuple):
@@ -49,6 +50,7 @@ class Alternation(NamedTuple):
     num_steps: Array
 
 
+@checked
 def alternating_poisoning(
     model: Model,
     optimizer: Optimizer,

@@ -1,5 +1,6 @@
 """Local training: what a client of FedAvg does, and what most other rules are made of."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -22,7 +23,10 @@ from fedjax_sim.base import (
     PyTree,
     Upload,
 )
+from fedjax_sim.data.fitting import check_fit
 from fedjax_sim.ops import optimizers, trees
+from fedjax_sim.ops.arguments import checked
+from fedjax_sim.ops.per_example import check_model, per_example
 
 Regularizer = Callable[[Params], Array]
 """regularizer(trained leaves) -> scalar, added to every batch's mean loss."""
@@ -60,6 +64,7 @@ The value is minimised over `leaves.trained`; `extra` is that of the Work.
 """
 
 
+@checked
 def local_sgd(
     model: Model,
     optimizer: Optimizer,
@@ -79,7 +84,7 @@ def local_sgd(
         model: the model; its `apply_train` is used where it has one.
         optimizer: e.g. `optax.sgd(0.1)`, whose hyperparameters may be traced; or a function of the
             round (int32, the number of rounds done) that returns one.
-        loss: per-example loss, e.g. `metrics.cross_entropy`.
+        loss: per-example loss, e.g. `metrics.cross_entropy`; see `base.Loss`.
         regularizer: scalar added to every batch's loss, e.g. `lambda p: 1e-4 * norm(p) ** 2`.
         correct: correct(gradient, work, message) -> the gradient to step with.
 
@@ -87,11 +92,17 @@ def local_sgd(
         A rule without client state, for a server that shares params. The update is
         `client params - server params`, the weight is the client's number of examples, and the loss
         is the mean training loss over the round.
+
+    Raises:
+        TypeError, ValueError: `model` is no Model, `loss` no function; when the round is traced, a
+            loss that is not one of `base.Loss`, or outputs that are not [B, ...].
     """
     objective = mean_loss(model, loss, regularizer)
-    return local_steps(objective, optimizer, correct=correct)._replace(kinds=model.kinds)
+    rule = local_steps(objective, optimizer, correct=correct)
+    return rule._replace(kinds=model.kinds, check=functools.partial(check_fit, model))
 
 
+@checked
 def local_steps(
     objective: Objective, optimizer: Optimizer, *, correct: Correction | None = None
 ) -> ClientRule:
@@ -153,13 +164,15 @@ def local_steps(
 
 def mean_loss(model: Model, loss: Loss, regularizer: Regularizer | None = None) -> Objective:
     """The mean loss of a batch's examples, and the regularizer."""
+    check_model(model)
+    each = per_example(loss, "loss")
 
     def objective(
         leaves: Leaves, batch: Batch, key: Key, extra: PyTree
     ) -> tuple[Array, tuple[Mean, PyTree]]:
         inputs, labels = batch.examples["x"], batch.examples["y"]
         outputs, statistics = model.train(leaves.params, inputs, key, batch.mask)
-        mean = loss(outputs, labels).over(batch.mask)
+        mean = each(outputs, labels).over(batch.mask)
         value = mean.value if regularizer is None else mean.value + regularizer(leaves.trained)
         return value, (mean, statistics)
 

@@ -20,10 +20,12 @@ from fedjax_sim.base import (
 )
 from fedjax_sim.clients.adapt import adapt
 from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops.arguments import checked
 
 _Sent = tuple[PyTree, Upload, dict[str, Array]]
 
 
+@checked
 def malicious(
     honest: ClientRule, attacker: ClientRule, ids: Ids, *, start: int | Array = 0
 ) -> ClientRule:
@@ -100,7 +102,7 @@ def malicious(
 
         return jax.lax.cond(is_attacking, alike(attack), alike(behave))
 
-    return ClientRule(init, begin, step, finish, honest.kinds)
+    return ClientRule(init, begin, step, finish, honest.kinds, honest.check)
 
 
 def model_alone(message: Message) -> Message:

@@ -29,10 +29,12 @@ from fedjax_sim.clients._targets import (
 )
 from fedjax_sim.clients.local_sgd import Optimizer, at_round
 from fedjax_sim.ops import checks, optimizers, trees
+from fedjax_sim.ops.arguments import checked
 
 Estimate = Literal["none", "before", "after"]
 
 
+@checked
 def targeted_poisoning(
     model: Model,
     optimizer: Optimizer,

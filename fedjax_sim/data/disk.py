@@ -15,6 +15,7 @@ import concurrent.futures
 import itertools
 import json
 import math
+import operator
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -25,9 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fedjax_sim.base import Examples
-from fedjax_sim.data.federated_data import FederatedData, checked, size_facts
-from fedjax_sim.ops import checks, devices
+from fedjax_sim.base import Examples, outline, screen
+from fedjax_sim.data._files import check_dtype, existing, read_bytes, read_json, read_npy, reading
+from fedjax_sim.data.federated_data import FederatedData, Ranges, checked, ranges_of, size_facts
+from fedjax_sim.ops import devices
 
 _RECORDS, _SIZES, _INDEX = "clients.array_record", "sizes.npy", "population.json"
 _FORMAT = 1
@@ -48,7 +50,8 @@ class Population:
 
     Raises:
         FileNotFoundError: there is no whole population in the folder.
-        ValueError: the folder's files do not belong together.
+        ValueError: a file of the folder is damaged, or they do not belong together. A client's
+            record is checked when it is loaded.
 
     Example:
         >>> import tempfile
@@ -64,35 +67,41 @@ class Population:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         self.path = Path(path).expanduser()
-        try:
-            index = json.loads((self.path / _INDEX).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f"there is no population in {self.path}: it has no {_INDEX}, which disk.write "
-                "leaves there when it is done."
-            ) from None
-        if index["format"] != _FORMAT:
-            raise ValueError(
-                f"{self.path} has format {index['format']}, but this version reads {_FORMAT}. "
-                "Write the population again."
-            )
-        self._arrays = {
-            name: (np.dtype(dtype), tuple(shape))
-            for name, (dtype, shape) in index["arrays"].items()
-        }
+        self._arrays, ranges = _read_index(self.path)
         self._row_bytes = sum(_row_bytes(*spec) for spec in self._arrays.values())
-        self._records = ArrayRecordDataSource(str(self.path / _RECORDS))
         self._mesh = mesh
-        self.sizes = np.load(self.path / _SIZES)
-        if len(self.sizes) != len(self._records):
+        self.sizes = _read_sizes(self.path / _SIZES)
+        records = existing("path", self.path / _RECORDS, "Write the population again.")
+        with reading(records):
+            self._records = ArrayRecordDataSource(str(records))
+            num_records = len(self._records)
+        if len(self.sizes) != num_records:
             raise ValueError(
                 f"{self.path} is damaged: {_SIZES} has {len(self.sizes)} clients and {_RECORDS} "
-                f"{len(self._records)}. Write the population again."
+                f"{num_records}. Write the population again."
+            )
+        if int(self.sizes.sum()) * self._row_bytes > records.stat().st_size:
+            raise ValueError(
+                f"{self.path} is damaged: {int(self.sizes.sum())} examples ({_SIZES}) of "
+                f"{self._row_bytes} bytes ({_INDEX}) are more than {_RECORDS} has. Write the "
+                "population again."
             )
         self._device_sizes = jnp.asarray(self.sizes, jnp.int32)
-        self._size_facts = size_facts(self.sizes)
+        self._facts = size_facts(self.sizes) | {"ranges": ranges}
         if mesh is not None:
             self._device_sizes = devices.replicate(self._device_sizes, mesh)
+
+    def __repr__(self) -> str:
+        arrays = {
+            name: jax.ShapeDtypeStruct((self.num_examples, *shape), dtype)
+            for name, (dtype, shape) in self._arrays.items()
+        }
+        return screen(
+            self,
+            path=str(self.path),
+            clients=f"{self.num_clients:,} of {min(self.sizes):,} to {max(self.sizes):,} examples",
+            examples=f"{self.num_examples:,}: {outline(arrays)}",
+        )
 
     @property
     def num_clients(self) -> int:
@@ -128,14 +137,15 @@ class Population:
 
         Yields:
             What `load` gives for each group, all of one shape, so that one program takes them all:
-            filled up to the group with the most examples.
+            filled up to the group with the most examples, and by up to an eighth more, so that the
+            same program often takes other groups too.
 
         Cost: host memory of one group, and on the device what the caller keeps.
         """
         groups = [self._checked(group) for group in groups]
         if not groups:
             return
-        num_rows = max(map(self._num_rows, groups))
+        num_rows = _with_room(max(map(self._num_rows, groups)))
         with concurrent.futures.ThreadPoolExecutor(1) as reader:
             pending = reader.submit(self._read, groups[0], num_rows)
             for following in [*groups[1:], None]:
@@ -180,7 +190,14 @@ class Population:
             name: np.zeros((num_rows, *shape), dtype)
             for name, (dtype, shape) in self._arrays.items()
         }
-        for record, end, size in zip(self._records_of(ids), ends, sizes, strict=True):
+        records = zip(ids, self._records_of(ids), ends, sizes, strict=True)
+        for client_id, record, end, size in records:
+            if len(record) != size * self._row_bytes:
+                raise ValueError(
+                    f"{self.path} is damaged: client {client_id} has {size} examples ({_SIZES}) of "
+                    f"{self._row_bytes} bytes ({_INDEX}), but {_RECORDS} {len(record)} bytes. "
+                    "Write the population again."
+                )
             offset = 0
             for name, (dtype, shape) in self._arrays.items():
                 count = int(size) * math.prod(shape)
@@ -191,16 +208,61 @@ class Population:
         starts[ids] = ends - sizes
         owners: Any = np.full(num_rows, self.num_clients, np.int32)
         owners[: sizes.sum()] = np.repeat(ids, sizes)
-        return FederatedData(examples, owners, starts, self._device_sizes, **self._size_facts)
+        return FederatedData(examples, owners, starts, self._device_sizes, **self._facts)
 
     def _records_of(self, ids: np.ndarray) -> Iterator[bytes]:
         """Clients' records: several at once, to be read in parallel, but never all."""
         for first in range(0, len(ids), _READ_AT_ONCE):
-            yield from self._records.__getitems__(ids[first : first + _READ_AT_ONCE].tolist())
+            with reading(self.path / _RECORDS):
+                records = self._records.__getitems__(ids[first : first + _READ_AT_ONCE].tolist())
+            yield from records
 
     def _put(self, part: FederatedData) -> FederatedData:
         """A part in host memory, on the device or on all devices of the mesh."""
         return jax.device_put(part) if self._mesh is None else devices.replicate(part, self._mesh)
+
+
+def _read_index(path: Path) -> tuple[dict[str, tuple[np.dtype, tuple[int, ...]]], Ranges]:
+    """Name -> dtype and shape of a row of the arrays of a population, and their ranges."""
+    if not (path / _INDEX).exists():
+        raise FileNotFoundError(
+            f"there is no population in {path}: it has no {_INDEX}, which disk.write leaves there "
+            "when it is done."
+        )
+    index = read_json(path / _INDEX)
+    with reading(path / _INDEX):
+        written = index["format"]
+    if written != _FORMAT:
+        raise ValueError(
+            f"{path} has format {written}, but this version reads {_FORMAT}. Write the population "
+            "again."
+        )
+    with reading(path / _INDEX):
+        arrays = {
+            name: (np.dtype(dtype), tuple(map(operator.index, shape)))
+            for name, (dtype, shape) in index["arrays"].items()
+        }
+        ranges = tuple(
+            (name, operator.index(low), operator.index(high))
+            for name, low, high in index.get("ranges", ())
+        )
+    for name, (dtype, shape) in arrays.items():
+        check_dtype(dtype, f"{path / _INDEX}: {name}")
+        if min(shape, default=0) < 0:
+            raise ValueError(f"{path / _INDEX} is damaged: rows of {name!r} have shape {shape}.")
+    return arrays, ranges
+
+
+def _read_sizes(path: Path) -> np.ndarray:
+    sizes = read_npy(read_bytes(path), path)
+    wrong = sizes.ndim != 1 or sizes.dtype.kind not in "iu" or not sizes.size
+    if wrong or sizes.min() < 0 or sizes.max() >= 2**31:
+        raise ValueError(
+            f"{path} is damaged: it must hold the number of examples of each client, but holds "
+            f"{sizes.dtype} of shape {sizes.shape}: {' '.join(str(sizes).split()):.100}. "
+            "Write the population again."
+        )
+    return sizes.astype(np.int64)
 
 
 def write(
@@ -208,14 +270,16 @@ def write(
     clients: Iterable[Examples],
     *,
     num_classes: int | None = None,
+    ignore_label: int | None = None,
 ) -> Population:
     """Write a population to disk, one client after the other.
 
     Args:
         path: the folder, made if missing.
-        clients: one dict of arrays [size, ...] a client, size >= 1; best a generator, of which one
-            client at a time is in memory. All have the same names, dtypes and shapes of a row.
-        num_classes: if given, integer labels "y" are checked as in `data.federate`.
+        clients: one dict of arrays [size, ...] a client, best a generator, of which one client at
+            a time is in memory. All have the same names, dtypes and shapes of a row. A client may
+            have no examples, as in `data.federate`.
+        num_classes, ignore_label: as in `data.federate`.
 
     Returns:
         The Population, opened.
@@ -235,13 +299,14 @@ def write(
         )
     path.mkdir(parents=True, exist_ok=True)
     sizes: list[int] = []
+    ranges: Ranges = ()
     first: dict[str, tuple[str, tuple[int, ...]]] = {}
     # Records of their own, since clients are drawn at random; not compressed: reading is on time.
     writer = ArrayRecordWriter(str(path / _RECORDS), "group_size:1,uncompressed")
     try:
         for number, client in enumerate(clients):
             try:
-                arrays = checked(client, num_classes)
+                arrays = checked(client, num_classes, ignore_label)
             except (ValueError, TypeError) as error:
                 error.add_note(f"This happened in client {number}.")
                 raise
@@ -253,18 +318,30 @@ def write(
                     f"0 {first}."
                 )
             size = len(next(iter(arrays.values())))
-            checks.positive_int(f"the number of examples of client {number}", size)
+            ranges = _merged((*ranges, *ranges_of(arrays, ignore_label)))
             writer.write(b"".join(_bytes(arrays[name]) for name in first))
             sizes.append(size)
     finally:
         writer.close()
-    if not sizes:
-        raise ValueError("clients must have at least one client, got none.")
+    if not any(sizes):
+        raise ValueError(
+            f"clients must have at least one example, got {len(sizes)} clients and no example."
+        )
     np.save(path / _SIZES, np.array(sizes))
+    index = {"format": _FORMAT, "arrays": first, "ranges": ranges}
     partial = path / f".partial-{_INDEX}"
-    partial.write_text(json.dumps({"format": _FORMAT, "arrays": first}), encoding="utf-8")
+    partial.write_text(json.dumps(index), encoding="utf-8")
     partial.replace(path / _INDEX)
     return Population(path)
+
+
+def _merged(ranges: Ranges) -> Ranges:
+    """One range a name, of those of all clients."""
+    merged: dict[str, tuple[int, int]] = {}
+    for name, low, high in ranges:
+        known = merged.get(name, (low, high))
+        merged[name] = min(low, known[0]), max(high, known[1])
+    return tuple((name, low, high) for name, (low, high) in merged.items())
 
 
 def _bytes(array: np.ndarray) -> bytes:
@@ -273,3 +350,9 @@ def _bytes(array: np.ndarray) -> bytes:
 
 def _row_bytes(dtype: np.dtype, shape: tuple[int, ...]) -> int:
     return dtype.itemsize * math.prod(shape)
+
+
+def _with_room(num_rows: int) -> int:
+    """At least so many rows: one of eight sizes between a power of two and the next."""
+    step = 1 << max(0, (num_rows - 1).bit_length() - 4)
+    return -(-num_rows // step) * step

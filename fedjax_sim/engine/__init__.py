@@ -9,12 +9,19 @@ Recipes in `algorithms` call `federated`; the rest serves them, and evaluations.
     evaluation    evaluator, personal_evaluator, cohort_loss: how well models serve clients
 """
 
-from fedjax_sim.engine.evaluation import CohortLoss, cohort_loss, evaluator, personal_evaluator
+from fedjax_sim.engine.evaluation import (
+    CohortLoss,
+    Evaluator,
+    cohort_loss,
+    evaluator,
+    personal_evaluator,
+)
 from fedjax_sim.engine.round import FederatedState, Options, federated
 from fedjax_sim.engine.width import Width
 
 __all__ = [
     "CohortLoss",
+    "Evaluator",
     "FederatedState",
     "Options",
     "Width",

@@ -33,14 +33,17 @@ from fedjax_sim.base import (
     Status,
     Stream,
     Uplink,
+    screen,
     split,
 )
 from fedjax_sim.data import Batching, FederatedData
+from fedjax_sim.data.fitting import check_trainable
 from fedjax_sim.engine import contracts, local_work
 from fedjax_sim.engine.local_work import ClientState, LocalWork, Outcome, Slots
 from fedjax_sim.engine.stages import stage
-from fedjax_sim.engine.width import Width, choose_width, note_width
+from fedjax_sim.engine.width import Width, choose_width, note_width, plain
 from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops.arguments import checked
 
 
 class FederatedState(NamedTuple):
@@ -63,6 +66,9 @@ class FederatedState(NamedTuple):
     round: Array
     statistics: PyTree
     frozen: PyTree
+
+    def __repr__(self) -> str:
+        return screen(self)
 
 
 class Options(TypedDict, total=False):
@@ -90,6 +96,7 @@ class _Parts(NamedTuple):
     mesh: Mesh | None
 
 
+@checked
 def federated(
     *,
     rule: ClientRule,
@@ -144,8 +151,8 @@ def federated(
         raise ValueError(f"mesh must have one axis, for the clients, got {mesh.axis_names}.")
     if (attack is None) != (malicious is None):
         raise ValueError(
-            f"give both attack and malicious or neither: got attack={attack}, "
-            f"malicious={malicious}."
+            f"give both attack and malicious or neither: got "
+            f"attack={checks.shown(attack)}, malicious={checks.shown(malicious)}."
         )
     aggregator = contracts.aggregator(aggregator)
     if attack is not None:
@@ -173,10 +180,13 @@ def federated(
 
 def _init(parts: _Parts, key: Key, params: Params, data: FederatedData) -> FederatedState:
     contracts.check_run(key, data)
+    check_trainable(data)
     _check_malicious(parts.malicious, data.num_clients)
     leaves = split(params, parts.rule.kinds)
     contracts.check_params(leaves.trained)
     update = jax.eval_shape(lambda: _update_like(parts, key, params, data))
+    if parts.rule.check is not None:
+        parts.rule.check(params, data)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), update)
 
     def for_everybody(state: PyTree) -> PyTree:
@@ -220,7 +230,7 @@ def _step(
     contracts.check_run(key, data)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.array(list(Stream)))
     # Without jit, shares would still be traced, and nobody could look at their values.
-    mesh = None if jax.config.values["jax_disable_jit"] else parts.mesh
+    mesh = None if jax.config.values["jax_disable_jit"] or plain() else parts.mesh
     before = state
     state, cohort = _sample(parts, key, state, data)
     with stage("broadcasting"):
@@ -279,7 +289,7 @@ def _local_work(
     states = ClientState(state.clients, state.uplink)
     slots = local_work.look_up(key, cohort, message.per_slot, states, data, parts.batching)
     shared = message._replace(per_slot=(), num_bytes=None)
-    width = parts.width
+    width = 1 if plain() else parts.width
     if width == "auto":
 
         def trial(

@@ -12,7 +12,7 @@ from fedjax_sim.base import Array, PyTree
 from fedjax_sim.ops import order_statistics, stacked
 
 _FAR = 1e3
-"""How many times the median distance from the center a row may be away before it is moved in."""
+"""How many median distances from the center a row may be away before covariances move it in."""
 _LARGEST = 1e18
 """The largest norm whose square leaves room for sums in float32."""
 
@@ -20,15 +20,15 @@ _LARGEST = 1e18
 class Geometry(NamedTuple):
     """Inner products of a cohort's updates around a center that few clients cannot move.
 
-    A row that is more than a thousand times as far from the center as the median row is moved in to
-    that distance (`factors`), in its own direction: it is an outlier all the same, and its square
-    does not drown the others.
+    In sums over rows the square of a far one would drown the others. So for covariances, and for
+    them alone, a row that is d > 1000 median distances m away is moved in to
+    1000 m (1 + log(d / 1000 m)), in its own direction: the farther one stays the farther one.
 
     live: [C] bool, the rows that count.
     center: [C] coefficients of the center, the mean of the half of the valid rows with the smaller
         norms.
-    factors: [C], in (0, 1], 1 for all but the far rows.
-    products: [C, C], of factors * (updates - center); 0 for rows that are not valid.
+    factors: [C], in (0, 1], by which far rows are moved in; 1 for all others.
+    products: [C, C], of updates - center as they are; 0 for rows that are not valid.
     """
 
     live: Array
@@ -50,12 +50,16 @@ class Geometry(NamedTuple):
         return jnp.where(self.live[:, None] & self.live[None], found, jnp.inf)
 
     def centered(self, mean: Array) -> Array:
-        """Inner products [C, C] after the mean under shares [C] is subtracted."""
-        to_mean = self.products @ mean
-        return self.products - to_mean[:, None] - to_mean[None] + mean @ to_mean
+        """Inner products [C, C] of the rows as moved in, less their mean under shares [C]."""
+        moved = self.products * self.factors[:, None] * self.factors[None]
+        to_mean = moved @ mean
+        return moved - to_mean[:, None] - to_mean[None] + mean @ to_mean
 
     def covariance(self, mean: Array) -> Array:
-        """[C, C] with the nonzero eigenvalues of the covariance [D, D] under shares [C]."""
+        """[C, C] with the nonzero eigenvalues of the covariance [D, D] under shares [C].
+
+        It is that of the rows as moved in.
+        """
         roots = jnp.sqrt(mean)
         return roots[:, None] * roots[None] * self.centered(mean)
 
@@ -81,8 +85,8 @@ def measure(updates: PyTree, weights: Array) -> Geometry:
     distances = jnp.sqrt(jnp.diagonal(products))
     limit = _FAR * order_statistics.median_of(distances, live)
     far = live & (distances > limit) & (limit > 0)
-    factors = jnp.where(far, limit / jnp.where(far, distances, 1), 1)
-    products = products * factors[:, None] * factors[None]
+    beyond = jnp.where(far, jnp.log(jnp.where(far, distances, 1)) - jnp.log(limit), 0)
+    factors = jnp.where(far, limit * (1 + beyond) / jnp.where(far, distances, 1), 1)
     return Geometry(live, center, factors, products)
 
 

@@ -170,6 +170,13 @@ def fill(info: dict[str, Array], like: dict[str, Any]) -> dict[str, Array]:
     return {name: info[name] if name in info else missing(like[name]) for name in like}
 
 
+def filled(tree: PyTree, other: PyTree) -> PyTree:
+    """`tree` with what `other` has where it holds None, a leaf or a whole branch."""
+    return jax.tree.map(
+        lambda own, shared: shared if own is None else own, tree, other, is_leaf=lambda x: x is None
+    )
+
+
 def flatten(tree: PyTree) -> Array:
     """[C, ...] leaves -> one [C, D] matrix, leaves in tree order."""
     leaves = jax.tree.leaves(tree)

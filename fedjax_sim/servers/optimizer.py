@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 import optax
 
-from fedjax_sim.base import Array, Cohort, Key, Message, Params, PyTree, Report, Server
+from fedjax_sim.base import Array, Cohort, Key, Message, Params, PyTree, Report, Server, screen
 from fedjax_sim.data import FederatedData
 from fedjax_sim.ops import optimizers, trees
+from fedjax_sim.ops.arguments import checked
 
 
 class ServerState(NamedTuple):
@@ -15,7 +16,11 @@ class ServerState(NamedTuple):
     params: Params
     optimizer: PyTree
 
+    def __repr__(self) -> str:
+        return screen(self)
 
+
+@checked
 def server_optimizer(optimizer: optax.GradientTransformation) -> Server:
     """A server that shares its params and gives -aggregate to an optax optimizer as gradient.
 

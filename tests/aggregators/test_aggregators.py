@@ -27,17 +27,19 @@ def apply(aggregator, updates, weights=None, state=None, key=KEY):
     return jax.jit(aggregator.apply)(key, state, updates, weights)
 
 
+def weiszfeld_from_zero(updates: np.ndarray, num_iterations: int, smoothing: float) -> np.ndarray:
+    """RFA as ByzFL and the bucketing paper's code have it: T iterations from z = 0, in float64."""
+    x, z = updates.astype(np.float64), np.zeros(updates.shape[1])
+    for _ in range(num_iterations):
+        parts = 1 / np.maximum(np.linalg.norm(x - z, axis=1), smoothing)
+        z = parts @ x / parts.sum()
+    return z
+
+
 def test_few_iterations_from_zero_stay_with_attackers_near_it():
-    """RFA as the bucketing paper's code has it: T iterations from z = 0, of which 8 are too few."""
+    """8 iterations are too few."""
     honest = normal(20, size=50) + 0.3
     updates = np.concatenate([honest, np.tile(-0.1 * honest.mean(axis=0), (5, 1))])
-
-    def reference(num_iterations):
-        z = np.zeros(50)
-        for _ in range(num_iterations):
-            parts = 1 / np.maximum(np.linalg.norm(updates - z, axis=1), 0.1)
-            z = parts @ updates / parts.sum()
-        return z
 
     def ours(num_iterations, start):
         rule = aggregators.geometric_median(
@@ -47,9 +49,46 @@ def test_few_iterations_from_zero_stay_with_attackers_near_it():
 
     for num_iterations in (1, 2, 8):
         z = ours(num_iterations, "zero")
-        np.testing.assert_allclose(z, reference(num_iterations), atol=1e-5)
+        np.testing.assert_allclose(z, weiszfeld_from_zero(updates, num_iterations, 0.1), atol=1e-5)
     assert np.linalg.norm(ours(8, "zero")) < np.linalg.norm(ours(8, "middle"))
     np.testing.assert_allclose(ours(100, "zero"), ours(100, "middle"), atol=1e-4)
+
+
+def test_a_far_row_pulls_as_itself_from_zero():
+    """The weights and the rows that they weigh are of the same rows."""
+    rng = np.random.default_rng(0)
+    for scale in (1e3, 1e6, 1e12, 1e17):
+        updates = rng.normal(size=(12, 50)).astype(np.float32)
+        updates[3] *= scale
+        updates[7] *= -scale
+        updates[8] = updates[7]
+        for num_iterations in (1, 8):
+            rule = aggregators.geometric_median(num_iterations=num_iterations, start="zero")
+            expected = weiszfeld_from_zero(updates, num_iterations, 1e-6)
+            np.testing.assert_allclose(apply(rule, updates)[1], expected, atol=2e-6)
+
+
+FAR = {
+    "multi_krum": (aggregators.multi_krum(num_byzantine=1), lambda x: robust.multi_krum(x, 1)),
+    "mda": (aggregators.mda(num_byzantine=1), lambda x: robust.mda(x, 1)),
+    "smea": (aggregators.smea(num_byzantine=1), lambda x: robust.smea(x, 1)),
+    "dnc": (aggregators.dnc(num_byzantine=1), lambda x: robust.dnc(x, 1, 1.0)),
+    "monna": (
+        aggregators.monna(num_byzantine=1, trusted_slot=0),
+        lambda x: robust.monna(x, np.ones(len(x)), 1, 0),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_of_two_far_rows_the_farther_one_goes(name):
+    """Both are more than a thousand times as far away as the others are, on the same side."""
+    aggregator, reference = FAR[name]
+    updates = normal(8)
+    updates[2], updates[5] = 1e7, 1e4
+    found = apply(aggregator, updates)[1]
+    np.testing.assert_allclose(found, reference(updates.astype(np.float64)), rtol=1e-5)
+    assert np.max(found) < 1e4
 
 
 # Bad input.
@@ -311,10 +350,22 @@ def handed_on(preaggregation, **options) -> np.ndarray:
     return aggregator.apply(KEY, aggregator.init(ROWS[0]), ROWS, np.ones(3, np.float32))[2]
 
 
-def test_byzfl_geometric_median():
-    rule = aggregators.geometric_median(num_iterations=3, smoothing=0.1, start="zero")
-    expected = [3.78788764, 4.78788764, 5.78788764]
-    np.testing.assert_allclose(apply(rule, ROWS)[1], expected, rtol=1e-6)
+WITH_A_FAR_ROW = np.array([[1, 0], [0, 1], [1, 1], [2, 1], [1e5, 0]], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("rows", "num_iterations", "expected"),
+    [
+        (ROWS, 3, [3.78788764, 4.78788764, 5.78788764]),
+        (WITH_A_FAR_ROW, 1, [1.14177, 0.68297]),
+        (WITH_A_FAR_ROW, 3, [1.21069, 0.80861]),
+        (WITH_A_FAR_ROW, 8, [1.19821, 0.83466]),
+    ],
+)
+def test_byzfl_geometric_median(rows, num_iterations, expected):
+    """GeometricMedian(nu=0.1, T=num_iterations)."""
+    rule = aggregators.geometric_median(num_iterations=num_iterations, smoothing=0.1, start="zero")
+    np.testing.assert_allclose(apply(rule, rows)[1], expected, rtol=5e-6)
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import jax
 import numpy as np
 import optax
 import pytest
 
+import reference
 import reference_fairness as twin
 from fedjax_sim import algorithms
 from fedjax_sim.data import Batching
@@ -61,43 +61,66 @@ def test_drfa_equals_its_twin():
     assert mixture.std() > 0.05
 
 
-def test_drfa_as_fedtorch_decays_its_step_size_and_lifts_one_weight():
-    def code():
-        return drfa(variant="fedtorch", mixture_step_size=0.2)
+def shares():
+    return np.array(SIZES) / sum(SIZES)
 
-    shares = np.array(SIZES) / sum(SIZES)
-    mixtures, sizes = [], []
-    for _, info, state in trajectory(code, 8):
-        mixtures.append(np.asarray(info.server["mixture"]))
-        sizes.append(float(state.server.step_size))
-        ids = info.cohort.ids
-        np.testing.assert_allclose(info.cohort.weights, mixtures[-1][ids], rtol=1e-6)
-        assert len(set(ids.tolist())) == COHORT  # drawn uniformly, without replacement
-    np.testing.assert_allclose(mixtures[0], shares, rtol=1e-6)
-    np.testing.assert_allclose(sizes, 0.2 * 0.9 ** np.arange(1, 9), rtol=1e-5)
+
+@pytest.mark.parametrize("cohort_size", [COHORT, len(SIZES)])
+def test_drfa_as_fedtorch_equals_its_code(cohort_size):
+    """Snapshots before a step, averaged evenly; updates weighted by lambda; gamma lowered first."""
+
+    def code():
+        return drfa(variant="fedtorch", mixture_step_size=0.05, cohort_size=cohort_size)
+
+    w, mixture, gamma = point(), shares(), 0.05
+    for key, info, state in trajectory(code, 8):
+        np.testing.assert_allclose(info.server["mixture"], mixture, atol=1e-5)
+        w, mixture, gamma = twin.drfa_fedtorch_round(
+            key,
+            w,
+            mixture,
+            gamma,
+            people(),
+            cohort_size=cohort_size,
+            batch_size=BATCH,
+            learning_rate=0.3,
+            num_steps=4,
+        )
+        assert len(set(info.cohort.ids.tolist())) == cohort_size  # drawn without replacement
+        assert_model(state.server.params, w, 5e-5)
+        np.testing.assert_allclose(state.server.mixture, mixture, atol=2e-5)
+        assert state.server.step_size == pytest.approx(0.9 * gamma)  # of the next round
+    assert mixture.std() > 0.05
+
+
+def test_drfa_as_fedtorch_with_two_steps_looks_at_the_model_of_the_round_before():
+    """Of tau = 2 steps the snapshot comes before the first one, so lambda follows F_k(w)."""
+
+    def code():
+        return drfa(
+            variant="fedtorch",
+            mixture_step_size=0.05,
+            cohort_size=len(SIZES),
+            batching=Batching(BATCH, num_steps=2),
+        )
+
+    _, _, state = next(trajectory(code, 1))
+    losses = np.array([twin.loss(point(), *client) for client in people()])
+    expected = reference.project_simplex(shares() + 0.9 * 0.05 * 2 * losses)
+    np.testing.assert_allclose(state.server.mixture, expected, atol=1e-6)
+    assert_model(state.server.snapshot, point(), 1e-6)
+
+
+def test_drfa_as_fedtorch_lifts_one_weight():
+    def code():
+        return drfa(variant="fedtorch", mixture_step_size=0.25)
+
+    mixtures = [np.asarray(info.server["mixture"]) for _, info, _ in trajectory(code, 8)]
     zeros = [np.flatnonzero(mixture < 1e-6) for mixture in mixtures]
     assert any(len(found) for found in zeros)  # only the first small weight is lifted
     for mixture, found in zip(mixtures, zeros, strict=True):
         if len(found):
             assert np.any((mixture[: found[0]] < 2e-3) & (mixture[: found[0]] > 9e-4))
-
-
-def test_drfa_as_fedtorch_adds_its_weighted_updates_up():
-    """lambda_k N / C, not normalised: with everyone taking part that is the sum over lambda."""
-
-    def code():
-        return drfa(variant="fedtorch", cohort_size=len(SIZES))
-
-    key, _, state = next(trajectory(code, 1))
-    round_key = jax.random.split(key, 3)[0]
-    shares = np.array(SIZES) / sum(SIZES)
-    ends = [
-        twin.local_steps(
-            round_key, point(), people(), k, batch_size=BATCH, learning_rate=0.3, num_steps=4
-        )[-1]
-        for k in range(len(SIZES))
-    ]
-    assert_model(state.server.params, twin.combine(ends, shares))
 
 
 @pytest.mark.parametrize(

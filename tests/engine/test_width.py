@@ -90,13 +90,24 @@ def test_another_learning_rate_is_not_measured_again(costs) -> None:
     assert tuning.fastest_width([1, 4], scale(-3e-5), lambda width: 1.01) == 4
 
 
-@pytest.mark.parametrize("content", ["", "[1]", '{"a": ', "null"])
+@pytest.mark.parametrize("content", ["", "[1]", '{"a": ', "null", "[" * 100_000])
 def test_a_damaged_file_is_ignored_and_replaced(costs, content) -> None:
     tuning._file().parent.mkdir(parents=True)
     tuning._file().write_text(content)
     costs.update({1: 2.0, 4: 1.0})
     assert tuning.fastest_width([1, 4], program, lambda width: 1.0) == 4
     assert [*tuning._read().values()] == [4]
+
+
+@pytest.mark.parametrize("width", ['"4"', "null", "true", "4.0", "-1", "3", "1e999", "[]"])
+def test_a_damaged_width_is_measured_anew(costs, width) -> None:
+    costs.update({1: 2.0, 4: 1.0})
+    assert tuning.fastest_width([1, 4], program, lambda width: 1.0) == 4
+    (name,) = tuning._read()
+    tuning._file().write_text(f'{{"{name}": {width}}}')
+    tuning._remembered.clear()
+    assert tuning.fastest_width([1, 4], program, lambda width: 1.0) == 4
+    assert tuning._read() == {name: 4}
 
 
 def test_a_width_beyond_the_memory_budget_is_not_run(costs, monkeypatch) -> None:

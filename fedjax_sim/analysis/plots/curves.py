@@ -40,7 +40,8 @@ def learning_curves(
             if np.shape(values) != at.shape:
                 raise ValueError(
                     f"{statistic} of {name} must have a value for each of the {at.size} rounds, "
-                    f"got shape {np.shape(values)}."
+                    f"got shape {np.shape(values)}: of a sweep take one run, of a metric by class "
+                    "one class."
                 )
     splits = list(dict.fromkeys(name.rpartition("/")[0] for name in summaries))
     panels = list(dict.fromkeys(name.rpartition("/")[2] for name in summaries))
