@@ -4,7 +4,6 @@ Each function takes a part and gives the same part, which checks what it returns
 and dtype. What is wrong raises with the name of the part's function and the right form.
 """
 
-import reprlib
 from typing import Any, TypeVar
 
 import jax
@@ -29,7 +28,7 @@ from fedjax_sim.base import (
     Upload,
 )
 from fedjax_sim.data import Batching, FederatedData
-from fedjax_sim.ops import trees
+from fedjax_sim.ops import checks, trees
 
 Info = dict[str, Array]
 _Part = TypeVar("_Part")
@@ -355,7 +354,7 @@ def _form(value: Any) -> str:
 def _kind(value: Any) -> str:
     """What kind of thing a value is, for an error."""
     if value is None or isinstance(value, int | float | str):
-        return reprlib.repr(value)
+        return checks.shown(value)
     return _form(value) if hasattr(value, "dtype") else f"a {type(value).__name__}"
 
 
