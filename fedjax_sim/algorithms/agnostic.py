@@ -119,7 +119,6 @@ def agnostic(
         Optimistic Stochastic-AFL).
     """
     check_model(model)
-    optimizers.check("optimizer", optimizer)
     checks.one_of("estimator", estimator, ("per_domain", "weighted", "uniform"))
     checks.one_of("output", output, ("average", "last"))
     checks.in_range("skewness", skewness, 0.0)
