@@ -28,11 +28,16 @@ class Models(NamedTuple):
     personal: PyTree | None
 
 
+# The same function for the same arguments, so that a second run finds it compiled.
+
+
+@functools.lru_cache(maxsize=16)
 def models_of(algorithm: Algorithm) -> Callable[[PyTree], Models]:
     """state -> the Models that it holds."""
     return lambda state: Models(algorithm.params(state), algorithm.personal_params(state))
 
 
+@functools.lru_cache(maxsize=16)
 def scores_of(
     evaluate: Evaluate, runs: tuple[int, ...] = ()
 ) -> Callable[[Models, FederatedData], dict[str, Mean]]:

@@ -347,7 +347,8 @@ def test_an_interrupt_while_waiting_for_the_device(monkeypatch):
 def test_an_interrupt_while_evaluating(monkeypatch, number, num_rounds, eval_rounds):
     def jit(function, **options):
         compiled = jax.jit(function, **options)
-        return Interrupting(compiled, number) if function is distance else compiled
+        is_it = getattr(function, "__name__", "") == "scores"
+        return Interrupting(compiled, number) if is_it else compiled
 
     monkeypatch.setattr(_evaluating, "jax", Proxy(jax, jit=jit))
     result = interrupted()
