@@ -19,11 +19,13 @@ optimizer.
 """
 
 import enum
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 Key = jax.Array
@@ -33,6 +35,46 @@ Ids = Sequence[int] | Array
 """Client ids, [f] integers."""
 Examples = dict[str, Any]
 """Named arrays that share their leading axis: "x" [M, ...] inputs and "y" [M, ...] labels."""
+
+
+def outline(value: Any) -> str:
+    """Say what is in a tree, in one line without values: arrays as `float32[784, 10]`."""
+    if isinstance(value, jax.ShapeDtypeStruct | jax.Array | np.ndarray):
+        return f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, Mapping):
+        inside = ", ".join(f"{key}: {outline(each)}" for key, each in value.items())
+        return f"{{{inside}}}"
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        fields = zip(value._fields, value, strict=True)
+        inside = ", ".join(f"{name}={outline(each)}" for name, each in fields)
+        return f"{type(value).__name__}({inside})"
+    if isinstance(value, tuple | list):
+        inside = ", ".join(map(outline, value))
+        return f"({inside})" if isinstance(value, tuple) else f"[{inside}]"
+    return f"{value:.4g}" if isinstance(value, float) else repr(value)
+
+
+def screen(value: Any, **fields: Any) -> str:
+    """A repr that fits on a screen, for tuples of arrays: a line a field, without values.
+
+    Args:
+        value: whose name stands above; its fields are shown if it is a NamedTuple.
+        fields: what is shown in the place of fields, or instead of them; text as it is.
+    """
+    own = value._asdict() if isinstance(value, tuple) else {}  # type: ignore[attr-defined]
+    lines = []
+    for name, each in {**own, **fields}.items():
+        text = each if name in fields and isinstance(each, str) else outline(each)
+        if len(text) > _SCREEN:
+            leaves = [leaf for leaf in jax.tree.leaves(each) if hasattr(leaf, "shape")]
+            number = sum(math.prod(leaf.shape) for leaf in leaves)
+            what = f"{len(leaves)} arrays, {number:,} numbers: " if leaves else ""
+            text = f"{what}{text[: _SCREEN - len(what)]}..."
+        lines.append(f"    {name}: {text}")
+    return "\n".join([f"{type(value).__name__}:", *lines])
+
+
+_SCREEN = 80
 
 
 class Stream(enum.IntEnum):
@@ -66,6 +108,11 @@ class Mean(NamedTuple):
 
     total: Array
     count: Array  # type: ignore[assignment]  # of the field's word, not tuple.count
+
+    def __repr__(self) -> str:
+        if np.size(self.total) > 10:
+            return outline(self)
+        return f"Mean(total={self.total!r}, count={self.count!r})"
 
     @property
     def value(self) -> Array:
@@ -120,6 +167,9 @@ class Leaves(NamedTuple):
     trained: Params
     statistics: PyTree
     frozen: PyTree
+
+    def __repr__(self) -> str:
+        return screen(self)
 
     @property
     def params(self) -> Params:
@@ -221,6 +271,9 @@ class Batch(NamedTuple):
     examples: Examples
     mask: Array
 
+    def __repr__(self) -> str:
+        return screen(self)
+
 
 class Client(NamedTuple):
     """Who a client is in this round, as scalars: its id, its examples, its local steps."""
@@ -249,6 +302,9 @@ class Message(NamedTuple):
     round: Array | int = 0
     statistics: PyTree = None
     frozen: PyTree = None
+
+    def __repr__(self) -> str:
+        return screen(self)
 
     @property
     def trained(self) -> Params:
@@ -281,6 +337,9 @@ class Upload(NamedTuple):
     loss: Array | float = float("nan")
     statistics: PyTree = None
 
+    def __repr__(self) -> str:
+        return screen(self)
+
 
 class ClientRule(NamedTuple):
     """What ONE client does in a round. Written for one client; the engine batches it.
@@ -293,6 +352,8 @@ class ClientRule(NamedTuple):
     finish(key, client_state, message, client, work) -> (client_state, Upload, info): info is a dict
         of scalars to look at.
     kinds: the `Model.kinds` of the model that is trained.
+    check(params, data): raises if the rule cannot train on data like these, as their shapes and
+        static facts tell, before a round is run; None if all will do.
     """
 
     init: Callable[[Params], PyTree]
@@ -302,6 +363,7 @@ class ClientRule(NamedTuple):
         [Key, PyTree, Message, Client, PyTree], tuple[PyTree, Upload, dict[str, Array]]
     ]
     kinds: Kinds | None = None
+    check: Callable[[Params, Any], None] | None = None
 
 
 class Uplink(NamedTuple):
@@ -344,6 +406,9 @@ class Cohort(NamedTuple):
 
     ids: Array
     mask: Array
+
+    def __repr__(self) -> str:
+        return screen(self)
 
 
 class Sampler(NamedTuple):
@@ -396,6 +461,9 @@ class Report(NamedTuple):
     loss: Array
     num_bytes: Array
     clients: dict[str, Array]
+
+    def __repr__(self) -> str:
+        return screen(self)
 
 
 class Attack(NamedTuple):
@@ -477,3 +545,6 @@ class RoundInfo(NamedTuple):
     bytes_down: Array
     bytes_up: Array
     attack: dict[str, Array] = {}  # noqa: RUF012  # nobody writes into an info
+
+    def __repr__(self) -> str:
+        return screen(self)

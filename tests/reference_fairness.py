@@ -179,18 +179,8 @@ def drfa_fedtorch_round(
         client_key = jax.random.fold_in(jax.random.fold_in(round_key, Stream.CLIENTS), k)
         begin_key = jax.random.split(client_key, 4)[0]
         before = int(jax.random.randint(begin_key, (), 0, num_steps - 1))
-        path = [
-            params,
-            *local_steps(
-                round_key,
-                params,
-                clients,
-                k,
-                batch_size=batch_size,
-                learning_rate=learning_rate,
-                num_steps=num_steps,
-            ),
-        ]
+        steps = {"batch_size": batch_size, "learning_rate": learning_rate, "num_steps": num_steps}
+        path = [params, *local_steps(round_key, params, clients, k, **steps)]
         weight = mixture[k] * n / cohort_size
         step = [s + weight * (e - p) for s, e, p in zip(step, path[-1], params, strict=True)]
         kth = [s + v / cohort_size for s, v in zip(kth, path[before], strict=True)]

@@ -52,7 +52,7 @@ def geometric_median(
 
         def closer(i: Array, parts: Array) -> Array:
             # Measured from the row m with the largest share, so that the distance to it is exact
-            # however near z is: z - x_m = sum_j q_j x_j. Far rows: large products, small shares.
+            # however near z is: z - x_m = sum_j q_j x_j. Far rows have large products and small q.
             m = jnp.argmax(parts)
             others = parts.at[m].set(0)
             q = others.at[m].set(-others.sum())
@@ -135,7 +135,10 @@ def caf(*, num_byzantine: Count) -> Aggregator:
 
     References:
         Allouah et al., "Towards Trustworthy Federated Learning with Untrusted Participants", ICML
-        2025, algorithm 2. The eigenvector is exact, not of one power iteration.
+        2025, algorithm 2. The maximum of tau is that over updates that still count, so that every
+        repetition drops one; ByzFL, by its authors, takes it over all updates, those dropped
+        included, and repeats itself many times. Our eigenvector is exact, theirs of one power
+        iteration.
     """
     tolerated = tolerance("caf", num_byzantine)
 

@@ -101,6 +101,18 @@ def check_domains(domains: Domains | None, data: FederatedData | None = None) ->
     if data is not None:
         hint = "It names an integer array that the examples carry beside x and y."
         checks.one_of("name", domains.name, data.examples, hint=hint)
+        if not jnp.issubdtype(data.examples[domains.name].dtype, jnp.integer):
+            raise TypeError(
+                f"examples[{domains.name!r}] must be integers, the domain of every example, got "
+                f"{data.examples[domains.name].dtype}."
+            )
+        low, high = data.range_of(domains.name) or (0, 0)
+        if not 0 <= low <= high < domains.number:
+            raise ValueError(
+                f"examples[{domains.name!r}] must lie in [0, {domains.number}), the number of "
+                f"domains, but go from {low} to {high}. Number the domains from 0, for example "
+                "np.unique(domains, return_inverse=True)[1]."
+            )
 
 
 def running_mean(mean: PyTree, value: PyTree, count: Array) -> PyTree:

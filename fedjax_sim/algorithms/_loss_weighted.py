@@ -21,6 +21,7 @@ from fedjax_sim.base import (
     Report,
     Sampler,
     Server,
+    screen,
 )
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.servers import ServerState, sampling, stepped
@@ -32,6 +33,9 @@ class WeightedState(NamedTuple):
     params: Params
     optimizer: PyTree
     log_scale: Array
+
+    def __repr__(self) -> str:
+        return screen(self)
 
 
 class _Own(NamedTuple):

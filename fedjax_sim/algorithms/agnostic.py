@@ -14,7 +14,6 @@ from fedjax_sim.base import (
     Algorithm,
     Array,
     Key,
-    Kinds,
     Leaves,
     Loss,
     Model,
@@ -23,10 +22,12 @@ from fedjax_sim.base import (
     Report,
     RoundInfo,
     Status,
+    screen,
     split,
 )
 from fedjax_sim.clients import Regularizer
 from fedjax_sim.data import FederatedData
+from fedjax_sim.data.fitting import check_fit
 from fedjax_sim.ops import checks, trees
 from fedjax_sim.ops.per_example import check_model
 
@@ -50,6 +51,9 @@ class AgnosticState(NamedTuple):
     num_steps: Array
     previous: PyTree
     places: PyTree
+
+    def __repr__(self) -> str:
+        return screen(self)
 
 
 def agnostic(
@@ -122,7 +126,7 @@ def agnostic(
         raise ValueError(f'batch_size must be a number with estimator="{estimator}", got None.')
     penalty = regularizer or (lambda params: jnp.float32(0))
     game = _Game(
-        kinds=model.kinds,
+        model=model,
         optimizer=optimizer,
         ascent=ascent.checked("projected"),
         estimate=getattr(estimators, estimator)(model, loss, penalty, batch_size),
@@ -140,7 +144,7 @@ def agnostic(
 class _Game(NamedTuple):
     """The arguments of `agnostic`, checked."""
 
-    kinds: Kinds | None
+    model: Model
     optimizer: optax.GradientTransformation
     ascent: Ascent
     estimate: estimators.Estimator
@@ -150,10 +154,11 @@ class _Game(NamedTuple):
 
 
 def _init(game: _Game, key: Key, params: Params, data: FederatedData) -> AgnosticState:
+    check_fit(game.model, params, data)
     check_domains(game.domains, data)
     num_domains = game.domains.number if game.domains else data.num_clients
     mixture = game.ascent.start(num_domains)
-    trained = split(params, game.kinds).trained
+    trained = split(params, game.model.kinds).trained
     previous = (jax.tree.map(jnp.zeros_like, trained), jnp.zeros_like(mixture))
     places: PyTree = ()
     if game.domains:
@@ -174,7 +179,7 @@ def _step(
     game: _Game, key: Key, state: AgnosticState, data: FederatedData
 ) -> tuple[AgnosticState, RoundInfo]:
     """A step on w and a step on lambda, both from the same iterate."""
-    leaves = split(state.params, game.kinds)
+    leaves = split(state.params, game.model.kinds)
     places, of = estimators.Places(data.starts, data.sizes, ()), data.owners
     if game.domains:
         places, of = state.places, game.domains.column(data.examples)
@@ -196,7 +201,7 @@ def _step(
         moved.params,
         mixture,
         optimizer_state,
-        _mean_model(split(state.mean_params, game.kinds), moved, num_steps),
+        _mean_model(split(state.mean_params, game.model.kinds), moved, num_steps),
         running_mean(state.mean_mixture, mixture, num_steps),
         num_steps,
         now if game.optimistic else (),

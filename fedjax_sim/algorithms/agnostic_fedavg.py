@@ -1,5 +1,6 @@
 """AgnosticFedAvg: agnostic learning with cohorts, local steps and domains of examples."""
 
+import functools
 from typing import NamedTuple, Unpack
 
 import jax
@@ -27,8 +28,10 @@ from fedjax_sim.base import (
     Report,
     Sampler,
     Server,
+    screen,
 )
 from fedjax_sim.data import Batching, FederatedData
+from fedjax_sim.data.fitting import check_fit
 from fedjax_sim.ops import trees
 from fedjax_sim.ops.per_example import per_example
 from fedjax_sim.servers import ServerState, sampling, stepped
@@ -48,6 +51,9 @@ class AgnosticAveragingState(NamedTuple):
     mixture: Array
     window: Array
     num_steps: Array
+
+    def __repr__(self) -> str:
+        return screen(self)
 
 
 class _Own(NamedTuple):
@@ -194,7 +200,9 @@ def _domain_weighted(
         value += 0 if regularizer is None else regularizer(leaves.trained)
         return value, (each.over(batch.mask), statistics)
 
-    base = clients.local_steps(objective, optimizer)._replace(kinds=model.kinds)
+    base = clients.local_steps(objective, optimizer)._replace(
+        kinds=model.kinds, check=functools.partial(check_fit, model)
+    )
 
     def begin(key: Key, state: PyTree, message: Message, client: Client) -> clients.Work:
         scale, beta, _ = message.per_slot

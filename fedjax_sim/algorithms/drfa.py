@@ -24,6 +24,7 @@ from fedjax_sim.base import (
     RoundInfo,
     Sampler,
     Server,
+    screen,
 )
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import checks, simplex, trees
@@ -41,6 +42,9 @@ class DrfaState(NamedTuple):
     snapshot: Params
     mixture: Array
     step_size: Array
+
+    def __repr__(self) -> str:
+        return screen(self)
 
 
 class _Shared(NamedTuple):

@@ -18,6 +18,7 @@ from fedjax_sim.base import (
     Params,
     Report,
     Server,
+    screen,
 )
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import checks, trees
@@ -31,6 +32,9 @@ class FairFlearnState(NamedTuple):
     mixture: Array
     mean_params: Params
     num_steps: Array
+
+    def __repr__(self) -> str:
+        return screen(self)
 
 
 def fair_flearn_afl(

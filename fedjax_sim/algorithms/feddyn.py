@@ -21,6 +21,7 @@ from fedjax_sim.base import (
     Sampler,
     Server,
     Upload,
+    screen,
     split,
 )
 from fedjax_sim.data import Batching, FederatedData
@@ -34,6 +35,9 @@ class FedDynState(NamedTuple):
     params: Params
     drift: Params
     num_clients: Array
+
+    def __repr__(self) -> str:
+        return screen(self)
 
 
 def feddyn(

@@ -22,6 +22,7 @@ from fedjax_sim.base import (
     Report,
     Sampler,
     Server,
+    screen,
 )
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import checks, trees
@@ -44,6 +45,9 @@ class PfnmState(NamedTuple):
     class_counts: Array
     assignments: list[Array]
     sent: Array
+
+    def __repr__(self) -> str:
+        return screen(self)
 
 
 class _Own(NamedTuple):

@@ -18,6 +18,7 @@ from fedjax_sim.base import (
     Report,
     Sampler,
     Server,
+    screen,
 )
 from fedjax_sim.clients import ControlledModel
 from fedjax_sim.data import Batching, FederatedData
@@ -30,6 +31,9 @@ class ScaffoldState(NamedTuple):
 
     model: ControlledModel
     num_clients: Array
+
+    def __repr__(self) -> str:
+        return screen(self)
 
 
 def scaffold(

@@ -51,6 +51,7 @@ def term(
         Li, Beirami, Sanjabi, Smith, "Tilted Empirical Risk Minimization", ICLR 2021, algorithms 1
         and 2, with clients as groups. The running mean is kept in log space and starts at that of
         the first cohort; in the authors' code it starts at 0 and mixes means of different shifts.
+        Their code divides by the number of clients twice: its steps are 1 / C of ours.
     """
     checks.in_range("t", t)
     checks.in_range("smoothing", smoothing, 0.0, 1.0, open_low=True)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from fedjax_sim.attacks import _rows
 from fedjax_sim.attacks._crafting import known, normal_noise, send
-from fedjax_sim.base import Array, Attack, Key, Message, PyTree, Report
+from fedjax_sim.base import Array, Attack, Key, Message, PyTree, Report, screen
 from fedjax_sim.ops import checks, trees
 
 
@@ -24,6 +24,9 @@ class MimicState(NamedTuple):
     mean: PyTree
     client: Array
     num_rounds: Array
+
+    def __repr__(self) -> str:
+        return screen(self)
 
 
 def mimic(*, warmup: int = 1) -> Attack:

@@ -33,7 +33,8 @@ def monitored(
             that minus the lowest accuracy of w + one malicious update. The paper's server lets pass
             whom the gap does not put more than a tolerance, 0.1, behind.
         histogram_edges: [k + 1] ascending edges of bins. Adds "honest_histogram" and "histogram"
-            [k], counts of the entries of updates in each [low, high), per client.
+            [k], counts of the entries of updates in each [low, high), per client. Entries beyond
+            the edges count in the first and the last bin, so that the counts add up to D.
 
     Returns:
         An attack; entries are NaN in rounds without a malicious (or with less than two honest)
@@ -123,7 +124,9 @@ def _histogram(updates: PyTree, rows: Array, edges: np.ndarray) -> Array:
             return (flat < edge).sum(dtype=jnp.float32)
 
         # A pass over the row for every edge: binning each entry would be a scatter, slow on a CPU.
-        return jnp.where(counts, jnp.diff(jax.lax.map(below, jnp.asarray(edges))), 0)
+        inner = jax.lax.map(below, jnp.asarray(edges[1:-1]))
+        ends = jnp.float32(0), jnp.float32(flat.size)  # the first and the last bin are open
+        return jnp.where(counts, jnp.diff(inner, prepend=ends[0], append=ends[1]), 0)
 
     count = jnp.where(rows.any(), rows.sum(), jnp.nan)
     return jax.lax.map(of_row, (updates, rows)).sum(axis=0) / count

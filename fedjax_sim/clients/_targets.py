@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_sim.base import (
     Array,
@@ -22,6 +23,8 @@ from fedjax_sim.base import (
 from fedjax_sim.clients.adapt import adapt
 from fedjax_sim.clients.local_sgd import Work
 from fedjax_sim.clients.malicious import model_alone
+from fedjax_sim.data import federate
+from fedjax_sim.data.fitting import check_labels
 from fedjax_sim.ops import checks, trees
 from fedjax_sim.ops.per_example import check_model, per_example
 
@@ -73,10 +76,12 @@ def target_loss(model: Model, targets: Examples, loss: Loss) -> Callable[[Params
     """loss_of(trained leaves, message) -> mean loss of the targets with the attacker's labels."""
     check_model(model)
     each = per_example(loss, "loss")
-    inputs, labels = jnp.asarray(targets["x"]), jnp.asarray(targets["y"])
+    owned = federate({name: targets[name] for name in ("x", "y")}, [np.arange(len(targets["y"]))])
 
     def loss_of(params: Params, message: Message) -> Array:
-        mean = each(model.apply(message.params(params), inputs), labels)
+        outputs = model.apply(message.params(params), owned.examples["x"])
+        check_labels(owned, outputs)
+        mean = each(outputs, owned.examples["y"])
         return mean.total.sum() / mean.count.sum()
 
     return loss_of

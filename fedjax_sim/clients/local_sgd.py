@@ -1,5 +1,6 @@
 """Local training: what a client of FedAvg does, and what most other rules are made of."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -22,6 +23,7 @@ from fedjax_sim.base import (
     PyTree,
     Upload,
 )
+from fedjax_sim.data.fitting import check_fit
 from fedjax_sim.ops import trees
 from fedjax_sim.ops.per_example import check_model, per_example
 
@@ -94,7 +96,8 @@ def local_sgd(
             loss that is not one of `base.Loss`, or outputs that are not [B, ...].
     """
     objective = mean_loss(model, loss, regularizer)
-    return local_steps(objective, optimizer, correct=correct)._replace(kinds=model.kinds)
+    rule = local_steps(objective, optimizer, correct=correct)
+    return rule._replace(kinds=model.kinds, check=functools.partial(check_fit, model))
 
 
 def local_steps(

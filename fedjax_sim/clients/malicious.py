@@ -98,7 +98,7 @@ def malicious(
 
         return jax.lax.cond(is_attacking, with_all_info(attack), with_all_info(behave))
 
-    return ClientRule(init, begin, step, finish, honest.kinds)
+    return ClientRule(init, begin, step, finish, honest.kinds, honest.check)
 
 
 def model_alone(message: Message) -> Message:

@@ -14,6 +14,7 @@ from fedjax_sim.base import (
     Params,
     PyTree,
     Upload,
+    screen,
     split,
 )
 from fedjax_sim.ops import checks, trees
@@ -30,6 +31,9 @@ class MomentumState(NamedTuple):
     rule: PyTree
     momentum: Params
     started: Array
+
+    def __repr__(self) -> str:
+        return screen(self)
 
 
 def worker_momentum(

@@ -21,6 +21,8 @@ from fedjax_sim.base import (
     PyTree,
 )
 from fedjax_sim.data import FederatedData
+from fedjax_sim.data.fitting import check_labels
+from fedjax_sim.engine.width import plain
 from fedjax_sim.ops import checks, trees
 from fedjax_sim.ops.per_example import (
     PerExample,
@@ -91,7 +93,8 @@ def evaluator(
     def evaluate(params: Params, data: FederatedData) -> dict[str, Mean]:
         num_rows = data.num_examples
         width = min(block_size, num_rows)
-        num_devices = 1 if mesh is None else mesh.size
+        over = None if plain() else mesh
+        num_devices = 1 if over is None else over.size
         num_blocks = num_devices * -(-num_rows // (width * num_devices))
 
         def block(first: Array, params: Params, data: FederatedData) -> _Seen:
@@ -101,12 +104,12 @@ def evaluator(
         def blocks(firsts: Array, params: Params, data: FederatedData) -> _Seen:
             return jax.lax.map(lambda first: block(first, params, data), firsts)
 
-        if mesh is not None:
+        if over is not None:
             blocks = jax.shard_map(
                 blocks,
-                mesh=mesh,
-                in_specs=(P(*mesh.axis_names), P(), P()),
-                out_specs=P(*mesh.axis_names),
+                mesh=over,
+                in_specs=(P(*over.axis_names), P(), P()),
+                out_specs=P(*over.axis_names),
                 check_vma=False,
             )
         seen = blocks(jnp.arange(num_blocks) * width, params, data)
@@ -201,6 +204,7 @@ class _Parts(NamedTuple):
         batch = {name: array[rows] for name, array in data.examples.items()}
         outputs = model.apply(params, batch["x"])
         check_outputs(outputs, len(rows))
+        check_labels(data, outputs)
         means = {name: metric(outputs, batch["y"]) for name, metric in self.each.items()}
         return _Seen(means, outputs if self.whole else ())
 
@@ -314,7 +318,9 @@ def cohort_loss(
             live = (at < ends[-1]) & (sizes[slot] > 0)
             rows = jnp.where(live, starts[slot] + place, 0)
             examples = {name: array[rows] for name, array in data.examples.items()}
-            parts = each(model.apply(params, examples["x"]), examples["y"])
+            outputs = model.apply(params, examples["x"])
+            check_labels(data, outputs)
+            parts = each(outputs, examples["y"])
             group = slot
             if domain is not None:
                 group = slot * num_domains + examples[domain].astype(jnp.int32)

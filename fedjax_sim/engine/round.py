@@ -33,13 +33,15 @@ from fedjax_sim.base import (
     Status,
     Stream,
     Uplink,
+    screen,
     split,
 )
 from fedjax_sim.data import Batching, FederatedData
+from fedjax_sim.data.fitting import check_trainable
 from fedjax_sim.engine import local_work
 from fedjax_sim.engine.local_work import ClientState, LocalWork, Outcome, Slots
 from fedjax_sim.engine.stages import stage
-from fedjax_sim.engine.width import Width, choose_width, note_width
+from fedjax_sim.engine.width import Width, choose_width, note_width, plain
 from fedjax_sim.ops import checks, trees
 
 
@@ -63,6 +65,9 @@ class FederatedState(NamedTuple):
     round: Array
     statistics: PyTree
     frozen: PyTree
+
+    def __repr__(self) -> str:
+        return screen(self)
 
 
 class Options(TypedDict, total=False):
@@ -162,9 +167,12 @@ def federated(
 
 
 def _init(parts: _Parts, key: Key, params: Params, data: FederatedData) -> FederatedState:
+    check_trainable(data)
     _check_malicious(parts.malicious, data.num_clients)
     leaves = split(params, parts.rule.kinds)
     update = jax.eval_shape(lambda: _update_like(parts, key, params, data))
+    if parts.rule.check is not None:
+        parts.rule.check(params, data)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), update)
 
     def for_everybody(state: PyTree) -> PyTree:
@@ -207,7 +215,7 @@ def _step(
     """One round."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.array(list(Stream)))
     # Without jit, shares would still be traced, and nobody could look at their values.
-    mesh = None if jax.config.values["jax_disable_jit"] else parts.mesh
+    mesh = None if jax.config.values["jax_disable_jit"] or plain() else parts.mesh
     before = state
     state, cohort = _sample(parts, key, state, data)
     with stage("broadcasting"):
@@ -264,7 +272,7 @@ def _local_work(
     states = ClientState(state.clients, state.uplink)
     slots = local_work.look_up(key, cohort, message.per_slot, states, data, parts.batching)
     shared = message._replace(per_slot=(), num_bytes=None)
-    width = parts.width
+    width = 1 if plain() else parts.width
     if width == "auto":
 
         def trial(

@@ -19,7 +19,7 @@ def from_functions(
         init: init(key, inputs) or init(key) -> params.
         apply: apply(params, inputs) or, for dropout and the like, apply(params, inputs, key=None).
         key_argument: what `apply` calls its key; by default "key" or "rng" if it takes one.
-        scale_images: give uint8 inputs to `apply` as float32 in [0, 1].
+        scale_images: give uint8 inputs to `apply` as float32 in [0, 1] (see `as_float`).
 
     Returns:
         Model.

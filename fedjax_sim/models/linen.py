@@ -27,7 +27,8 @@ def from_linen(
         train_argument: the call argument that is True in training. By default every one of train,
             training, is_training (True in training), deterministic and use_running_average (False
             in training) that the module takes.
-        scale_images: give uint8 inputs to the module as float32 in [0, 1]; keep tokens in int32.
+        scale_images: give uint8 images to the module as float32 in [0, 1], as `as_float` does;
+            keep tokens in int32.
 
     Returns:
         Model of params {"params": ..., "batch_stats": ..., any other collection}.

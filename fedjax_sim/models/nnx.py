@@ -27,7 +27,8 @@ def from_nnx(module: Any, *, train_argument: str | None = None, scale_images: bo
         module: a function of `nnx.Rngs` that builds the module, or a built module, whose values are
             then what `init` returns for every key (to start from pretrained parameters).
         train_argument: as for `from_linen`.
-        scale_images: give uint8 inputs to the module as float32 in [0, 1]; keep tokens in int32.
+        scale_images: give uint8 images to the module as float32 in [0, 1], as `as_float` does;
+            keep tokens in int32.
 
     Returns:
         Model of params {"params": every nnx.Param, "state": every other variable}, nested dicts.

@@ -252,12 +252,15 @@ def project_onto_hull(v: ArrayLike, mixtures: ArrayLike) -> Array:
         mixtures: [q, p] distributions: >= 0, every row summing to 1; may be traced.
 
     Returns:
-        [..., p], in the hull; nearest up to about 1e-5 if the mixtures are well apart.
+        [..., p], in the hull; with v of length about 1 it is the nearest point up to 1e-5, also if
+        two mixtures almost coincide. Where three or more lie almost, but not quite, on a line,
+        float32 cannot tell their distances to v apart: then it is nearest up to 1e-3, and its
+        distance to v is the least up to 1e-4.
 
     Raises:
         ValueError: If the shapes do not fit, or a row of `mixtures` is not a distribution.
 
-    Cost: a `quadratic_program` of q entries for every vector.
+    Cost: a `quadratic_program` of q entries, and up to 100 q steps of O(q^2 p), for every vector.
 
     >>> project_onto_hull(jnp.array([1.0, 0.0]), jnp.array([[0.2, 0.8], [0.6, 0.4]])).round(3)
     Array([0.6, 0.4], dtype=float32)
@@ -279,9 +282,39 @@ def project_onto_hull(v: ArrayLike, mixtures: ArrayLike) -> Array:
     gram = spread @ spread.T
 
     def one(x: Array) -> Array:
-        return quadratic_program(gram, spread @ (x - centre)) @ rows
+        start = quadratic_program(gram, spread @ (x - centre))
+        return _along_edges(x, rows, start) @ rows
 
     return jnp.vectorize(one, signature="(p)->(p)")(v)
+
+
+def _along_edges(v: Array, rows: Array, weights: Array) -> Array:
+    """Weights [q] of a nearer point of the hull, by exact steps along one edge after another.
+
+    Inner products of whole rows lose the short edges between rows that lie close together, and
+    gradient steps creep along them. Here a step's length comes from the difference of two rows.
+    """
+    edges = rows[:, None] - rows[None]
+    squares = (edges**2).sum(axis=-1)
+    most = 100 * len(rows)
+    least = jnp.finfo(weights.dtype).eps ** 2 / 2  # of a move by eps
+
+    def step(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        weights, _, count = carry
+        slopes = edges @ (v - weights @ rows)
+        # As far as the foot of v on the edge i - j, or until row j has no weight left.
+        lengths = slopes / jnp.where(squares > 0, squares, 1)
+        lengths = jnp.clip(lengths, 0, weights[None])
+        gains = lengths * (slopes - lengths * squares / 2)
+        i, j = jnp.unravel_index(jnp.argmax(gains), gains.shape)
+        moved = weights.at[i].add(lengths[i, j]).at[j].add(-lengths[i, j])
+        return moved, gains[i, j], count + 1
+
+    def goes_on(carry: tuple[Array, Array, Array]) -> Array:
+        return (carry[1] > least) & (carry[2] < most)
+
+    far = jnp.full((), jnp.inf, weights.dtype)
+    return lax.while_loop(goes_on, step, (weights, far, jnp.int32(0)))[0]
 
 
 def exponentiated_gradient(weights: ArrayLike, gradient: ArrayLike, step_size: ArrayLike) -> Array:

@@ -2,7 +2,18 @@
 
 from typing import NamedTuple
 
-from fedjax_sim.base import Array, Cohort, History, Key, Message, Params, PyTree, Report, Server
+from fedjax_sim.base import (
+    Array,
+    Cohort,
+    History,
+    Key,
+    Message,
+    Params,
+    PyTree,
+    Report,
+    Server,
+    screen,
+)
 from fedjax_sim.data import FederatedData
 
 
@@ -11,6 +22,9 @@ class HistoryState(NamedTuple):
 
     server: PyTree
     previous: Params
+
+    def __repr__(self) -> str:
+        return screen(self)
 
 
 def with_history(server: Server) -> Server:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import optax
 
-from fedjax_sim.base import Array, Cohort, Key, Message, Params, PyTree, Report, Server
+from fedjax_sim.base import Array, Cohort, Key, Message, Params, PyTree, Report, Server, screen
 from fedjax_sim.data import FederatedData
 from fedjax_sim.ops import trees
 
@@ -14,6 +14,9 @@ class ServerState(NamedTuple):
 
     params: Params
     optimizer: PyTree
+
+    def __repr__(self) -> str:
+        return screen(self)
 
 
 def server_optimizer(optimizer: optax.GradientTransformation) -> Server:

@@ -12,10 +12,12 @@ from jax.sharding import Sharding
 from fedjax_sim.base import Algorithm, Key, Mean, MeanByClass, Params, PyTree
 from fedjax_sim.data import FederatedData
 from fedjax_sim.data.disk import Population
+from fedjax_sim.engine.width import plain_tracing
 from fedjax_sim.ops import trees
 from fedjax_sim.ops.per_example import described
 from fedjax_sim.simulate._feeding import facts_of
 from fedjax_sim.simulate.result import Evaluate
+from fedjax_sim.simulate.segments import traced_step
 
 
 class Models(NamedTuple):
@@ -28,9 +30,7 @@ class Models(NamedTuple):
     personal: PyTree | None
 
 
-# The same function for the same arguments, so that a second run finds it compiled.
-
-
+# Cached, so that JAX sees the same function again and finds it compiled.
 @functools.lru_cache(maxsize=16)
 def models_of(algorithm: Algorithm) -> Callable[[PyTree], Models]:
     """state -> the Models that it holds."""
@@ -106,19 +106,34 @@ def assessor(
     return assess
 
 
-def shapes_of(
+class Shapes(NamedTuple):
+    """Shapes and dtypes of the state, of one round's info and of one evaluation."""
+
+    state: PyTree
+    info: PyTree
+    scores: PyTree
+
+
+def info_shapes(algorithm: Algorithm, key: Key, state: PyTree, facts: FederatedData) -> PyTree:
+    """The shapes and dtypes of one round's info, found by tracing alone.
+
+    facts: the training data, or all that is static about it.
+    """
+    if facts.num_examples > 1:
+        return jax.eval_shape(traced_step(algorithm), key, state, facts)[1]
+    with plain_tracing():  # it is traced again with examples: nothing is measured on one
+        return jax.eval_shape(lambda *args: algorithm.step(*args), key, state, facts)[1]
+
+
+def score_shapes(
     algorithm: Algorithm,
-    key: Key,
-    params: Params,
-    data: FederatedData,
+    state: PyTree,
     evaluate: Evaluate | None,
     eval_data: Mapping[str, FederatedData | Population],
-) -> tuple[PyTree, PyTree, PyTree]:
-    """Shapes and dtypes of the state, of one round's info and of one evaluation."""
-    state = jax.eval_shape(algorithm.init, key, params, data)
-    _, info = jax.eval_shape(algorithm.step, key, state, data)
+    runs: tuple[int, ...] = (),
+) -> PyTree:
+    """The shapes and dtypes of one evaluation."""
     if evaluate is None:
-        return state, info, {}
-    models, score = jax.eval_shape(models_of(algorithm), state), scores_of(evaluate, key.shape)
-    scores = {name: jax.eval_shape(score, models, facts_of(d)) for name, d in eval_data.items()}
-    return state, info, scores
+        return {}
+    models, score = jax.eval_shape(models_of(algorithm), state), scores_of(evaluate, runs)
+    return {name: jax.eval_shape(score, models, facts_of(d)) for name, d in eval_data.items()}

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_sim.base import Mean, Params, PyTree
+from fedjax_sim.base import Mean, MeanByClass, Params, PyTree, outline, screen
 from fedjax_sim.data import FederatedData
 
 Evaluate = Callable[[Params, FederatedData], dict[str, Mean]]
@@ -24,6 +24,30 @@ class Evaluations(NamedTuple):
     rounds: np.ndarray
     values: dict[str, dict[str, Mean]]
 
+    def means(self) -> dict[str, np.ndarray]:
+        """split/metric -> the mean over all examples, float64 [E] ([E, G] in a sweep)."""
+        return {
+            f"{split}/{name}": _mean(mean)
+            for split, metrics in self.values.items()
+            for name, mean in metrics.items()
+        }
+
+    def __repr__(self) -> str:
+        newest = (f"{name} {_range(mean[-1])}" for name, mean in self.means().items() if len(mean))
+        return screen(self, newest=", ".join(newest) or "none")
+
+
+def _mean(mean: Mean) -> np.ndarray:
+    axes = (-2, -1) if isinstance(mean, MeanByClass) else -1
+    total, count = (np.sum(leaf, axis=axes, dtype=np.float64) for leaf in mean)
+    return np.where(count > 0, total, 0) / np.where(count > 0, count, 1)
+
+
+def _range(values: np.ndarray) -> str:
+    """A number, or the range of those of several runs."""
+    ends = dict.fromkeys(f"{end:.4g}" for end in (values.min(), values.max()))
+    return " to ".join(ends)
+
 
 class Result(NamedTuple):
     """What a run leaves. Leaves are NumPy arrays unless said otherwise.
@@ -31,12 +55,15 @@ class Result(NamedTuple):
     params: the model to ship, JAX arrays (leading axis [G] in a sweep).
     state: the algorithm's state after `num_rounds`, JAX arrays; give it to `run` to go on.
     num_rounds: rounds done so far, those before `first_round` included.
-    info: RoundInfo with a leading axis [R] ([R, G] in a sweep), or None for no rounds at all.
+    info: RoundInfo with a leading axis [R] ([R, G] in a sweep), or None for no rounds at all;
+        `NotKept` in the places of what `keep` left out.
     evaluations: see Evaluations.
     seconds: wall time of rounds and evaluations, without the compilation of the rounds; like all
         but `interrupted` it includes what came before a checkpoint.
     compile_seconds: time to trace and compile the segment.
-    interrupted: True if Ctrl-C ended the run early.
+    client_steps: local steps of all clients (and runs) in all rounds.
+    interrupted: True if Ctrl-C was pressed while it ran, or a callback raised KeyboardInterrupt.
+    stopped_early: why `stop_when` ended the run; "" if it did not.
     """
 
     params: Params
@@ -46,7 +73,14 @@ class Result(NamedTuple):
     evaluations: Evaluations
     seconds: float
     compile_seconds: float
+    client_steps: int = 0
     interrupted: bool = False
+    stopped_early: str = ""
+
+    def __repr__(self) -> str:
+        newest = repr(self.evaluations).rpartition("newest: ")[2]
+        rounds = outline(self.evaluations.rounds)
+        return screen(self, evaluations=f"after rounds {rounds}, newest {newest}")
 
 
 class SimulationError(RuntimeError):

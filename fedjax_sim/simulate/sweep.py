@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from fedjax_sim.base import Algorithm, Array, Key, Mean, Params, PyTree
 from fedjax_sim.data import FederatedData
 from fedjax_sim.engine import Evaluator
-from fedjax_sim.engine.width import batched_runs
+from fedjax_sim.engine.width import batched_runs, plain
 from fedjax_sim.simulate.result import Evaluate, Result
 from fedjax_sim.simulate.run import run
 
@@ -76,6 +76,8 @@ def _dealt_out(function: Callable, mesh: Mesh | None) -> Callable:
     ours = P(*mesh.axis_names)
 
     def dealt(*args: Any) -> PyTree:
+        if plain():
+            return function(*args)
         specs = (*[ours] * (len(args) - 1), P())
         return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=ours, check_vma=False)(
             *args

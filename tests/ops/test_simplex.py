@@ -359,6 +359,46 @@ def test_hull_projection_is_the_nearest_point(seed: int, q: int) -> None:
     assert np.linalg.norm(again - found) <= np.sqrt(2 * tolerance)
 
 
+def nearest_in_hull(v: np.ndarray, mixtures: np.ndarray) -> np.ndarray:
+    """Solve on every face of the hull in float64, and keep the nearest point that lies on its face.
+
+    A least-squares problem a face: what `quadprog` finds as well, to 1e-12.
+    """
+    best, least = mixtures[0], np.inf
+    for size in range(1, len(mixtures) + 1):
+        for face in itertools.combinations(range(len(mixtures)), size):
+            base, *others = mixtures[list(face)]
+            edges = np.reshape(others, (size - 1, len(v))) - base
+            part = np.linalg.lstsq(edges.T, v - base, rcond=None)[0]
+            weights = np.append(1 - part.sum(), part)
+            point = weights @ mixtures[list(face)]
+            distance = np.linalg.norm(point - v)
+            if weights.min() >= -1e-12 and distance < least:
+                best, least = point, distance
+    return best
+
+
+@pytest.mark.parametrize(("flat", "nearest", "distance"), [(False, 1e-5, 2e-6), (True, 1e-3, 1e-4)])
+def test_hull_projection_of_mixtures_that_almost_coincide(
+    flat: bool, nearest: float, distance: float
+) -> None:
+    """Two mixtures 1e-5 to 1 times as far apart as others, or a third as near to their line."""
+    rng = np.random.default_rng(0)
+    hulls = jax.jit(jax.vmap(project_onto_hull))
+    mixtures = rng.dirichlet(np.ones(4), (60, 4))
+    between = 0.4 * mixtures[:, 2] + 0.6 * mixtures[:, 3] if flat else mixtures[:, 0]
+    apart = 10.0 ** -rng.uniform(0, 5, (60, 1))
+    mixtures[:, 1] = between + apart * (mixtures[:, 1] - between)
+    mixtures = np.float64(np.float32(mixtures))
+    v = np.float64(np.float32(rng.normal(size=(60, 4)) / 2))
+    v[::2] = mixtures[::2, 1] + v[::2] / 3
+    v = np.float64(np.float32(v))
+    for x, point, rows in zip(np.float64(hulls(v, mixtures)), v, mixtures, strict=True):
+        expected = nearest_in_hull(point, rows)
+        assert np.linalg.norm(x - expected) <= nearest
+        assert np.linalg.norm(x - point) - np.linalg.norm(expected - point) <= distance
+
+
 def test_hull_of_the_corners_is_the_simplex(rng: np.random.Generator) -> None:
     v = rng.normal(size=(5, 3))
     np.testing.assert_allclose(project_onto_hull(v, np.eye(3)), project(v), atol=1e-5)
