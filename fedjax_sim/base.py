@@ -97,7 +97,19 @@ class Status(enum.IntFlag):
     EMPTY_COHORT = 2
     """No client with positive weight was left; the server's parameters stayed as they were."""
     EMPTY_DOMAIN = 4
-    """A domain of agnostic learning has no examples; no step was taken."""
+    """A domain of agnostic learning has no examples, or an example a domain that there is not; no
+    step was taken."""
+    BAD_WEIGHT = 8
+    """Some client's weight was no number in [0, MAX_WEIGHT]; its update was dropped."""
+    NON_FINITE_LOSS = 16
+    """Some client's training loss is a NaN or an infinity, though its update is not and counted."""
+    NON_FINITE_SERVER = 32
+    """What the server made of the aggregate is not finite, be it params, the state of its optimizer
+    or a mixture; the server stayed as it was."""
+
+
+MAX_WEIGHT = 1e30
+"""The largest aggregation weight: sums of weighted updates must not overflow float32."""
 
 
 class Mean(NamedTuple):
@@ -326,15 +338,15 @@ class Upload(NamedTuple):
     """What a client's local work gives.
 
     update: any pytree that goes to the aggregator, usually the change of the trained leaves.
-    weight: scalar >= 0, the update's aggregation weight.
-    loss: scalar, the mean training loss of the round, NaN if the rule knows none.
+    weight: scalar in [0, MAX_WEIGHT], the update's aggregation weight.
+    loss: scalar, the mean training loss of the round, None if the rule knows none.
     statistics: the client's statistics of the model, which the server averages; None for those
         that it received.
     """
 
     update: PyTree
     weight: Array
-    loss: Array | float = float("nan")
+    loss: Array | float | None = None
     statistics: PyTree = None
 
     def __repr__(self) -> str:
@@ -445,10 +457,11 @@ class Report(NamedTuple):
 
     ids: [C] int32 client ids (N for an empty slot).
     weights: [C] aggregation weights, 0 for empty slots and dropped updates.
-    dropped: [C] bool, clients whose update was not finite.
+    dropped: [C] bool, clients whose update was not finite or whose weight was out of range.
     num_steps: [C] int32, local steps.
-    update_norm: [C] float32, the Euclidean length of the update that the server received.
-    loss: [C] float32, the mean training loss, NaN where the rule knows none.
+    update_norm: [C] float32, the Euclidean length of the update that the server received; None
+        where clients send none of their own.
+    loss: [C] float32, the mean training loss; None if the rule knows none.
     num_bytes: [C] float32, what the client sent, in bytes.
     clients: dict of [C] arrays, the info of each client's rule and uplink.
     """
@@ -457,8 +470,8 @@ class Report(NamedTuple):
     weights: Array
     dropped: Array
     num_steps: Array
-    update_norm: Array
-    loss: Array
+    update_norm: Array | None
+    loss: Array | None
     num_bytes: Array
     clients: dict[str, Array]
 

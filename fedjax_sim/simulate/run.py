@@ -14,6 +14,7 @@ from jax.sharding import Sharding
 from fedjax_sim.base import Algorithm, Key, Mean, Params, PyTree
 from fedjax_sim.data import FederatedData
 from fedjax_sim.data.disk import Population
+from fedjax_sim.engine import contracts
 from fedjax_sim.engine.width import memory_advice
 from fedjax_sim.ops import checks
 from fedjax_sim.simulate._evaluating import Shapes, assessor, info_shapes, score_shapes
@@ -120,8 +121,8 @@ def run(
     _check_checkpoint(checkpoint, checkpoint_every, state)
     if (evaluate is None) != (not eval_data):
         raise ValueError(
-            "give both evaluate and eval_data or neither: "
-            f"got evaluate={evaluate!r} and eval_data={'none' if not eval_data else [*eval_data]}."
+            "give both evaluate and eval_data or neither: got "
+            f"evaluate={checks.shown(evaluate)} and eval_data={checks.shown([*(eval_data or ())])}."
         )
     if stop_when is not None and evaluate is None:
         raise ValueError(
@@ -129,6 +130,7 @@ def run(
             "often."
         )
     splits, facts = eval_data or {}, facts_of(data)
+    contracts.check_run(key, facts)
     where = all_processes(facts)
     with DeferredInterrupt() as interrupt:
         like = jax.eval_shape(algorithm.init, key, params, facts) if state is None else state
