@@ -641,7 +641,7 @@ def folder(path: Path, **files: str) -> Path:
         ({"a__notes.txt": ""}, r"a holds no data of a client: train.npz, train.csv, or x.npy"),
         ({"a_csv": "u,v\n1,2\n"}, r"a.csv has the fields \['u', 'v'\]: which are the labels"),
         ({"a_csv": "u,y\n1,2\n", "b_csv": "v,y\n1,2\n"}, r"b.csv has the columns \['v'\] bes"),
-        ({"a_csv": "u,y\nhi,2\n"}, r"a.csv: column 'u' has string, .*use from_csv"),
+        ({"a_csv": "u,y\nhi,2\n"}, r"a.csv: column 'u' has string, .*use from_table"),
         ({"a_csv": "u,y\n1,2\n,2\n"}, r"a.csv: column 'u' has 1 missing values"),
         ({"a_csv": "u,y\n1,2\n1,\n"}, r"a.csv: column 'y' has 1 missing values"),
         ({"a_csv": "u,y\n1,2\n1,2,3\n"}, r"cannot read .*a.csv"),

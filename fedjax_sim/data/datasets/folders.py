@@ -138,7 +138,7 @@ def _read_csv(path: Path, y: str | None, columns: list[str]) -> Arrays:
             raise ValueError(
                 f"{path}: column {name!r} has {what}, but all columns beside the label must be "
                 "numbers. For text and gaps put all clients into one table, with a column that "
-                "names the client, and use from_csv with group_columns"
+                "names the client, and use from_table with group_columns"
             )
     if table[label].null_count:
         raise ValueError(f"{path}: column {label!r} has {table[label].null_count} missing values")
