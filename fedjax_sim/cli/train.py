@@ -11,7 +11,14 @@ from fedjax_sim import engine, simulate
 from fedjax_sim.analysis.runfolder import RunFolder, check_output
 from fedjax_sim.base import Algorithm, Key, Params
 from fedjax_sim.cli import train_options
-from fedjax_sim.cli.build import METRICS, build_algorithm, build_model, check_numbers, deal
+from fedjax_sim.cli.build import (
+    GOALS,
+    build_algorithm,
+    build_loss,
+    build_model,
+    check_numbers,
+    deal,
+)
 from fedjax_sim.cli.interrupts import graceful_interrupt, signal_handlers
 from fedjax_sim.cli.output import (
     card_of,
@@ -51,7 +58,7 @@ def main(options: TrainOptions) -> int:
     init_key, run_key = jax.random.split(jax.random.key(options.run.seed))
     model, params = build_model(options, dealt.dataset, init_key)
     mesh = devices.mesh() if jax.device_count() > 1 and not options.run.debug else None
-    algorithm = build_algorithm(options.training, model, mesh)
+    algorithm = build_algorithm(options.training, model, build_loss(dealt.dataset), mesh)
     train = dealt.train if mesh is None else devices.replicate(dealt.train, mesh)
     jax.eval_shape(algorithm.init, run_key, params, dealt.train)  # refuses what cannot run
 
@@ -64,11 +71,12 @@ def main(options: TrainOptions) -> int:
         resume=options.run.resume is not None,
     )
     folder.save_text("config.toml", train_options.dump_toml(options))
-    evaluate = engine.evaluator(model, METRICS, mesh=mesh)
+    goal = GOALS[dealt.dataset.task]
+    evaluate = engine.evaluator(model, goal.metrics, mesh=mesh)
     splits = {"train": train, "test": dealt.test}
     result, failure = _simulated(algorithm, params, splits, run_key, evaluate, folder, options)
     with signal_handlers(signal.SIG_IGN):  # an impatient Ctrl-C must not lose what is done
-        summaries = summarize(result.evaluations)
+        summaries = summarize(result.evaluations, goal)
         write(folder, dealt, params, result, summaries, failure)
         console.print(summary_table(summaries))
         console.print(closing(folder, options, result), markup=False, soft_wrap=True)
