@@ -209,3 +209,7 @@ def by_name(data: datasets.Dataset) -> dict[str, dict[str, dict[str, np.ndarray]
             ("test", data.test, data.test_groups),
         )
     }
+
+
+PLAIN = [{plain(name): rows for name, rows in split.items()} for split in (TRAIN, TEST)]
+"""TRAIN and TEST with names that every format can have."""

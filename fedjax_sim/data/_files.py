@@ -12,6 +12,7 @@ import json
 import lzma
 import math
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -54,6 +55,7 @@ def _told(error: Exception) -> str:
     if isinstance(error, AttributeError | TypeError | AssertionError):
         return type(error).__name__  # of its code, and not of the file
     said = " ".join(f"{type(error).__name__}: {error}".split())
+    said = re.sub(r"0x[0-9a-f]{6,}", "...", said)  # checksums and addresses
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in said)[:300]
 
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fedjax_sim.base import Examples
+from fedjax_sim.base import Examples, outline, screen
 from fedjax_sim.data._files import check_dtype, existing, read_bytes, read_json, read_npy, reading
 from fedjax_sim.data.federated_data import FederatedData, Ranges, checked, ranges_of, size_facts
 from fedjax_sim.ops import devices
@@ -91,6 +91,18 @@ class Population:
         if mesh is not None:
             self._device_sizes = devices.replicate(self._device_sizes, mesh)
 
+    def __repr__(self) -> str:
+        arrays = {
+            name: jax.ShapeDtypeStruct((self.num_examples, *shape), dtype)
+            for name, (dtype, shape) in self._arrays.items()
+        }
+        return screen(
+            self,
+            path=str(self.path),
+            clients=f"{self.num_clients:,} of {min(self.sizes):,} to {max(self.sizes):,} examples",
+            examples=f"{self.num_examples:,}: {outline(arrays)}",
+        )
+
     @property
     def num_clients(self) -> int:
         """N."""
@@ -125,14 +137,15 @@ class Population:
 
         Yields:
             What `load` gives for each group, all of one shape, so that one program takes them all:
-            filled up to the group with the most examples.
+            filled up to the group with the most examples, and by up to an eighth more, so that the
+            same program often takes other groups too.
 
         Cost: host memory of one group, and on the device what the caller keeps.
         """
         groups = [self._checked(group) for group in groups]
         if not groups:
             return
-        num_rows = max(map(self._num_rows, groups))
+        num_rows = _with_room(max(map(self._num_rows, groups)))
         with concurrent.futures.ThreadPoolExecutor(1) as reader:
             pending = reader.submit(self._read, groups[0], num_rows)
             for following in [*groups[1:], None]:
@@ -246,7 +259,7 @@ def _read_sizes(path: Path) -> np.ndarray:
     if wrong or sizes.min() < 0 or sizes.max() >= 2**31:
         raise ValueError(
             f"{path} is damaged: it must hold the number of examples of each client, but holds "
-            f"{sizes.dtype} of shape {sizes.shape}: {np.array2string(sizes, threshold=8):.100}. "
+            f"{sizes.dtype} of shape {sizes.shape}: {' '.join(str(sizes).split()):.100}. "
             "Write the population again."
         )
     return sizes.astype(np.int64)
@@ -337,3 +350,9 @@ def _bytes(array: np.ndarray) -> bytes:
 
 def _row_bytes(dtype: np.dtype, shape: tuple[int, ...]) -> int:
     return dtype.itemsize * math.prod(shape)
+
+
+def _with_room(num_rows: int) -> int:
+    """At least so many rows: one of eight sizes between a power of two and the next."""
+    step = 1 << max(0, (num_rows - 1).bit_length() - 4)
+    return -(-num_rows // step) * step

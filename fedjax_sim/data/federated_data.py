@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim.base import Array, Examples
+from fedjax_sim.base import Array, Examples, outline, screen
 from fedjax_sim.data._arrays import as_numpy, first, is_text, missing, place
 
 Ranges = tuple[tuple[str, int, int], ...]
@@ -21,7 +21,7 @@ Ranges = tuple[tuple[str, int, int], ...]
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class FederatedData:
     """The examples of N clients, on the device. Build it with `federate`.
 
@@ -50,6 +50,13 @@ class FederatedData:
     max_size: int = dataclasses.field(metadata={"static": True})
     quantiles: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
     ranges: Ranges = dataclasses.field(default=(), metadata={"static": True})
+
+    def __repr__(self) -> str:
+        return screen(
+            self,
+            clients=f"{self.num_clients:,} of {self.min_size:,} to {self.max_size:,} examples",
+            examples=f"{self.num_examples:,}: {outline(self.examples)}",
+        )
 
     @property
     def num_clients(self) -> int:

@@ -101,7 +101,8 @@ def dirichlet(
     """
     classes, labels = np.unique(_labels(labels), return_inverse=True)
     _check_sizes(len(labels), num_clients, min_size)
-    checks.in_range("alpha", alpha, 0, 1e9, open_low=True, hint="For even shares use iid.")
+    hint = "For even shares use iid."
+    checks.in_range("alpha", alpha, 0, 1e9, open_low=True, float64=True, hint=hint)
     rng = _rng(seed)
     concentration = np.full(num_clients, float(alpha))
     shares = (rng.dirichlet(concentration) for _ in classes)

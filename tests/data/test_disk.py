@@ -93,6 +93,15 @@ def test_a_run_from_disk_is_bit_for_bit_the_run_in_memory(
     assert loaded[1] < 0.6 * population.num_examples
 
 
+def test_runs_from_disk_share_their_programs(population, params, key):
+    algorithm = ALGORITHMS["fedavg"]
+    simulate.run(algorithm, params, population, key=key, num_rounds=12)
+    with compilation.counted() as programs:
+        simulate.run(algorithm, params, population, key=key, num_rounds=12)
+        simulate.run(algorithm, params, population, key=key, num_rounds=15)
+    assert programs == []
+
+
 def test_a_continued_run_draws_the_cohorts_of_the_rounds_to_come(population, params, key):
     run = functools.partial(simulate.run, ALGORITHMS["fedavg"], params, population, key=key)
     whole = run(num_rounds=7, segment_rounds=3)

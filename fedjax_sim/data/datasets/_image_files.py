@@ -108,7 +108,7 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
             f"{path} is no IDX file of uint8 with {ndim} axes: it begins with {content[:4].hex()}"
         )
     shape = tuple(np.frombuffer(content, ">i4", ndim, offset=4).tolist())
-    if len(content) - header != math.prod(shape):
+    if min(shape) < 0 or len(content) - header != math.prod(shape):
         raise ValueError(
             f"{path} should hold {shape} = {math.prod(shape):,} bytes by its header, but holds "
             f"{len(content) - header:,}. Get the file again"

@@ -47,8 +47,8 @@ def from_clients(
         x_shape: shape that an input has, such as (28, 28, 1), where files hold rows of numbers.
         x_dtype: what inputs are read as: "float32" (quantities), "uint8" (pixels, 0 to 255).
             Integers need it, or `tokens=True`.
-        **options: task, num_classes, class_names, feature_names, tokens and ignore_label as in
-            `from_arrays`. Labels may also be text; the classes are those of the training labels.
+        **options: task, num_classes, class_names, classes, feature_names, tokens and ignore_label,
+            as in `from_arrays`.
 
     Returns:
         A Dataset with the group "client"; the examples of a client lie side by side.
@@ -88,7 +88,7 @@ class Gathered(NamedTuple):
     clients: np.ndarray
 
     def take(self, rows: np.ndarray) -> "Gathered":
-        """Some of the rows."""
+        """The rows where `rows` [M] is true."""
         return Gathered(self.where, self.x[rows], self.y[rows], self.clients[rows])
 
 
@@ -147,24 +147,24 @@ def divided(
 ) -> Dataset:
     """Make the data set of what was gathered, keeping a part for the test if there is none."""
     if test is None:
-        train, test = _hold_out(train, 0.2 if test_fraction is None else test_fraction, seed)
+        is_test = held_out(train.where, train.clients, test_fraction, seed)
+        train, test = train.take(~is_test), train.take(is_test)
     elif test_fraction is not None:
         raise ValueError(f"test_fraction={test_fraction} is for data without test examples")
     train, test = (_formed(split, x_shape, x_dtype, options) for split in (train, test))
-    if train.y.dtype.kind == "U":
-        classes = np.unique(train.y)
-        options = {"class_names": classes.tolist()} | options
-        train, test = (_coded(split, options["class_names"]) for split in (train, test))
-    return from_arrays(
-        train.x,
-        train.y,
-        test.x,
-        test.y,
-        name=name,
-        train_groups={"client": train.clients},
-        test_groups={"client": test.clients},
-        **options,
-    )
+    try:
+        return from_arrays(
+            train.x,
+            train.y,
+            test.x,
+            test.y,
+            name=name,
+            train_groups={"client": train.clients},
+            test_groups={"client": test.clients},
+            **options,
+        )
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{train.where}: {error}") from error
 
 
 def client_name(where: object, name: Any) -> str:
@@ -174,7 +174,7 @@ def client_name(where: object, name: Any) -> str:
     if isinstance(name, int | np.integer) and not isinstance(name, bool):
         name = str(name)
     if not isinstance(name, str):
-        raise TypeError(f"{where}: names of clients must be text, got {name!r:.100}. {_FORM}")
+        raise TypeError(f"{where}: names of clients must be text, got {name!r:.100}; {_FORM}")
     # NumPy's text ends at the last character that is not NUL; a surrogate cannot be written.
     if len(name) > _LONGEST_NAME or "\0" in name or any("\ud800" <= c <= "\udfff" for c in name):
         raise ValueError(
@@ -268,8 +268,8 @@ def _array(where: str, what: str, values: Any) -> np.ndarray:
         array = np.char.decode(array, "utf-8")
     if not array.ndim or array.dtype.kind not in ("biuf" if what == "x" else "biufU"):
         raise ValueError(
-            f"{where} has {what} of shape {array.shape} and type {array.dtype}; needed are numbers "
-            f"[n, ...], such as {values!r:.100} is not"
+            f"{where} has {what} of shape {array.shape} and type {array.dtype}, where numbers "
+            f"[n, ...] are needed: {' '.join(repr(values).split()):.100}"
         )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         row = int(np.argwhere(~np.isfinite(array))[0][0])
@@ -279,23 +279,26 @@ def _array(where: str, what: str, values: Any) -> np.ndarray:
     return array
 
 
-def _hold_out(train: Gathered, test_fraction: float, seed: int) -> tuple[Gathered, Gathered]:
-    checks.in_range("test_fraction", test_fraction, 0, 1, open_low=True)
+def held_out(
+    where: object, clients: np.ndarray, test_fraction: float | None, seed: int
+) -> np.ndarray:
+    """Which rows [M] of clients [M], side by side, are kept for the test."""
+    fraction = 0.2 if test_fraction is None else test_fraction
+    checks.in_range("test_fraction", fraction, 0, 1, open_low=True)
     checks.count("seed", seed)
-    is_test = np.zeros(len(train.y), bool)
-    firsts = np.flatnonzero(np.r_[True, train.clients[1:] != train.clients[:-1]])
-    for first, end in itertools.pairwise([*firsts.tolist(), len(train.y)]):
+    is_test = np.zeros(len(clients), bool)
+    firsts = np.flatnonzero(np.r_[True, clients[1:] != clients[:-1]])
+    for first, end in itertools.pairwise([*firsts.tolist(), len(clients)]):
         size = end - first
-        num_test = min(round(test_fraction * size), size - 1)
-        rng = np.random.default_rng([seed, *str(train.clients[first]).encode()])
+        num_test = min(round(fraction * size), size - 1)
+        rng = np.random.default_rng([seed, *str(clients[first]).encode()])
         is_test[first + rng.permutation(size)[:num_test]] = True
     if not is_test.any():
         raise ValueError(
-            f"{train.where}: test_fraction={test_fraction} leaves no client an example for the "
-            f"test; the largest has {np.diff([*firsts, len(train.y)]).max()}. Raise it, or give "
-            "test examples"
+            f"{where}: test_fraction={fraction} leaves no client an example for the test; the "
+            f"largest has {np.diff([*firsts, len(clients)]).max()}. Raise it, or give test examples"
         )
-    return train.take(np.flatnonzero(~is_test)), train.take(np.flatnonzero(is_test))
+    return is_test
 
 
 def _formed(
@@ -313,12 +316,13 @@ def _formed(
             ) from error
     elif x.ndim == 1:
         x = x[:, None]
-    unclear = x.dtype.kind in "iu" and x.dtype != np.uint8 and not options.get("tokens")
-    if unclear and x_dtype is None:
+    is_image = x.dtype == np.uint8 and x.ndim > 2 and x.max() > 1
+    if x_dtype is None and x.dtype.kind in "iu" and not is_image and not options.get("tokens"):
         raise TypeError(
-            f"{split.where} has inputs of {x.dtype}, which could mean several things: pass "
-            "x_dtype='float32' for quantities, x_dtype='uint8' for pixels from 0 to 255, or "
-            "tokens=True for token ids"
+            f"{split.where} has inputs of {x.dtype} and shape {x.shape[1:]}, which could mean "
+            "several things: pass x_dtype='float32' for quantities; x_dtype='uint8' for pixels "
+            "from 0 to 255, and x_shape=(height, width, channels) if they are in a row; tokens="
+            "True for token ids"
         )
     if x_dtype is not None:
         wanted = np.dtype(x_dtype)
@@ -330,15 +334,3 @@ def _formed(
             )
         x = x.astype(wanted)
     return split._replace(x=x)
-
-
-def _coded(split: Gathered, classes: Sequence[str]) -> Gathered:
-    """Labels that are names as numbers."""
-    index = {name: i for i, name in enumerate(classes)}
-    unknown = sorted({*np.unique(split.y).tolist()} - index.keys())
-    if unknown:
-        raise ValueError(
-            f"{split.where} has the label {unknown[0]!r}, which is none of {[*classes]!r:.300}"
-        )
-    codes = np.array([index[label] for label in split.y.ravel().tolist()])
-    return split._replace(y=codes.reshape(split.y.shape))

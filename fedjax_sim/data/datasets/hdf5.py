@@ -199,13 +199,14 @@ def _clients(
         file = h5py.File(source, "r")
     with file:
         names = _names(file, path)
-        clients = _member(file, "examples", path) if "examples" in names else {}
-        if not isinstance(clients, h5py.Group) or not len(clients):
+        clients = _member(file, "examples", path) if "examples" in names else None
+        found = _names(clients, path) if isinstance(clients, h5py.Group) else []
+        if not found:
             raise ValueError(
                 f"{path} has no clients under 'examples', only {names}; the layout must be "
                 "examples/<client>/<field>"
             )
-        for client in _names(clients, path):
+        for client in found:
             group = _member(clients, client, path)
             if not isinstance(group, h5py.Group):
                 raise ValueError(f"{path}: client {client!r} is no group of fields")
