@@ -13,7 +13,14 @@ from fedjax_sim import engine, simulate
 from fedjax_sim.analysis.runfolder import CHECKPOINTS, RunFolder, check_output, has_checkpoint
 from fedjax_sim.base import Algorithm, Key, Params
 from fedjax_sim.cli import train_options
-from fedjax_sim.cli.build import METRICS, build_algorithm, build_model, check_numbers, deal
+from fedjax_sim.cli.build import (
+    GOALS,
+    build_algorithm,
+    build_loss,
+    build_model,
+    check_numbers,
+    deal,
+)
 from fedjax_sim.cli.interrupts import signals_ignored, stopped_by_signals
 from fedjax_sim.cli.output import (
     card_of,
@@ -62,7 +69,7 @@ def main(options: TrainOptions) -> int:
     init_key, run_key = jax.random.split(jax.random.key(options.run.seed))
     model, params = build_model(options, dealt.dataset, init_key)
     mesh = devices.mesh() if jax.device_count() > 1 and not options.run.debug else None
-    algorithm = build_algorithm(options.training, model, mesh)
+    algorithm = build_algorithm(options.training, model, build_loss(dealt.dataset), mesh)
     train = dealt.train if mesh is None else devices.replicate(dealt.train, mesh)
     jax.eval_shape(algorithm.init, run_key, params, dealt.train)  # refuses what cannot run
 
@@ -71,13 +78,14 @@ def main(options: TrainOptions) -> int:
     begin = functools.cache(lambda: _begun(output, options))
     if options.run.resume is None:
         begin()  # the folder of a run that is continued stays as it is until all is checked
-    evaluate = engine.evaluator(model, METRICS, mesh=mesh)
+    goal = GOALS[dealt.dataset.task]
+    evaluate = engine.evaluator(model, goal.metrics, mesh=mesh)
     splits = {"train": train, "test": dealt.test}
     with stopped_by_signals():
         result, failure = _simulated(algorithm, params, splits, run_key, evaluate, begin, options)
         with signals_ignored():  # an impatient Ctrl-C must not lose what is done
             folder = begin()
-            summaries = summarize(result.evaluations)
+            summaries = summarize(result.evaluations, goal)
             try:
                 write(folder, dealt, params, result, summaries, failure)
             except OSError as error:

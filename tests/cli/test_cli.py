@@ -21,7 +21,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from fedjax_sim import experiments, models, simulate
+from fedjax_sim import experiments, metrics, models, simulate
 from fedjax_sim.analysis.runfolder import RunFolder, load_params
 from fedjax_sim.cli import build, train_options
 from fedjax_sim.cli import main as cli
@@ -201,7 +201,7 @@ def test_every_kind_of_algorithm_trains_in_its_own_way() -> None:
         {"algorithm": "agnostic", "mixture_learning_rate": 0.5},
     ):
         options = training_options(batch_size=4, **choice)
-        algorithm = build.build_algorithm(options, model)
+        algorithm = build.build_algorithm(options, model, metrics.cross_entropy)
         params = {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}
         result = simulate.run(algorithm, params, data, key=jax.random.key(1), num_rounds=40)
         loss = result.info.cohort.loss.mean(axis=1)
@@ -807,3 +807,53 @@ def test_every_experiment_keeps_the_contract(name: str) -> None:
     assert {"output", "overwrite"} <= {f.name for f in dataclasses.fields(module.Options)}
     assert callable(module.main) and module.__doc__
     assert run("reproduce", name, "--help") == 0
+
+
+def houses(path: Path, *, regions: int = 4) -> None:
+    """Prices that are linear in two features, in a table of 400 rows; the last region is small."""
+    rng = np.random.default_rng(0)
+    area, age = rng.uniform(40, 200, 400), rng.uniform(0, 100, 400)
+    price = 50_000.5 + 2_500 * area - 700 * age + rng.normal(0, 5_000, 400)
+    region = np.where(np.arange(400) == 0, regions - 1, rng.integers(0, regions - 1, 400))
+    rows = zip(area.round(2), age.round(2), price.round(2), region, strict=True)
+    lines = ["area,age,price,region", *(f"{a},{b},{p},r{r}" for a, b, p, r in rows)]
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def test_a_regression_from_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    houses(tmp_path / "price.csv")
+    args = [
+        *("train", "--dataset", tmp_path / "price.csv", "--label", "price"),
+        *("--partition", "dirichlet", "--num-clients", 5, "--rounds", 30, "--model", "logistic"),
+        *("--client-learning-rate", 0.3, "--eval-every", 30, "--output", tmp_path / "run"),
+    ]
+    assert run(*args) == 0
+    shown = capsys.readouterr().out
+    assert "1 target from" in shown and "mean_absolute_error" in shown
+    final = read(tmp_path / "run" / "results.json")["final"]["test"]
+    # The noise has a deviation of 5,000: its mean size is 5,000 sqrt(2 / pi) = 3,989.
+    assert 3_000 < final["mean_absolute_error"]["mean"] < 6_000
+    assert 9e6 < final["mean_squared_error"]["mean"] < 60e6
+    assert final["r2"]["mean"] > 0.95
+    assert "client_mean_absolute_error.png" in names(tmp_path / "run")
+    assert "label_counts.png" not in names(tmp_path / "run")
+    population = deal(dataset=str(tmp_path / "price.csv"), label="price", partition="shards")
+    means = [population.train.client(i)["y"].mean() for i in range(5)]
+    assert np.std(means) > 20_000  # clients differ in their targets
+
+
+def test_a_client_without_test_rows_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    houses(tmp_path / "price.csv")
+    args = [
+        *("train", "--dataset", tmp_path / "price.csv", "--label", "price", "--group", "region"),
+        *("--partition", "by_group", "--rounds", 1, "--model", "logistic", "--seed", 1),
+        *("--output", tmp_path / "run"),
+    ]
+    assert run(*args) == 0
+    saved = arrays(tmp_path / "run")
+    assert saved["client_names"].tolist() == ["r0", "r1", "r2", "r3"]
+    count = saved["evaluations/test/mean_absolute_error/count"][-1]
+    assert count[3] == 0 and (count[:3] > 0).all() and saved["client_sizes"][3] == 1
+    assert "pooled" not in capsys.readouterr().out
