@@ -72,7 +72,7 @@ def deal(chosen: TrainOptions, *, seed: int) -> Dealt:
 def _load(chosen: TrainOptions, seed: int) -> datasets.Dataset:
     options, table = chosen.data, chosen.table
     if train_options.has_clients(options.dataset):
-        values = vars(chosen.files) | {"task": table.task, "test_fraction": table.test_fraction}
+        values = vars(table) | vars(chosen.files)
         given = {name: value for name, value in values.items() if value is not None}
         return datasets.load(options.dataset, options.folder, seed=seed, **given)
     if not train_options.is_table(options.dataset):

@@ -127,7 +127,7 @@ def _reader(metavar: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class TableOptions:
-    """How a table of your own is read; these are arguments of `datasets.from_table`.
+    """How a table of your own is read, also one of each client; arguments of `datasets.from_table`.
 
     Attributes:
         task: What the labels are: classes, or the targets of a regression. By default text and at
@@ -368,13 +368,11 @@ def resolve(options: TrainOptions) -> TrainOptions:
             f"or .parquet), and belongs to it alone: got --dataset {options.data.dataset} and "
             f"--label {options.data.label}."
         )
-    shared = ("task", "test_fraction") if by_client else ()
     for group, takes_it, what in (
-        (options.table, is_own, "a table of your own"),
+        (options.table, is_own or by_client, "a table of your own"),
         (options.files, by_client, "files that have clients (KIND:PATH)"),
     ):
-        given = [name for name, value in vars(group).items() if value is not None]
-        useless = [flag(name) for name in given if name not in shared]
+        useless = [flag(name) for name, value in vars(group).items() if value is not None]
         if useless and not takes_it:
             raise ValueError(
                 f"{', '.join(useless)}: for {what} only, but --dataset is {options.data.dataset}."

@@ -421,7 +421,7 @@ def test_files_that_have_clients(tmp_path: Path, capsys: pytest.CaptureFixture[s
     for wrong, message in (
         (["--dataset", path, "--x-shape", 4, 1], r"cannot become x_shape=\(4, 1\)"),
         (["--dataset", path, "--client-column", "a"], "unknown option of leaf:.* 'client_column'"),
-        (["--dataset", path, "--decimal", ","], "--decimal: for a table of your own only"),
+        (["--dataset", path, "--decimal", ","], "unknown option of leaf:.* 'decimal'"),
         (["--dataset", "adult", "--x", "a"], r"--x: for files that have clients .* only, but"),
         (["--dataset", "leave:x"], r"unknown data set 'leave:x'.*leaf:PATH"),
         (["--dataset", "leaf:nowhere"], r"nowhere does not exist"),
