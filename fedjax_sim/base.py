@@ -19,11 +19,13 @@ optimizer.
 """
 
 import enum
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 Key = jax.Array
@@ -33,6 +35,46 @@ Ids = Sequence[int] | Array
 """Client ids, [f] integers."""
 Examples = dict[str, Any]
 """Named arrays that share their leading axis: "x" [M, ...] inputs and "y" [M, ...] labels."""
+
+
+def outline(value: Any) -> str:
+    """Say what is in a tree, in one line without values: arrays as `float32[784, 10]`."""
+    if isinstance(value, jax.ShapeDtypeStruct | jax.Array | np.ndarray):
+        return f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, Mapping):
+        inside = ", ".join(f"{key}: {outline(each)}" for key, each in value.items())
+        return f"{{{inside}}}"
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        fields = zip(value._fields, value, strict=True)
+        inside = ", ".join(f"{name}={outline(each)}" for name, each in fields)
+        return f"{type(value).__name__}({inside})"
+    if isinstance(value, tuple | list):
+        inside = ", ".join(map(outline, value))
+        return f"({inside})" if isinstance(value, tuple) else f"[{inside}]"
+    return f"{value:.4g}" if isinstance(value, float) else repr(value)
+
+
+def screen(value: Any, **fields: Any) -> str:
+    """A repr that fits on a screen, for tuples of arrays: a line a field, without values.
+
+    Args:
+        value: whose name stands above; its fields are shown if it is a NamedTuple.
+        fields: what is shown in the place of fields, or instead of them; text as it is.
+    """
+    own = value._asdict() if isinstance(value, tuple) else {}  # type: ignore[attr-defined]
+    lines = []
+    for name, each in {**own, **fields}.items():
+        text = each if name in fields and isinstance(each, str) else outline(each)
+        if len(text) > _SCREEN:
+            leaves = [leaf for leaf in jax.tree.leaves(each) if hasattr(leaf, "shape")]
+            number = sum(math.prod(leaf.shape) for leaf in leaves)
+            what = f"{len(leaves)} arrays, {number:,} numbers: " if leaves else ""
+            text = f"{what}{text[: _SCREEN - len(what)]}..."
+        lines.append(f"    {name}: {text}")
+    return "\n".join([f"{type(value).__name__}:", *lines])
+
+
+_SCREEN = 80
 
 
 class Stream(enum.IntEnum):
@@ -55,7 +97,19 @@ class Status(enum.IntFlag):
     EMPTY_COHORT = 2
     """No client with positive weight was left; the server's parameters stayed as they were."""
     EMPTY_DOMAIN = 4
-    """A domain of agnostic learning has no examples; no step was taken."""
+    """A domain of agnostic learning has no examples, or an example a domain that there is not; no
+    step was taken."""
+    BAD_WEIGHT = 8
+    """Some client's weight was no number in [0, MAX_WEIGHT]; its update was dropped."""
+    NON_FINITE_LOSS = 16
+    """Some client's training loss is a NaN or an infinity, though its update is not and counted."""
+    NON_FINITE_SERVER = 32
+    """What the server made of the aggregate is not finite, be it params, the state of its optimizer
+    or a mixture; the server stayed as it was."""
+
+
+MAX_WEIGHT = 1e30
+"""The largest aggregation weight: sums of weighted updates must not overflow float32."""
 
 
 class Mean(NamedTuple):
@@ -66,6 +120,11 @@ class Mean(NamedTuple):
 
     total: Array
     count: Array  # type: ignore[assignment]  # of the field's word, not tuple.count
+
+    def __repr__(self) -> str:
+        if np.size(self.total) > 10:
+            return outline(self)
+        return f"Mean(total={self.total!r}, count={self.count!r})"
 
     @property
     def value(self) -> Array:
@@ -120,6 +179,9 @@ class Leaves(NamedTuple):
     trained: Params
     statistics: PyTree
     frozen: PyTree
+
+    def __repr__(self) -> str:
+        return screen(self)
 
     @property
     def params(self) -> Params:
@@ -221,6 +283,9 @@ class Batch(NamedTuple):
     examples: Examples
     mask: Array
 
+    def __repr__(self) -> str:
+        return screen(self)
+
 
 class Client(NamedTuple):
     """Who a client is in this round, as scalars: its id, its examples, its local steps."""
@@ -250,6 +315,9 @@ class Message(NamedTuple):
     statistics: PyTree = None
     frozen: PyTree = None
 
+    def __repr__(self) -> str:
+        return screen(self)
+
     @property
     def trained(self) -> Params:
         """The trained leaves, from a server that shares them alone or as a History."""
@@ -270,16 +338,19 @@ class Upload(NamedTuple):
     """What a client's local work gives.
 
     update: any pytree that goes to the aggregator, usually the change of the trained leaves.
-    weight: scalar >= 0, the update's aggregation weight.
-    loss: scalar, the mean training loss of the round, NaN if the rule knows none.
+    weight: scalar in [0, MAX_WEIGHT], the update's aggregation weight.
+    loss: scalar, the mean training loss of the round, None if the rule knows none.
     statistics: the client's statistics of the model, which the server averages; None for those
         that it received.
     """
 
     update: PyTree
     weight: Array
-    loss: Array | float = float("nan")
+    loss: Array | float | None = None
     statistics: PyTree = None
+
+    def __repr__(self) -> str:
+        return screen(self)
 
 
 class ClientRule(NamedTuple):
@@ -348,6 +419,9 @@ class Cohort(NamedTuple):
     ids: Array
     mask: Array
 
+    def __repr__(self) -> str:
+        return screen(self)
+
 
 class Sampler(NamedTuple):
     """Which clients take part in a round.
@@ -383,10 +457,11 @@ class Report(NamedTuple):
 
     ids: [C] int32 client ids (N for an empty slot).
     weights: [C] aggregation weights, 0 for empty slots and dropped updates.
-    dropped: [C] bool, clients whose update was not finite.
+    dropped: [C] bool, clients whose update was not finite or whose weight was out of range.
     num_steps: [C] int32, local steps.
-    update_norm: [C] float32, the Euclidean length of the update that the server received.
-    loss: [C] float32, the mean training loss, NaN where the rule knows none.
+    update_norm: [C] float32, the Euclidean length of the update that the server received; None
+        where clients send none of their own.
+    loss: [C] float32, the mean training loss; None if the rule knows none.
     num_bytes: [C] float32, what the client sent, in bytes.
     clients: dict of [C] arrays, the info of each client's rule and uplink.
     """
@@ -395,10 +470,13 @@ class Report(NamedTuple):
     weights: Array
     dropped: Array
     num_steps: Array
-    update_norm: Array
-    loss: Array
+    update_norm: Array | None
+    loss: Array | None
     num_bytes: Array
     clients: dict[str, Array]
+
+    def __repr__(self) -> str:
+        return screen(self)
 
 
 class Attack(NamedTuple):
@@ -480,3 +558,6 @@ class RoundInfo(NamedTuple):
     bytes_down: Array
     bytes_up: Array
     attack: dict[str, Array] = {}  # noqa: RUF012  # nobody writes into an info
+
+    def __repr__(self) -> str:
+        return screen(self)

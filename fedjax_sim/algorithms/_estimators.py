@@ -40,6 +40,7 @@ Estimator = Callable[[Key, Leaves, Array, FederatedData, Array, Places], Estimat
 
 def places_of(owners: Array, num_domains: int) -> Places:
     """The Places of examples whose domains are `owners` [M]."""
+    owners = jnp.where(owners < 0, num_domains, owners)  # domains that there are not come last
     sizes = jnp.bincount(owners, length=num_domains).astype(jnp.int32)
     rows = jnp.argsort(owners, stable=True).astype(jnp.int32)
     return Places(jnp.cumsum(sizes, dtype=jnp.int32) - sizes, sizes, rows)

@@ -28,10 +28,12 @@ from fedjax_sim.base import (
     Report,
     Sampler,
     Server,
+    screen,
 )
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.data.fitting import check_fit
-from fedjax_sim.ops import trees
+from fedjax_sim.ops import optimizers, trees
+from fedjax_sim.ops.arguments import checked
 from fedjax_sim.ops.per_example import per_example
 from fedjax_sim.servers import ServerState, sampling, stepped
 
@@ -51,6 +53,9 @@ class AgnosticAveragingState(NamedTuple):
     window: Array
     num_steps: Array
 
+    def __repr__(self) -> str:
+        return screen(self)
+
 
 class _Own(NamedTuple):
     """What one client is sent besides the model.
@@ -64,6 +69,7 @@ class _Own(NamedTuple):
     seen: Mean
 
 
+@checked
 def agnostic_fedavg(
     model: Model,
     *,
@@ -121,16 +127,22 @@ def agnostic_fedavg(
         domain=domains.name if domains else None,
         num_domains=domains.number if domains else 1,
     )
-    optimizer = server or optax.sgd(1.0)
+    optimizer = optax.sgd(1.0) if server is None else server
+    optimizers.check("server", optimizer)
 
     def init(key: Key, params: Params, data: FederatedData) -> AgnosticAveragingState:
         check_domains(domains, data)
         p = domains.number if domains else data.num_clients
-        window = jnp.ones((1, p)) if initial_window is None else jnp.asarray(initial_window, float)
+        window = jnp.ones((1, p)) if initial_window is None else initial_window
+        window = jnp.asarray(window, jnp.float32)
         if window.ndim != 2 or window.shape[0] == 0 or window.shape[1] != p:
             raise ValueError(f"initial_window must be [W, {p}] with W >= 1, got {window.shape}.")
         return AgnosticAveragingState(
-            params, optimizer.init(params), ascent.start(p), window, jnp.int32(0)
+            params,
+            optimizers.init("server", optimizer, params),
+            ascent.start(p),
+            window,
+            jnp.int32(0),
         )
 
     def broadcast(
@@ -150,8 +162,9 @@ def agnostic_fedavg(
     def apply(
         key: Key, state: AgnosticAveragingState, aggregate: Params, report: Report
     ) -> tuple[AgnosticAveragingState, dict[str, Array]]:
-        served = stepped(optimizer, ServerState(state.params, state.optimizer), aggregate)
-        seen = Mean(report.clients["seen_loss"], report.clients["seen_count"])
+        served = stepped(optimizer, ServerState(state.params, state.optimizer), aggregate, report)
+        given = Mean(report.clients["seen_loss"], report.clients["seen_count"])
+        seen = trees.where(~report.dropped, given, jax.tree.map(jnp.zeros_like, given))
         if domains is None:
             p = state.mixture.shape[0]
             seen = Mean(*(jax.ops.segment_sum(x, report.ids, p) for x in seen))

@@ -21,10 +21,12 @@ from fedjax_sim.base import (
     Sampler,
     Server,
     Upload,
+    screen,
     split,
 )
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import checks
+from fedjax_sim.ops.arguments import checked
 from fedjax_sim.servers import sampling
 
 
@@ -35,7 +37,11 @@ class FedDynState(NamedTuple):
     drift: Params
     num_clients: Array
 
+    def __repr__(self) -> str:
+        return screen(self)
 
+
+@checked
 def feddyn(
     model: Model,
     *,

@@ -18,10 +18,12 @@ from fedjax_sim.base import (
     Report,
     Sampler,
     Server,
+    screen,
 )
 from fedjax_sim.clients import ControlledModel
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops.arguments import checked
 from fedjax_sim.servers import sampling
 
 
@@ -31,7 +33,11 @@ class ScaffoldState(NamedTuple):
     model: ControlledModel
     num_clients: Array
 
+    def __repr__(self) -> str:
+        return screen(self)
 
+
+@checked
 def scaffold(
     model: Model,
     *,

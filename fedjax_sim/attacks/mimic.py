@@ -7,8 +7,9 @@ import jax.numpy as jnp
 
 from fedjax_sim.attacks import _rows
 from fedjax_sim.attacks._crafting import known, normal_noise, send
-from fedjax_sim.base import Array, Attack, Key, Message, PyTree, Report
+from fedjax_sim.base import Array, Attack, Key, Message, PyTree, Report, screen
 from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops.arguments import checked
 
 
 class MimicState(NamedTuple):
@@ -25,7 +26,11 @@ class MimicState(NamedTuple):
     client: Array
     num_rounds: Array
 
+    def __repr__(self) -> str:
+        return screen(self)
 
+
+@checked
 def mimic(*, warmup: int = 1) -> Attack:
     """Everybody malicious copies one honest client: harmless updates that overweight its data.
 

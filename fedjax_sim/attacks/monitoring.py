@@ -10,10 +10,12 @@ from jax.typing import ArrayLike
 from fedjax_sim.attacks import _rows
 from fedjax_sim.attacks._crafting import known
 from fedjax_sim.base import Array, Attack, Key, Mean, Message, Params, PyTree, Report
-from fedjax_sim.ops import trees
+from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops.arguments import checked
 from fedjax_sim.ops.per_example import described
 
 
+@checked
 def monitored(
     attack: Attack,
     *,
@@ -33,7 +35,8 @@ def monitored(
             that minus the lowest accuracy of w + one malicious update. The paper's server lets pass
             whom the gap does not put more than a tolerance, 0.1, behind.
         histogram_edges: [k + 1] ascending edges of bins. Adds "honest_histogram" and "histogram"
-            [k], counts of the entries of updates in each [low, high), per client.
+            [k], counts of the entries of updates in each [low, high), per client. Entries beyond
+            the edges count in the first and the last bin, so that the counts add up to D.
 
     Returns:
         An attack; entries are NaN in rounds without a malicious (or with less than two honest)
@@ -45,9 +48,7 @@ def monitored(
         Bhagoji et al., "Analyzing Federated Learning through an Adversarial Lens", ICML 2019,
         section 3.2 (stealth metrics).
     """
-    edges = None if histogram_edges is None else np.asarray(histogram_edges, np.float32)
-    if edges is not None and (edges.ndim != 1 or edges.size < 2 or (np.diff(edges) <= 0).any()):
-        raise ValueError(f"histogram_edges must be at least two ascending edges, got {edges}.")
+    edges = None if histogram_edges is None else _edges(histogram_edges)
 
     def apply(
         key: Key, state: PyTree, updates: PyTree, report: Report, malicious: Array, message: Message
@@ -63,6 +64,17 @@ def monitored(
         return state, updates, info
 
     return Attack(attack.init, apply)
+
+
+def _edges(histogram_edges: ArrayLike) -> np.ndarray:
+    edges = np.asarray(histogram_edges)
+    if edges.dtype.kind in "iuf" and edges.ndim == 1 and edges.size > 1:
+        with np.errstate(over="ignore", invalid="ignore"):
+            edges = edges.astype(np.float32)
+            if (np.diff(edges) > 0).all():
+                return edges
+    got = checks.shown(histogram_edges)
+    raise ValueError(f"histogram_edges must be at least two ascending edges, got {got}.")
 
 
 def _distance_ranges(updates: PyTree, honest: Array, malicious: Array) -> dict[str, Array]:
@@ -123,7 +135,9 @@ def _histogram(updates: PyTree, rows: Array, edges: np.ndarray) -> Array:
             return (flat < edge).sum(dtype=jnp.float32)
 
         # A pass over the row for every edge: binning each entry would be a scatter, slow on a CPU.
-        return jnp.where(counts, jnp.diff(jax.lax.map(below, jnp.asarray(edges))), 0)
+        inner = jax.lax.map(below, jnp.asarray(edges[1:-1]))
+        ends = jnp.float32(0), jnp.float32(flat.size)  # the first and the last bin are open
+        return jnp.where(counts, jnp.diff(inner, prepend=ends[0], append=ends[1]), 0)
 
     count = jnp.where(rows.any(), rows.sum(), jnp.nan)
     return jax.lax.map(of_row, (updates, rows)).sum(axis=0) / count

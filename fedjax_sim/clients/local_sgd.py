@@ -24,7 +24,8 @@ from fedjax_sim.base import (
     Upload,
 )
 from fedjax_sim.data.fitting import check_fit
-from fedjax_sim.ops import trees
+from fedjax_sim.ops import optimizers, trees
+from fedjax_sim.ops.arguments import checked
 from fedjax_sim.ops.per_example import check_model, per_example
 
 Regularizer = Callable[[Params], Array]
@@ -63,6 +64,7 @@ The value is minimised over `leaves.trained`; `extra` is that of the Work.
 """
 
 
+@checked
 def local_sgd(
     model: Model,
     optimizer: Optimizer,
@@ -100,6 +102,7 @@ def local_sgd(
     return rule._replace(kinds=model.kinds, check=functools.partial(check_fit, model))
 
 
+@checked
 def local_steps(
     objective: Objective, optimizer: Optimizer, *, correct: Correction | None = None
 ) -> ClientRule:
@@ -113,21 +116,38 @@ def local_steps(
     def value(params: Params, leaves: Leaves, batch: Batch, key: Key, extra: PyTree) -> Any:
         return objective(leaves._replace(trained=params), batch, key, extra)
 
-    gradient_of = jax.grad(value, has_aux=True)
+    optimizers.check("client_optimizer", optimizer, of_round=True)
+    value_and_gradient = jax.value_and_grad(value, has_aux=True)
 
     def begin(key: Key, client_state: PyTree, message: Message, client: Client) -> Work:
         leaves = message.leaves(message.shared)
-        state = at_round(optimizer, message.round).init(leaves.trained)
+        at = at_round(optimizer, message.round)
+        state = optimizers.init("client_optimizer", at, leaves.trained)
         zero = Mean(jnp.float32(0), jnp.float32(0))
         return Work(leaves.trained, leaves.statistics, state, zero)
 
     def step(key: Key, work: Work, message: Message, batch: Batch) -> Work:
         leaves = message.leaves(work.params)._replace(statistics=work.statistics)
-        gradient, (mean, statistics) = gradient_of(work.params, leaves, batch, key, work.extra)
-        if correct is not None:
-            gradient = correct(gradient, work, message)
+
+        def look(params: Params) -> tuple[Params, tuple[Array, tuple[Mean, PyTree]]]:
+            """The gradient to step with, and what the objective gives there."""
+            seen, gradient = value_and_gradient(params, leaves, batch, key, work.extra)
+            if correct is not None:
+                gradient = correct(gradient, work._replace(params=params), message)
+            return gradient, seen
+
+        gradient, (found, (mean, statistics)) = look(work.params)
+        known = {"value": found, "grad": gradient, "grad_fn": lambda params, _: look(params)[0]}
+        if correct is None:  # else its gradient is not the one to step with
+
+            def value_at(params: Params, grad_fn: Any = None) -> Array:
+                # Line searches hand on what they have no use for, which it must take.
+                return value(params, leaves, batch, key, work.extra)[0]
+
+            known["value_fn"] = value_at
         at = at_round(optimizer, message.round)
-        updates, state = at.update(gradient, work.optimizer, work.params)
+        given = (gradient, work.optimizer, work.params)
+        updates, state = optimizers.update("client_optimizer", at, *given, **known)
         params = optax.apply_updates(work.params, updates)
         seen = jax.tree.map(lambda a, b: a + b.astype(a.dtype), work.loss, mean)
         return Work(params, statistics, state, seen, work.extra)

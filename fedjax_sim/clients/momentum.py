@@ -14,9 +14,11 @@ from fedjax_sim.base import (
     Params,
     PyTree,
     Upload,
+    screen,
     split,
 )
 from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops.arguments import checked
 
 
 class MomentumState(NamedTuple):
@@ -31,7 +33,11 @@ class MomentumState(NamedTuple):
     momentum: Params
     started: Array
 
+    def __repr__(self) -> str:
+        return screen(self)
 
+
+@checked
 def worker_momentum(
     rule: ClientRule, *, momentum: float | Array, dampening: float | Array | None = None
 ) -> ClientRule:

@@ -13,12 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim.base import Array, Examples
+from fedjax_sim.base import Array, Examples, outline, screen
 from fedjax_sim.data._arrays import as_numpy, first, is_text, missing, place
+
+Ranges = tuple[tuple[str, int, int], ...]
+"""(name, lowest, highest) of arrays of integers."""
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class FederatedData:
     """The examples of N clients, on the device. Build it with `federate`.
 
@@ -46,9 +49,14 @@ class FederatedData:
     min_size: int = dataclasses.field(metadata={"static": True})
     max_size: int = dataclasses.field(metadata={"static": True})
     quantiles: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
-    ranges: tuple[tuple[str, int, int], ...] = dataclasses.field(
-        default=(), metadata={"static": True}
-    )
+    ranges: Ranges = dataclasses.field(default=(), metadata={"static": True})
+
+    def __repr__(self) -> str:
+        return screen(
+            self,
+            clients=f"{self.num_clients:,} of {self.min_size:,} to {self.max_size:,} examples",
+            examples=f"{self.num_examples:,}: {outline(self.examples)}",
+        )
 
     @property
     def num_clients(self) -> int:
@@ -194,9 +202,7 @@ def size_facts(sizes: np.ndarray) -> dict[str, Any]:
     return {"min_size": quantiles[0], "max_size": quantiles[-1], "quantiles": tuple(quantiles)}
 
 
-def ranges_of(
-    examples: Mapping[str, np.ndarray], ignore_label: int | None = None
-) -> tuple[tuple[str, int, int], ...]:
+def ranges_of(examples: Mapping[str, np.ndarray], ignore_label: int | None = None) -> Ranges:
     """`FederatedData.ranges` of checked examples."""
     found = []
     for name, array in examples.items():

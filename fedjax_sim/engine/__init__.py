@@ -3,6 +3,7 @@
 Recipes in `algorithms` call `federated`; the rest serves them, and evaluations.
 
     round         federated: sample, broadcast, work locally, aggregate, update the server
+    contracts     what parts must give back, checked when a round is traced
     local_work    clients batched into chunks, chunks into a scan, over devices
     width         how many clients train at once, measured where that matters
     evaluation    evaluator, personal_evaluator, cohort_loss: how well models serve clients

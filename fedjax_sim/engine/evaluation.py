@@ -323,14 +323,18 @@ def cohort_loss(
             parts = each(outputs, examples["y"])
             group = slot
             if domain is not None:
-                group = slot * num_domains + examples[domain].astype(jnp.int32)
+                of = examples[domain].astype(jnp.int32)
+                # No domain of that number: the client's loss is not known, nor anything from it.
+                known = (of >= 0) & (of < num_domains)
+                parts = Mean(jnp.where(known, parts.total, jnp.nan), parts.count)
+                group = slot * num_domains + jnp.clip(of, 0, num_domains - 1)
             sums = (
                 trees.group_sum(jnp.where(live, part, 0), group, num_slots * num_domains)
                 for part in parts
             )
-            return Mean(*(a + b for a, b in zip(seen, sums, strict=True)))
+            return Mean(*(a + b.astype(a.dtype) for a, b in zip(seen, sums, strict=True)))
 
-        zero = jnp.zeros(num_slots * num_domains)
+        zero = jnp.zeros(num_slots * num_domains, jnp.float32)
         total = jax.lax.fori_loop(0, -(-ends[-1] // width), block, Mean(zero, zero))
         shape = (num_slots,) if domain is None else (num_slots, num_domains)
         return Mean(*(leaf.reshape(shape) for leaf in total))

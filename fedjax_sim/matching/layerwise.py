@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim.base import Array, Key, Params
+from fedjax_sim.base import Array, Key, Params, screen
 from fedjax_sim.matching.axes import Axes, Description, chosen, described, split, spread
 from fedjax_sim.matching.networks import neuron_budget
 from fedjax_sim.matching.neurons import MatchedLayer, Rows, match_layer
@@ -56,6 +56,9 @@ class LayerwiseMatching(NamedTuple):
     full: dict[str, Array]
     sigma: dict[str, Array]
     sigma0: dict[str, Array]
+
+    def __repr__(self) -> str:
+        return screen(self)
 
 
 def fedma(

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fedjax_sim.base import Array, Key
+from fedjax_sim.base import Array, Key, screen
 from fedjax_sim.matching.neurons import MatchedLayer, Rows, match_layer
 from fedjax_sim.matching.prior import LayerPrior, Prior, cap_of, check_common
 from fedjax_sim.ops import checks
@@ -54,6 +54,9 @@ class Matching(NamedTuple):
     full: Array
     sigma: Array
     sigma0: Array
+
+    def __repr__(self) -> str:
+        return screen(self)
 
 
 def pfnm(

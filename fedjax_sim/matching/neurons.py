@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim.base import Array, Key
+from fedjax_sim.base import Array, Key, screen
 from fedjax_sim.matching.assignment import assign_or_leave
 from fedjax_sim.matching.prior import LayerPrior
 
@@ -81,6 +81,9 @@ class MatchedLayer(NamedTuple):
     full: Array
     sigma: Array
     sigma0: Array
+
+    def __repr__(self) -> str:
+        return screen(self)
 
 
 class _Problem(NamedTuple):

@@ -10,8 +10,11 @@ from fedjax_sim.models._adapting import (
     scaled,
     statistics_beside,
 )
+from fedjax_sim.ops import checks
+from fedjax_sim.ops.arguments import checked
 
 
+@checked
 def from_linen(
     module: Any, *, train_argument: str | None = None, scale_images: bool = True
 ) -> Model:
@@ -40,7 +43,7 @@ def from_linen(
     from flax import linen
 
     if not isinstance(module, linen.Module):
-        raise TypeError(f"module must be a flax.linen module instance, got {module!r}")
+        raise TypeError(f"module must be a flax.linen module instance, got {checks.shown(module)}.")
     # Its init and apply take the arguments of any module, which no type states.
     net: Any = module
     mode = mode_arguments(module, train_argument)

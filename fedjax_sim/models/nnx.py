@@ -14,8 +14,11 @@ from fedjax_sim.models._adapting import (
     scaled,
     statistics_beside,
 )
+from fedjax_sim.ops import checks
+from fedjax_sim.ops.arguments import checked
 
 
+@checked
 def from_nnx(module: Any, *, train_argument: str | None = None, scale_images: bool = True) -> Model:
     """Make a model of a `flax.nnx` module.
 
@@ -48,11 +51,16 @@ def from_nnx(module: Any, *, train_argument: str | None = None, scale_images: bo
     if not built and not (callable(module) and can_call(module, 1)):
         raise TypeError(
             "module must be a flax.nnx module or a function of nnx.Rngs that builds one, for "
-            f"example lambda rngs: Net(rngs=rngs), got {module!r}"
+            f"example lambda rngs: Net(rngs=rngs), got {checks.shown(module)}."
         )
-    abstract: Any = nnx.eval_shape(lambda: nnx.clone(module) if built else module(nnx.Rngs(0)))
-    if not isinstance(abstract, nnx.Module):
-        raise TypeError(f"module must build a flax.nnx module, got {abstract!r}")
+
+    def build() -> nnx.Module:
+        made = nnx.clone(module) if built else module(nnx.Rngs(0))
+        if not isinstance(made, nnx.Module):
+            raise TypeError(f"module must build a flax.nnx module, got {checks.shown(made)}.")
+        return made
+
+    abstract: Any = nnx.eval_shape(build)
     mode = mode_arguments(abstract, train_argument)
 
     def split(node: Any) -> Any:

@@ -2,8 +2,20 @@
 
 from typing import NamedTuple
 
-from fedjax_sim.base import Array, Cohort, History, Key, Message, Params, PyTree, Report, Server
+from fedjax_sim.base import (
+    Array,
+    Cohort,
+    History,
+    Key,
+    Message,
+    Params,
+    PyTree,
+    Report,
+    Server,
+    screen,
+)
 from fedjax_sim.data import FederatedData
+from fedjax_sim.ops.arguments import checked
 
 
 class HistoryState(NamedTuple):
@@ -12,7 +24,11 @@ class HistoryState(NamedTuple):
     server: PyTree
     previous: Params
 
+    def __repr__(self) -> str:
+        return screen(self)
 
+
+@checked
 def with_history(server: Server) -> Server:
     """A server that shares a `History`: its params and those a round ago.
 

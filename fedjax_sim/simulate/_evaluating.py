@@ -30,11 +30,14 @@ class Models(NamedTuple):
     personal: PyTree | None
 
 
+# Cached, so that JAX sees the same function again and finds it compiled.
+@functools.lru_cache(maxsize=16)
 def models_of(algorithm: Algorithm) -> Callable[[PyTree], Models]:
     """state -> the Models that it holds."""
     return lambda state: Models(algorithm.params(state), algorithm.personal_params(state))
 
 
+@functools.lru_cache(maxsize=16)
 def scores_of(
     evaluate: Evaluate, runs: tuple[int, ...] = ()
 ) -> Callable[[Models, FederatedData], dict[str, Mean]]:

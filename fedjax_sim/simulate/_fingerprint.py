@@ -13,6 +13,7 @@ from fedjax_sim.data import FederatedData
 from fedjax_sim.data.disk import Population
 from fedjax_sim.engine.width import plain_tracing
 from fedjax_sim.ops import trees
+from fedjax_sim.simulate._evaluating import models_of, scores_of
 from fedjax_sim.simulate._feeding import facts_of
 from fedjax_sim.simulate.result import Evaluate
 
@@ -42,7 +43,7 @@ def fingerprint(
     facts = facts_of(data)
     with plain_tracing():
         state = jax.eval_shape(lambda *args: algorithm.init(*args), key, params, facts)
-        output = jax.eval_shape(lambda state: algorithm.params(state), state)
+        models = jax.eval_shape(models_of(algorithm), state)
         found = {
             MADE_BY: f"fedjax_sim {__version__}, jax {jax.__version__}, {jax.default_backend()}",
             "key": digest(jax.random.key_data(key)),
@@ -52,7 +53,8 @@ def fingerprint(
         }
         if evaluate is not None:
             split = next(iter(eval_data.values()))
-            found["evaluation"] = _of_program(evaluate, output, facts_of(split))
+            scores = scores_of(evaluate, key.shape)
+            found["evaluation"] = _of_program(scores, models, facts_of(split))
     return found | {f"{name} data": data_digest(split) for name, split in eval_data.items()}
 
 

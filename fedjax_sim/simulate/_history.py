@@ -8,7 +8,17 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from fedjax_sim.base import Array, Key, Mean, Params, PyTree, Report, RoundInfo, Status
+from fedjax_sim.base import (
+    MAX_WEIGHT,
+    Array,
+    Key,
+    Mean,
+    Params,
+    PyTree,
+    Report,
+    RoundInfo,
+    Status,
+)
 from fedjax_sim.simulate._evaluating import Shapes
 from fedjax_sim.simulate.checkpoints import Checkpoints
 from fedjax_sim.simulate.interrupts import DeferredInterrupt
@@ -235,21 +245,51 @@ def _explain(start: int, statuses: np.ndarray, cohort: Report) -> str:
     status = Status(int(statuses[tuple(where)]))
     run_text = f", run {where[1]}" if len(where) > 1 else ""
     place = f"round {start + where[0]}{run_text}"
-    dropped = np.asarray(cohort.dropped)[tuple(where)]
-    ids = np.asarray(cohort.ids)[tuple(where)]
+    cohort = jax.tree.map(lambda x: np.asarray(x)[tuple(where)], cohort)
+    rest = "The error's `result` holds the rounds until here."
+
+    def named(which: np.ndarray | Array) -> str:
+        return f"clients {cohort.ids[which].tolist()[:10]}"
+
     if Status.EMPTY_DOMAIN in status:
+        empty = cohort.ids[cohort.dropped].tolist()[:10]
+        what = (
+            f"domains {empty} have no examples, and so no loss"
+            if empty
+            else ("there are examples of domains that there are not")
+        )
         return (
-            f"in {place}, domains {ids[dropped].tolist()[:10]} have no examples, and so no loss. "
-            "Give num_domains the number of domains that the examples have, numbered from 0."
+            f"in {place}, {what}. Give Domains the number of domains that the examples have, "
+            "numbered from 0."
         )
     if Status.NON_FINITE_UPDATE in status:
-        who = f"clients {ids[dropped].tolist()[:10]} sent" if dropped.any() else "the server made"
+        who = f"{named(cohort.dropped)} sent" if cohort.dropped.any() else "the server made"
         return (
             f"in {place}, {who} an update that is not finite. Lower the learning rate or clip the "
             'gradients, look closer with debug=True, or drop such updates with on_error="continue".'
-            " The error's `result` holds the rounds until here."
+            f" {rest}"
+        )
+    if Status.BAD_WEIGHT in status:
+        return (
+            f"in {place}, the weights of {named(cohort.dropped)} are not in [0, {MAX_WEIGHT:g}]. A "
+            "weight comes from the client rule (`Upload.weight`, often a number of examples or "
+            "what follows from a loss): correct it there, or drop such updates with "
+            f'on_error="continue". {rest}'
+        )
+    if Status.NON_FINITE_SERVER in status:
+        return (
+            f"in {place}, the server's step gave what is not finite (params, the state of its "
+            "optimizer or the weights of domains), so the server stayed as it was. Lower the "
+            "server's learning rate, or the step size of the mixture, or go on with "
+            f'on_error="continue". {rest}'
+        )
+    if Status.NON_FINITE_LOSS in status:
+        return (
+            f"in {place}, the training loss of {named(~np.isfinite(np.asarray(cohort.loss)))} is not finite, "
+            "though their updates are. Look for labels or inputs that the loss is not made for, "
+            f'such as labels out of range, or go on with on_error="continue". {rest}'
         )
     return (
         f"in {place}, no client with a positive weight took part. Sample more clients, or go on "
-        'with on_error="continue". The error\'s `result` holds the rounds until here.'
+        f'with on_error="continue". {rest}'
     )

@@ -57,9 +57,9 @@ def checked_keep(keep: str | Iterable[str], info: PyTree) -> Keep:
     """
     if keep == "all":
         return None
-    if isinstance(keep, str) and keep != "nothing":
+    if keep != "nothing" and (isinstance(keep, str) or not isinstance(keep, Iterable)):
         raise TypeError(
-            f'keep must be "all", "nothing" or a tuple of names, got {keep!r}: ({keep!r},).'
+            f'keep must be "all", "nothing" or a tuple of names such as ({keep!r},), got {keep!r}.'
         )
     wanted = () if keep == "nothing" else tuple(keep)
     known = _names(info)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_sim.base import Mean, Params, PyTree
+from fedjax_sim.base import Mean, MeanByClass, Params, PyTree, outline, screen
 from fedjax_sim.data import FederatedData
 
 Evaluate = Callable[[Params, FederatedData], dict[str, Mean]]
@@ -32,10 +32,21 @@ class Evaluations(NamedTuple):
             for name, mean in metrics.items()
         }
 
+    def __repr__(self) -> str:
+        newest = (f"{name} {_range(mean[-1])}" for name, mean in self.means().items() if len(mean))
+        return screen(self, newest=", ".join(newest) or "none")
+
 
 def _mean(mean: Mean) -> np.ndarray:
-    total, count = (np.sum(leaf, axis=-1, dtype=np.float64) for leaf in mean)
+    axes = (-2, -1) if isinstance(mean, MeanByClass) else -1
+    total, count = (np.sum(leaf, axis=axes, dtype=np.float64) for leaf in mean)
     return np.where(count > 0, total, 0) / np.where(count > 0, count, 1)
+
+
+def _range(values: np.ndarray) -> str:
+    """A number, or the range of those of several runs."""
+    ends = dict.fromkeys(f"{end:.4g}" for end in (values.min(), values.max()))
+    return " to ".join(ends)
 
 
 class Result(NamedTuple):
@@ -65,6 +76,11 @@ class Result(NamedTuple):
     client_steps: int = 0
     interrupted: bool = False
     stopped_early: str = ""
+
+    def __repr__(self) -> str:
+        newest = repr(self.evaluations).rpartition("newest: ")[2]
+        rounds = outline(self.evaluations.rounds)
+        return screen(self, evaluations=f"after rounds {rounds}, newest {newest}")
 
 
 class SimulationError(RuntimeError):

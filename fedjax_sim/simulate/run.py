@@ -14,6 +14,7 @@ from jax.sharding import Sharding
 from fedjax_sim.base import Algorithm, Key, Mean, Params, PyTree
 from fedjax_sim.data import FederatedData
 from fedjax_sim.data.disk import Population
+from fedjax_sim.engine import contracts
 from fedjax_sim.engine.width import memory_advice
 from fedjax_sim.ops import checks
 from fedjax_sim.simulate._evaluating import Shapes, assessor, info_shapes, score_shapes
@@ -120,8 +121,8 @@ def run(
     _check_checkpoint(checkpoint, checkpoint_every, state)
     if (evaluate is None) != (not eval_data):
         raise ValueError(
-            "give both evaluate and eval_data or neither: "
-            f"got evaluate={evaluate!r} and eval_data={'none' if not eval_data else [*eval_data]}."
+            "give both evaluate and eval_data or neither: got "
+            f"evaluate={checks.shown(evaluate)} and eval_data={checks.shown([*(eval_data or ())])}."
         )
     if stop_when is not None and evaluate is None:
         raise ValueError(
@@ -129,6 +130,7 @@ def run(
             "often."
         )
     splits, facts = eval_data or {}, facts_of(data)
+    contracts.check_run(key, facts)
     where = all_processes(facts)
     with DeferredInterrupt() as interrupt:
         like = jax.eval_shape(algorithm.init, key, params, facts) if state is None else state
@@ -151,14 +153,11 @@ def run(
         with saved or contextlib.nullcontext():
             if saved is not None and saved.latest is not None:
                 first_round = saved.latest
-                checks.in_range(
-                    "num_rounds", num_rounds, first_round, hint=f"{saved.path} has more."
-                )
+                hint = f"{saved.path} has more."
+                checks.in_range("num_rounds", num_rounds, first_round, hint=hint)
                 info = info_shapes(algorithm, key, like, facts) if info is None else info
-                shapes = Shapes(
-                    like, info, score_shapes(algorithm, like, evaluate, splits, key.shape)
-                )
-                history.restore(saved, key, shapes, eval_every)
+                scores = score_shapes(algorithm, like, evaluate, splits, key.shape)
+                history.restore(saved, key, Shapes(like, info, scores), eval_every)
                 history.state = jax.device_put(history.state, where)
             elif state is None:
                 init = jax.jit(algorithm.init, out_shardings=where)
@@ -171,16 +170,17 @@ def run(
             output = jax.jit(algorithm.params, out_shardings=where)
             try:
                 assess = assessor(algorithm, evaluate, splits, where, key.shape)
-                history.start(first_round, None if history.eval_rounds else assess(history.state))
                 feed = feed_of(algorithm, key, history.state, data, facts, stops)
-                if debug:
-                    segment = debug_segment(algorithm, history.keep)
-                else:
+                segment: Callable = debug_segment(algorithm, history.keep)
+                if not debug:
                     segment = compiled_segment(algorithm, length, history.keep, where)
-                    _compile(segment, key, feed, where, history)
+                    if first_round < num_rounds and not history.ended():
+                        _compile(segment, key, feed, where, history)
+                history.start(first_round, None if history.eval_rounds else assess(history.state))
                 _drive(segment, key, feed, assess, history, saved)
-                if not history.failed:
+                if saved is not None and not history.failed:
                     history.save(saved, key)
+                    saved.wait()
             except Exception as error:
                 _rescue(error, history, saved, key, output)
                 raise
@@ -196,8 +196,6 @@ def _compile(
     segment: Callable, key: Key, feed: Feed, where: Sharding | None, history: History
 ) -> None:
     """Compile the program of all segments; its state comes out as it was."""
-    if history.num_rounds == history.total_rounds or history.ended():
-        return
     started = time.perf_counter()
     # A segment of no rounds compiles and does nothing; a second run finds it compiled.
     zero = np.int32(0)

@@ -15,7 +15,7 @@ from fedjax_sim.simulate.keeping import Keep, thinned
 
 SEGMENT_BYTES = 16 << 20
 """About the most that the infos of a segment may take on the device."""
-_LOOKED_AT = ("cohort.ids", "cohort.weights", "cohort.dropped")
+_LOOKED_AT = ("cohort.ids", "cohort.weights", "cohort.dropped", "cohort.loss")
 """What the device holds for the length of a segment, to say who went wrong."""
 
 

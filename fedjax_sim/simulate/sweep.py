@@ -15,10 +15,13 @@ from fedjax_sim.base import Algorithm, Array, Key, Mean, Params, PyTree
 from fedjax_sim.data import FederatedData
 from fedjax_sim.engine import Evaluator
 from fedjax_sim.engine.width import batched_runs, plain
+from fedjax_sim.ops import checks
+from fedjax_sim.ops.arguments import checked
 from fedjax_sim.simulate.result import Evaluate, Result
 from fedjax_sim.simulate.run import run
 
 
+@checked
 def vmapped(
     make: Callable[..., Algorithm],
     hyperparameters: Mapping[str, Array | np.ndarray],
@@ -40,8 +43,8 @@ def vmapped(
     Returns:
         An Algorithm for keys [G] and params with leaves [G, ...]; the data is shared.
     """
+    _check_rows(hyperparameters)
     values = {name: jnp.asarray(value) for name, value in hyperparameters.items()}
-    _check_rows(values)
 
     def init(key: Key, params: Params, data: FederatedData) -> PyTree:
         def runs(hyper: PyTree, key: Key, params: Params, data: FederatedData) -> PyTree:
@@ -87,6 +90,10 @@ def _dealt_out(function: Callable, mesh: Mesh | None) -> Callable:
 
 
 def _check_rows(values: Mapping[str, Array | np.ndarray]) -> None:
+    for name, value in values.items():
+        if not isinstance(value, jax.Array) and np.asarray(value).dtype.kind not in "biufV":
+            got = checks.shown(value)
+            raise TypeError(f"hyperparameters[{name!r}] must be an array of numbers, got {got}.")
     shapes = {name: np.shape(value) for name, value in values.items()}
     if len({shape[:1] for shape in shapes.values()}) > 1 or () in shapes.values():
         raise ValueError(

@@ -335,6 +335,24 @@ def test_histograms_step_through_the_bins_in_every_panel():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["x", "y"]
 
 
+def test_no_curve_is_left_out_for_want_of_colours():
+    many = {f"method {i}": [0.1 * i, 0.5] for i in range(11)}
+    (axes,) = plots.client_distribution(many, label="accuracy").axes
+    assert len(axes.lines) == 11
+    looks = {(line.get_color(), line.get_linestyle()) for line in axes.lines}
+    assert len(looks) == 11
+    figure = plots.histograms({"a": {name: [1, 2] for name in many}}, [0, 1, 2], x="x", y="y")
+    assert len(figure.axes[0].patches) == 11
+
+
+@pytest.mark.parametrize(
+    ("largest", "text"), [(0.0042, "0.0042"), (0.42, "0.42"), (4.2, "4.20"), (42.0, "42")]
+)
+def test_the_cells_of_a_heat_map_do_not_all_say_zero(largest: float, text: str) -> None:
+    figure = plots.heat_map([[largest, 0.0]], ["row"], ["a", "b"], label="value")
+    assert figure.axes[0].texts[0].get_text() == text
+
+
 def test_image_grid_centres_the_colours_of_signed_images():
     gray, signed = np.ones((3, 3, 1)), np.linspace(-1, 2, 9).reshape(3, 3)
     figure = plots.image_grid([[gray, signed]], ["row"], ["a", "b"])

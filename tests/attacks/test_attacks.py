@@ -245,9 +245,11 @@ def test_monitored_distances_accuracies_and_histograms():
     gap = benign - (1 + sent[:2]).sum(axis=1).min()
     np.testing.assert_allclose(info["honest_accuracy"], benign, rtol=1e-4)
     np.testing.assert_allclose(info["accuracy_gap"], gap, rtol=1e-3)
-    counts = np.mean([np.histogram(row, edges)[0] for row in np.asarray(sent[:2])], axis=0)
+    open_edges = np.array([-np.inf, *edges[1:-1], np.inf])  # nothing is left out
+    counts = np.mean([np.histogram(row, open_edges)[0] for row in np.asarray(sent[:2])], axis=0)
     np.testing.assert_allclose(info["histogram"], counts)
-    assert info["honest_histogram"].sum() <= updates.shape[1]
+    assert np.abs(sent[:2]).max() > 3 and info["histogram"].sum() == updates.shape[1]
+    assert info["honest_histogram"].sum() == updates.shape[1]
     _, _, nobody = apply(attack, updates, report, malicious & False, message)
     assert np.isnan(nobody["distance_min"]) and np.isnan(nobody["accuracy_gap"])
     np.testing.assert_array_equal(np.isnan(nobody["histogram"]), True)

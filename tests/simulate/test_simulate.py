@@ -245,6 +245,44 @@ def test_an_interrupted_run_can_be_continued():
     assert_equal(rest.state, run(num_rounds=7).state)
 
 
+class Pruned(Exception):
+    """As a search for hyperparameters raises it."""
+
+
+@pytest.mark.parametrize("where", ["progress", "stop_when"])
+def test_an_error_of_a_callback_loses_nothing(where, tmp_path):
+    """It ends the run as Ctrl-C does, and is raised again, with the result."""
+
+    def fail(now):
+        rounds = now.num_rounds if where == "progress" else now.rounds[-1]
+        if rounds == 3:
+            raise Pruned("planted")
+
+    options = {**INTERRUPTIBLE, "eval_data": {"all": population()}}
+    with pytest.raises(Pruned, match="planted") as caught:
+        run(**options, **{where: fail}, checkpoint=tmp_path)
+    result: Any = vars(caught.value)["result"]
+    assert_consistent(result)
+    assert result.num_rounds == (4 if where == "progress" else 3)
+    assert caught.value.__notes__ == [
+        f"The rounds until then, {result.num_rounds} in all, are in this error's `result`."
+    ]
+    whole = run(**options)
+    rest = run(state=result.state, first_round=result.num_rounds, **options)
+    assert_equal(rest.state, whole.state)
+    assert_equal(run(**options, checkpoint=tmp_path)[:5], whole[:5])
+
+
+def test_an_error_before_the_first_round_has_no_result():
+    def fail(evaluations):
+        raise Pruned
+
+    options = {**INTERRUPTIBLE, "eval_data": {"all": population()}}
+    with pytest.raises(Pruned) as caught:
+        run(**options, stop_when=fail)
+    assert not hasattr(caught.value, "result")
+
+
 @pytest.mark.parametrize("bad_round", [0, 3, 6])
 def test_a_failing_round_ends_the_run_and_keeps_what_was_computed(bad_round):
     with pytest.raises(
@@ -376,6 +414,18 @@ def test_one_trace_serves_every_segment_and_evaluation():
         return once
 
     assert traces(num_rounds=1) == traces(num_rounds=11, segment_rounds=3, eval_every=4)
+
+
+def test_every_number_of_rounds_is_the_same_program():
+    """Below a hundred, where a segment is padded; a streamed run has one more, to draw ahead."""
+    algorithm = fedavg()
+    options: Any = {"evaluate": EVALUATE, "eval_data": {"all": population()}}
+    run(algorithm, zeros(), num_rounds=3, **options)
+    with compilation.counted() as programs:
+        for num_rounds in (1, 2, 7, 50, 99):
+            run(algorithm, zeros(), num_rounds=num_rounds, **options)
+        run(algorithm, zeros(), num_rounds=10, eval_every=4, **options)
+    assert programs == []
 
 
 def test_times_are_measured_apart():

@@ -1,7 +1,7 @@
 """How clients differ: in their data, in what they are served, in what they share."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -84,8 +84,10 @@ def client_distribution(values: Mapping[str, ArrayLike], *, label: str) -> "Figu
         raise ValueError("values must hold at least one finite value, got none.")
     with new_figure(7, 3) as figure:
         axes = figure.subplots()
-        for colour, (name, each) in zip(COLOURS, finite.items(), strict=False):
-            axes.ecdf(each, color=colour, label=f"{name}, N = {each.size:,}")
+        for i, (name, each) in enumerate(finite.items()):
+            style: Any = {"linestyle": ("-", "--", ":")[i // len(COLOURS) % 3]}
+            colour = COLOURS[i % len(COLOURS)]
+            axes.ecdf(each, color=colour, label=f"{name}, N = {each.size:,}", **style)
         axes.set(xlabel=label, ylabel="share of clients at or below", ylim=(0, 1.02))
         axes.grid(visible=True)
         figure.legend(loc="outside right upper")

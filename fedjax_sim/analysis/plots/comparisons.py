@@ -1,5 +1,7 @@
 """Methods beside each other."""
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -179,7 +181,9 @@ def heat_map(
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         if table.shape[1] <= MAX_NAMES // 2:
-            digits = 0 if np.nanmax(np.abs(table)) >= 10 else 2
+            largest = np.nanmax(np.abs(table), initial=0)
+            exponent = math.floor(math.log10(largest)) if largest > 0 else 0
+            digits = 0 if exponent > 0 else max(2, 1 - exponent)  # two that say something
             for (i, j), value in np.ndenumerate(table):
                 if np.isfinite(value):
                     dark = value - low > 0.6 * (high - low)
@@ -204,12 +208,13 @@ def histograms(
     Returns:
         The figure.
     """
+    contrasting = (COLOURS[0], *COLOURS[5:])
     with new_figure(1.5 + 2.2 * len(counts), 2.8) as figure:
         panels = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
         for axes, (name, series) in zip(panels, counts.items(), strict=True):
             drawn = [
                 axes.stairs(np.asarray(each, float), np.asarray(edges), color=colour)
-                for each, colour in zip(series.values(), (COLOURS[0], *COLOURS[5:]), strict=False)
+                for each, colour in zip(series.values(), itertools.cycle(contrasting), strict=False)
             ]
             axes.set(title=name, xlabel=x, yscale="log")
             axes.grid(visible=True)

@@ -72,7 +72,7 @@ def _shaped(name: str, y: np.ndarray, x: np.ndarray, wanted: Wanted) -> np.ndarr
 def _regression(splits: list[Split], wanted: Wanted) -> Labels:
     for argument in ("num_classes", "class_names", "classes", "ignore_label"):
         given = getattr(wanted, argument)
-        if given is not None and given != ():
+        if given is not None and len(np.atleast_1d(given)):
             raise ValueError(
                 f'{argument} belongs to classes, but task="regression" has none: leave it out'
             )

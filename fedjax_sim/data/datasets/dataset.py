@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_sim.base import Examples
+from fedjax_sim.base import Examples, screen
 from fedjax_sim.data._arrays import as_numpy, first, is_text, missing, place
 from fedjax_sim.data._files import read_npz
 from fedjax_sim.data.datasets._labels import Task, Wanted, read_labels
@@ -47,6 +47,9 @@ class Dataset(NamedTuple):
     feature_names: tuple[str, ...] = ()
     ignore_label: int | None = None
     task: Task = "classification"
+
+    def __repr__(self) -> str:
+        return screen(self)
 
     @property
     def num_outputs(self) -> int:

@@ -30,7 +30,8 @@ EARLY = 5
 """The round in which a boosted attack should long have succeeded."""
 LATE = 3
 """Rounds in which careful attackers behave."""
-EDGES = np.linspace(-0.05, 0.05, 51)
+EDGES = np.linspace(-0.1, 0.1, 51)
+"""Bins of the histograms of updates; the first and the last hold all that lies beyond."""
 BENIGN, BOOSTED, ALTERNATING = "no attack", "boosting", "alternating"
 ROWS = (
     BENIGN,
@@ -353,7 +354,8 @@ def pictures(rows: Rows, prefix: str = "") -> Iterator[tuple[str, Any]]:
         name: {"honest": row.honest_histogram[0, at], "malicious": row.histogram[0, at]}
         for name, row in shown.items()
     }
-    histograms = plots.histograms(updates, EDGES, x=f"change in round {EARLY}", y="parameters")
+    x = f"change in round {EARLY}\n(outermost bins: and beyond)"
+    histograms = plots.histograms(updates, EDGES, x=x, y="parameters")
     yield f"{prefix}updates.png", histograms
 
 
