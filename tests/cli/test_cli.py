@@ -21,6 +21,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from federated_files import PLAIN, WRITERS
 from fedjax_sim import experiments, metrics, models, simulate
 from fedjax_sim.analysis.runfolder import RunFolder, load_params
 from fedjax_sim.cli import build, train_options
@@ -266,7 +267,7 @@ def test_natural_clients_keep_their_names(tmp_path: Path, monkeypatch: pytest.Mo
 def deal(**options: Any) -> build.Dealt:
     values = {"num_clients": 5, **options}
     resolved = train_options.resolve(train_options.replaced(TrainOptions(), values))
-    return build.deal(resolved.data, resolved.table, seed=3)
+    return build.deal(resolved, seed=3)
 
 
 @pytest.mark.parametrize("partition", ["iid", "dirichlet", "shards", "quantity_skew"])
@@ -492,6 +493,42 @@ def test_what_is_no_run_to_continue(
     assert "no --checkpoint-every" in capsys.readouterr().err
     assert run("train", "--resume", tmp_path) == 2
     assert "no run in it" in capsys.readouterr().err
+
+
+def test_files_that_have_clients(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their clients are the population without a word, and one may have no test examples."""
+    train = ["train", "--model", "logistic", "--cohort-size", "all", "--rounds", 2, "--width", 1]
+    runs = []
+    plain = [{name.replace("雪", "q"): rows for name, rows in split.items()} for split in PLAIN]
+    for name in ("leaf", "parquet"):
+        kind, write = WRITERS[name]
+        (tmp_path / name).mkdir()
+        path = write(tmp_path / name, *plain)
+        output = tmp_path / f"{name}-run"
+        assert run(*train, "--dataset", f"{kind}:{path}", "--output", output) == 0
+        assert "5, by_group (group client): 1 to 5 examples" in capsys.readouterr().out
+        runs.append(arrays(output))
+        with np.load(output / "params.npz") as params:
+            runs[-1] |= dict(params)
+    assert runs[0]["client_names"].tolist() == sorted(plain[0])
+    assert runs[0]["evaluations/test/accuracy/count"][0].tolist() == [2, 4, 0, 1, 3]
+    for other in runs[1:]:
+        assert other.keys() == runs[0].keys()
+        for key, array in runs[0].items():
+            np.testing.assert_array_equal(other[key], array)
+
+    path = f"leaf:{tmp_path / 'leaf'}"
+    for wrong, message in (
+        (["--dataset", path, "--x-shape", 4, 1], r"cannot become x_shape=\(4, 1\)"),
+        (["--dataset", path, "--client-column", "a"], "unknown option of leaf:.* 'client_column'"),
+        (["--dataset", path, "--decimal", ","], "unknown option of leaf:.* 'decimal'"),
+        (["--dataset", "adult", "--x", "a"], r"--x: for files that have clients .* only, but"),
+        (["--dataset", "leave:x"], r"unknown data set 'leave:x'.*leaf:PATH"),
+        (["--dataset", "leaf:nowhere"], r"nowhere does not exist"),
+    ):
+        assert run("train", *wrong, "--output", tmp_path / "other") == 2
+        assert re.search(message, capsys.readouterr().err.replace("\n", " ")), message
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_table_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
