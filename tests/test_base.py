@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import contracts
-from fedjax_sim import algorithms, base, data, models, simulate
+from fedjax_sim import algorithms, base, data, models
 from fedjax_sim.base import Mean, Status
 from fedjax_sim.data import datasets, disk
 from fedjax_sim.simulate import Evaluations, Result
