@@ -97,7 +97,19 @@ class Status(enum.IntFlag):
     EMPTY_COHORT = 2
     """No client with positive weight was left; the server's parameters stayed as they were."""
     EMPTY_DOMAIN = 4
-    """A domain of agnostic learning has no examples; no step was taken."""
+    """A domain of agnostic learning has no examples, or an example a domain that there is not; no
+    step was taken."""
+    BAD_WEIGHT = 8
+    """Some client's weight was no number in [0, MAX_WEIGHT]; its update was dropped."""
+    NON_FINITE_LOSS = 16
+    """Some client's training loss is a NaN or an infinity, though its update is not and counted."""
+    NON_FINITE_SERVER = 32
+    """What the server made of the aggregate is not finite, be it params, the state of its optimizer
+    or a mixture; the server stayed as it was."""
+
+
+MAX_WEIGHT = 1e30
+"""The largest aggregation weight: sums of weighted updates must not overflow float32."""
 
 
 class Mean(NamedTuple):
@@ -121,9 +133,25 @@ class Mean(NamedTuple):
         return jnp.where(empty, 0.0, self.total / jnp.where(empty, 1, self.count))
 
     def over(self, mask: Array) -> "Mean":
-        """The scalar mean of the examples where `mask` [B] is True."""
-        kept = (jnp.where(mask, x, jnp.zeros((), x.dtype)).sum() for x in self)
-        return Mean(*kept)
+        """The mean of the examples where `mask` [B] is True: a scalar, or [K] by class."""
+
+        def kept(x: Array) -> Array:
+            rows = mask.reshape(mask.shape + (1,) * (x.ndim - 1))
+            return jnp.where(rows, x, jnp.zeros((), x.dtype)).sum(axis=0)
+
+        return type(self)(*map(kept, self))
+
+
+class MeanByClass(Mean):
+    """A Mean for every class: the last axis of total and count is the class.
+
+    What `engine.evaluator` makes of a metric with totals [B, K]: leaves [N, K], and [E, N, K] in
+    the evaluations of a run. `of_class` has those of one class alone.
+    """
+
+    def of_class(self, label: int) -> Mean:
+        """The Mean of one class, leaves without the last axis."""
+        return Mean(*(x[..., label] for x in self))
 
 
 class Kind(enum.Enum):
@@ -178,11 +206,30 @@ def split(params: Params, kinds: Kinds | None) -> Leaves:
     return Leaves(only(Kind.TRAINED), only(Kind.STATISTIC), only(Kind.FROZEN))
 
 
-Loss = Callable[[Array, Array], Mean]
-"""loss(outputs [B, ...], labels [B, ...]) -> Mean of [B] totals and [B] counts.
+Loss = Callable[[Array, Array], Mean | Array]
+"""loss(outputs [B, ...], labels [B, ...]) -> Mean of [B] totals and [B] counts, or [B] losses.
 
 The count of an example is 1 for a classifier and the number of real tokens for a language model.
+Plain losses [B], such as optax's, count every example once, whatever its label. Anything else is
+refused when the loss is traced (`ops.per_example`). Counts are numbers >= 0, which a compiled
+program cannot check: a negative or NaN count gives a wrong mean.
 """
+
+
+class ClientMetric(NamedTuple):
+    """A metric of all examples of a client together, which no mean over examples is: AUC, F1.
+
+    fn(outputs [M, ...], data) -> Mean of [N]: the outputs of all examples of a FederatedData, of
+        which `owners` says whose they are. The total of a client is its value times its count, and
+        its count the number of its examples; a count of 0 leaves it out, because it has no examples
+        or the metric is not defined for it. So `value` is each client's own, and the pooled mean
+        that of the clients, weighted by their examples. `metrics.each_client` makes one of a plain
+        function.
+    higher_is_better: the direction, static.
+    """
+
+    fn: Callable[[Array, Any], Mean]
+    higher_is_better: bool = False
 
 
 class Model(NamedTuple):
@@ -291,15 +338,15 @@ class Upload(NamedTuple):
     """What a client's local work gives.
 
     update: any pytree that goes to the aggregator, usually the change of the trained leaves.
-    weight: scalar >= 0, the update's aggregation weight.
-    loss: scalar, the mean training loss of the round, NaN if the rule knows none.
+    weight: scalar in [0, MAX_WEIGHT], the update's aggregation weight.
+    loss: scalar, the mean training loss of the round, None if the rule knows none.
     statistics: the client's statistics of the model, which the server averages; None for those
         that it received.
     """
 
     update: PyTree
     weight: Array
-    loss: Array | float = float("nan")
+    loss: Array | float | None = None
     statistics: PyTree = None
 
     def __repr__(self) -> str:
@@ -317,6 +364,8 @@ class ClientRule(NamedTuple):
     finish(key, client_state, message, client, work) -> (client_state, Upload, info): info is a dict
         of scalars to look at.
     kinds: the `Model.kinds` of the model that is trained.
+    check(params, data): raises if the rule cannot train on data like these, as their shapes and
+        static facts tell, before a round is run; None if all will do.
     """
 
     init: Callable[[Params], PyTree]
@@ -326,6 +375,7 @@ class ClientRule(NamedTuple):
         [Key, PyTree, Message, Client, PyTree], tuple[PyTree, Upload, dict[str, Array]]
     ]
     kinds: Kinds | None = None
+    check: Callable[[Params, Any], None] | None = None
 
 
 class Uplink(NamedTuple):
@@ -407,10 +457,11 @@ class Report(NamedTuple):
 
     ids: [C] int32 client ids (N for an empty slot).
     weights: [C] aggregation weights, 0 for empty slots and dropped updates.
-    dropped: [C] bool, clients whose update was not finite.
+    dropped: [C] bool, clients whose update was not finite or whose weight was out of range.
     num_steps: [C] int32, local steps.
-    update_norm: [C] float32, the Euclidean length of the update that the server received.
-    loss: [C] float32, the mean training loss, NaN where the rule knows none.
+    update_norm: [C] float32, the Euclidean length of the update that the server received; None
+        where clients send none of their own.
+    loss: [C] float32, the mean training loss; None if the rule knows none.
     num_bytes: [C] float32, what the client sent, in bytes.
     clients: dict of [C] arrays, the info of each client's rule and uplink.
     """
@@ -419,8 +470,8 @@ class Report(NamedTuple):
     weights: Array
     dropped: Array
     num_steps: Array
-    update_norm: Array
-    loss: Array
+    update_norm: Array | None
+    loss: Array | None
     num_bytes: Array
     clients: dict[str, Array]
 
@@ -478,12 +529,16 @@ class Algorithm(NamedTuple):
         the state in which nothing but the sampling has moved on. Of `data` only the sizes are used,
         so that the examples of a round can be loaded before it. None if a round may look at
         anybody's examples.
+    personal_params(state) -> every client's own model, for methods that keep one: shaped like
+        `params(state)` with leaves [N, ...], and None in place of leaves that all clients share,
+        which are those of `params(state)`. None where there are no such models.
     """
 
     init: Callable[[Key, Params, Any], PyTree]
     step: Callable[[Key, PyTree, Any], tuple[PyTree, Any]]
     params: Callable[[PyTree], Params]
     sample: Callable[[Key, PyTree, Any], tuple[PyTree, Cohort]] | None = None
+    personal_params: Callable[[PyTree], PyTree | None] = lambda state: None
 
 
 class RoundInfo(NamedTuple):

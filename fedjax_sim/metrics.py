@@ -1,18 +1,23 @@
-"""Losses and metrics per example, means that merge, and how a metric spreads over clients.
+"""Losses and metrics per example and of whole clients, and how a metric spreads over clients.
 
-A metric is a function (outputs [B, ...], labels [B, ...]) -> Mean of [B] totals and [B] counts. A
-loss is a metric that can be differentiated. `Mean.over(mask)` reduces a batch to the mean of its
+A metric is a function (outputs [B, ...], labels [B, ...]) -> Mean of [B] totals and [B] counts, or
+of [B, K] for a value by class, or plain numbers [B] of which every example counts once. A loss is a
+metric with [B] that can be differentiated. `Mean.over(mask)` reduces a batch to the mean of its
 real rows; adding totals and counts (`trees.add`) merges batches, devices or clients in any order.
+
+A `base.ClientMetric` is of all examples of a client together: `roc_auc`, `f1`, `each_client` ...
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.base import Array, Mean
-from fedjax_sim.ops import checks
+from fedjax_sim.base import Array, ClientMetric, Mean, MeanByClass
+from fedjax_sim.ops import checks, grouped
+from fedjax_sim.ops.per_example import as_numbers, check_function, described
 
 
 @dataclass(frozen=True)
@@ -22,21 +27,22 @@ class Metric:
     A plain function is a metric of which lower is better (`as_metric`).
 
     Attributes:
-        fn: fn(outputs [B, ...], labels [B, ...]) -> Mean of [B] totals and counts.
+        fn: fn(outputs [B, ...], labels [B, ...]) -> Mean of [B] or [B, K] totals and counts, or
+            numbers or booleans [B].
         higher_is_better: the direction, static.
     """
 
-    fn: Callable[[Array, Array], Mean]
+    fn: Callable[[Array, Array], Any]
     higher_is_better: bool = False
 
-    def __call__(self, outputs: Array, labels: Array) -> Mean:
+    def __call__(self, outputs: Array, labels: Array) -> Any:
         """fn(outputs, labels)."""
         return self.fn(outputs, labels)
 
 
-def as_metric(metric: Callable[[Array, Array], Mean]) -> Metric:
-    """Give a metric as a `Metric`; of a plain function (a loss) lower is better."""
-    return metric if isinstance(metric, Metric) else Metric(metric)
+def as_metric(metric: Callable[[Array, Array], Any] | ClientMetric) -> Metric | ClientMetric:
+    """Give a metric as one that knows its direction; of a plain function lower is better."""
+    return metric if isinstance(metric, Metric | ClientMetric) else Metric(metric)
 
 
 # Per example
@@ -49,12 +55,7 @@ def _per_example(values: Array, counted: Array) -> Mean:
     return Mean(total, counted.sum(axes, dtype=total.dtype))
 
 
-def _classes(outputs: Array, labels: Array) -> tuple[Array, Array, Array, Array]:
-    """Safe logits [..., K], classes [..., K], labels [..., 1], the labels' logits [..., 1].
-
-    A position that does not count gets logits of zero before anything is computed from them: with
-    a mask on the result alone, its NaN would still reach the gradient as 0 * NaN.
-    """
+def _check_classes(outputs: Array, labels: Array) -> None:
     if outputs.shape[:-1] != labels.shape:
         raise ValueError(
             f"outputs have shape {outputs.shape} and labels {labels.shape}: outputs must have the "
@@ -65,6 +66,15 @@ def _classes(outputs: Array, labels: Array) -> tuple[Array, Array, Array, Array]
             f"labels have dtype {labels.dtype}, but must be integers 0..K-1 (negative for "
             "padding): cast them, or use mean_squared_error for numbers."
         )
+
+
+def _classes(outputs: Array, labels: Array) -> tuple[Array, Array, Array, Array]:
+    """Safe logits [..., K], classes [..., K], labels [..., 1], the labels' logits [..., 1].
+
+    A position that does not count gets logits of zero before anything is computed from them: with
+    a mask on the result alone, its NaN would still reach the gradient as 0 * NaN.
+    """
+    _check_classes(outputs, labels)
     labels = jnp.asarray(labels, jnp.int32)[..., None]
     logits = jnp.where(labels >= 0, outputs, 0).astype(jnp.float32)
     classes = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
@@ -139,6 +149,22 @@ accuracy = top_k_accuracy(1)
 """Fraction of labels whose output is the largest; outputs and labels as for `cross_entropy`."""
 
 
+def _class_accuracy(outputs: Array, labels: Array) -> Mean:
+    logits, classes, labels, score = _classes(outputs, labels)
+    ahead = ~(logits <= score) | ((logits == score) & (classes < labels))
+    is_label = (classes == labels).astype(jnp.float32)
+    right = is_label * (ahead.sum(-1, keepdims=True) == 0)
+    axes = tuple(range(1, right.ndim - 1))
+    return Mean(right.sum(axes), is_label.sum(axes))
+
+
+class_accuracy = Metric(_class_accuracy, higher_is_better=True)
+"""Accuracy on the examples of each class (its recall): Mean of [B, K]; else as `accuracy`.
+
+A class that a client has no examples of has a count of 0 there.
+"""
+
+
 def mean_squared_error(outputs: Array, labels: Array) -> Mean:
     """Squared error, averaged over the components of a label.
 
@@ -155,13 +181,27 @@ def mean_squared_error(outputs: Array, labels: Array) -> Mean:
     >>> mean_squared_error(jnp.array([[1.0], [3.0]]), jnp.array([1.0, 1.0])).total.tolist()
     [0.0, 4.0]
     """
+    difference = _difference(outputs, labels)
+    return _per_example(jnp.square(difference), jnp.ones(labels.shape, bool))
+
+
+def mean_absolute_error(outputs: Array, labels: Array) -> Mean:
+    """Absolute error, averaged over the components of a label; else as `mean_squared_error`.
+
+    >>> mean_absolute_error(jnp.array([[1.0], [3.0]]), jnp.array([1.0, 1.0])).total.tolist()
+    [0.0, 2.0]
+    """
+    difference = _difference(outputs, labels)
+    return _per_example(jnp.abs(difference), jnp.ones(labels.shape, bool))
+
+
+def _difference(outputs: Array, labels: Array) -> Array:
     if outputs.shape not in (labels.shape, (*labels.shape, 1)):
         raise ValueError(
             f"outputs have shape {outputs.shape} and labels {labels.shape}: they must be equal, or "
             "outputs must have one more axis of length 1."
         )
-    difference = outputs.reshape(labels.shape).astype(jnp.float32) - labels
-    return _per_example(jnp.square(difference), jnp.ones(labels.shape, bool))
+    return outputs.reshape(labels.shape).astype(jnp.float32) - labels
 
 
 METRICS: dict[str, Metric] = {
@@ -169,11 +209,272 @@ METRICS: dict[str, Metric] = {
     "cross_entropy": Metric(cross_entropy),
     "accuracy": accuracy,
     "mean_squared_error": Metric(mean_squared_error),
+    "mean_absolute_error": Metric(mean_absolute_error),
 }
 """Metrics by name."""
 
 
+# Of a whole client
+
+
+class _Labelled(NamedTuple):
+    """All labels that count, sequences laid end to end: [m] each, m = M or M T.
+
+    outputs: [m, ...]. labels: int32. owners: the client, N where the label is padding.
+    num_clients: N.
+    """
+
+    outputs: Array
+    labels: Array
+    owners: Array
+    num_clients: int
+
+    def value(self, value: Array, defined: Array, wrong: Array) -> Mean:
+        """The Mean of values [N], NaN for a client that has an example that is `wrong` [m]."""
+        wrong = grouped.count(self.owners, self.num_clients, wrong) > 0
+        count = grouped.count(self.owners, self.num_clients)
+        count = jnp.where(defined | wrong, count, 0).astype(jnp.float32)
+        return Mean(jnp.where(wrong, jnp.nan, value) * count, count)
+
+
+def _labelled(outputs: Array, data: Any) -> _Labelled:
+    labels = data.examples["y"]
+    owners = jnp.broadcast_to(jnp.expand_dims(data.owners, range(1, labels.ndim)), labels.shape)
+    owners = jnp.where(labels >= 0, owners, data.num_clients)
+    return _Labelled(
+        outputs.reshape(labels.size, -1).astype(jnp.float32),
+        labels.reshape(-1).astype(jnp.int32),
+        owners.reshape(-1),
+        data.num_clients,
+    )
+
+
+def _roc_auc(outputs: Array, data: Any) -> Mean:
+    labels = data.examples["y"]
+    _check_classes(outputs[..., None] if outputs.shape == labels.shape else outputs, labels)
+    rows = _labelled(outputs, data)
+    num_classes = rows.outputs.shape[1]
+    if num_classes <= 2:
+        scores = rows.outputs[:, -1:] - (rows.outputs[:, :1] if num_classes == 2 else 0)
+        classes = jnp.array([1])
+    else:
+        scores, classes = jax.nn.softmax(rows.outputs), jnp.arange(num_classes)
+    areas, defined = jax.lax.map(
+        lambda one: grouped.roc_area(one[0], rows.labels == one[1], rows.owners, rows.num_clients),
+        (scores.T, classes),
+    )
+    mean = Mean(jnp.where(defined, areas, 0).sum(0), defined.sum(0))
+    wrong = ~jnp.isfinite(scores).all(1) | (rows.labels >= max(num_classes, 2))
+    return rows.value(mean.value, mean.count > 0, wrong)
+
+
+roc_auc = ClientMetric(_roc_auc, higher_is_better=True)
+"""Area under the ROC curve of every client: how often a positive scores above a negative.
+
+Labels are integers, negative for padding. Outputs [B] or [B, 1] are scores of class 1, [B, 2]
+logits of both; [B, K] logits of more classes give the mean of the areas of each class against the
+rest, by softmax probabilities, over those classes of which the client has examples and others. A
+client that has one class only is left out. Ties count half. Outputs that are not finite, or a label
+>= K, make the client NaN.
+
+Cost: one sort of all examples, for K > 2 one a class.
+"""
+
+
+class _Table(NamedTuple):
+    """By client and class, [N, K]: hits, and how often the class is the label and is predicted."""
+
+    hits: Array
+    true: Array
+    predicted: Array
+
+
+def _confusion(outputs: Array, data: Any) -> tuple[_Labelled, _Table, Array]:
+    """All labels, their table, and [m] bool: outputs that are not finite, or a label >= K."""
+    _check_classes(outputs, data.examples["y"])
+    rows = _labelled(outputs, data)
+    num_classes = rows.outputs.shape[1]
+    guess = rows.outputs.argmax(1).astype(jnp.int32)
+
+    def table(where: Array, columns: Array) -> Array:
+        owners = jnp.where(where, rows.owners, rows.num_clients)
+        return grouped.count_table(owners, columns, rows.num_clients, num_classes)
+
+    everywhere = jnp.ones(guess.shape, bool)
+    counts = _Table(
+        table(guess == rows.labels, guess), table(everywhere, rows.labels), table(everywhere, guess)
+    )
+    return rows, counts, ~jnp.isfinite(rows.outputs).all(1) | (rows.labels >= num_classes)
+
+
+def f1(average: Literal["macro", "micro", "binary"] = "macro") -> ClientMetric:
+    """F1 of every client: 2 hits / (labels + predictions), by class; higher is better.
+
+    Args:
+        average: "macro", the mean over the classes that the client has or is given; "micro", all
+            classes together, which is its accuracy; "binary", class 1 of two.
+
+    Returns:
+        A ClientMetric of outputs and labels as for `cross_entropy`. "binary" leaves out a client
+        without class 1 in labels and predictions, where scikit-learn says 0. Outputs that are not
+        finite, or a label >= K, make the client NaN.
+
+    Raises:
+        ValueError: another average; when it is traced, "binary" for K other than 2.
+    """
+    checks.one_of("average", average, ("macro", "micro", "binary"))
+
+    def fn(outputs: Array, data: Any) -> Mean:
+        rows, (hits, true, predicted), wrong = _confusion(outputs, data)
+        if average == "binary":
+            if hits.shape[1] != 2:
+                raise ValueError(
+                    f'average "binary" is for two classes, got outputs of {hits.shape[1]}: take '
+                    '"macro" or "micro".'
+                )
+            hits, true, predicted = (x[:, 1:] for x in (hits, true, predicted))
+        if average == "micro":
+            hits, true, predicted = (x.sum(1, keepdims=True) for x in (hits, true, predicted))
+        there = true + predicted
+        each = Mean(2 * hits, there).value
+        mean = Mean(each.sum(1), (there > 0).sum(1))
+        return rows.value(mean.value, mean.count > 0, wrong)
+
+    return ClientMetric(fn, higher_is_better=True)
+
+
+def _balanced_accuracy(outputs: Array, data: Any) -> Mean:
+    rows, (hits, true, _), wrong = _confusion(outputs, data)
+    mean = Mean(Mean(hits, true).value.sum(1), (true > 0).sum(1))
+    return rows.value(mean.value, mean.count > 0, wrong)
+
+
+balanced_accuracy = ClientMetric(_balanced_accuracy, higher_is_better=True)
+"""Mean of a client's accuracies on each of the classes that it has; NaN as for `f1`."""
+
+
+def calibration_error(num_bins: int = 15) -> ClientMetric:
+    """Expected calibration error of every client: how far confidence is from accuracy.
+
+    sum over bins of (examples in the bin / examples) * |accuracy - mean confidence|, the bins of
+    equal width by the confidence, the largest softmax probability. Lower is better. Clients with
+    few examples have a large one by chance.
+
+    Args:
+        num_bins: >= 1, static.
+
+    Returns:
+        A ClientMetric of outputs and labels as for `cross_entropy`; NaN as for `f1`.
+
+    References:
+        Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", ICML 2017.
+    """
+    checks.positive_int("num_bins", num_bins)
+
+    def fn(outputs: Array, data: Any) -> Mean:
+        _check_classes(outputs, data.examples["y"])
+        rows = _labelled(outputs, data)
+        confidence = jax.nn.softmax(rows.outputs).max(1)
+        right = (rows.outputs.argmax(1) == rows.labels).astype(jnp.float32)
+        bins = jnp.clip(jnp.ceil(confidence * num_bins) - 1, 0, num_bins - 1).astype(jnp.int32)
+        cells = jnp.where(
+            rows.owners < rows.num_clients,
+            rows.owners * num_bins + bins,
+            rows.num_clients * num_bins,
+        )
+        gap = grouped.total(right - confidence, cells, rows.num_clients * num_bins)
+        count = grouped.count(rows.owners, rows.num_clients)
+        value = Mean(jnp.abs(gap).reshape(-1, num_bins).sum(1), count).value
+        wrong = ~jnp.isfinite(rows.outputs).all(1) | (rows.labels >= rows.outputs.shape[1])
+        return rows.value(value, count > 0, wrong)
+
+    return ClientMetric(fn)
+
+
+def _r2(outputs: Array, data: Any) -> Mean:
+    labels, owners, num_clients = data.examples["y"], data.owners, data.num_clients
+    residuals = _difference(outputs, labels).reshape(len(labels), -1)
+    labels = labels.reshape(residuals.shape).astype(jnp.float32)
+    count = grouped.count(owners, num_clients)
+    level = grouped.total(labels, owners, num_clients) / jnp.maximum(count, 1)[:, None]
+    # Two passes: a difference of sums of squares would lose the digits of a large mean.
+    spread = labels - level[jnp.minimum(owners, num_clients - 1)]
+    left, whole = (grouped.total(jnp.square(x), owners, num_clients) for x in (residuals, spread))
+    varies = grouped.total((spread != 0).astype(jnp.int32), owners, num_clients) > 0
+    value = 1 - left / jnp.where(varies, whole, 1)
+    mean = Mean(jnp.where(varies, value, 0).sum(1), varies.sum(1))
+    count = jnp.where(mean.count > 0, count, 0).astype(jnp.float32)
+    return Mean(mean.value * count, count)
+
+
+r2 = ClientMetric(_r2, higher_is_better=True)
+"""Coefficient of determination of every client: 1 - squared error / squared error of its own mean.
+
+Outputs and labels as for `mean_squared_error`; of labels with several components, the mean over
+those that vary. A client whose labels are all equal is left out (scikit-learn says 0 or 1).
+"""
+
+
+def each_client(
+    fn: Callable[[Array, Array, Array], Any], *, higher_is_better: bool = False
+) -> ClientMetric:
+    """Make a metric of whole clients of a plain function of one client's examples.
+
+    Args:
+        fn: fn(outputs [n, ...], labels [n, ...], mask [n]) -> a scalar, or a Mean of scalars whose
+            count of 0 leaves the client out. n is the size of the largest client; rows where `mask`
+            is False repeat real rows and must not count: `jnp.mean(x, where=mask)`.
+        higher_is_better: the direction, static.
+
+    Returns:
+        A ClientMetric.
+
+    Raises:
+        TypeError, ValueError: `fn` is no such function; when it is traced, for another result.
+
+    Cost: N calls on n rows, one after another: for unequal clients more than the metrics here.
+
+    >>> largest = each_client(lambda outputs, labels, mask: jnp.max(outputs, where=mask, initial=0))
+    """
+    check_function(fn, "fn", "outputs [n, ...], labels [n, ...], mask [n]", 3)
+
+    def whole(outputs: Array, data: Any) -> Mean:
+        labels, num_rows = data.examples["y"], data.num_examples
+        places = jnp.arange(data.max_size)
+
+        def client(inputs: tuple[Array, Array]) -> Mean:
+            start, size = inputs
+            rows = start + jnp.minimum(places, size - 1)
+            found = fn(outputs[rows], labels[rows], places < size)
+            parts = as_numbers(found if isinstance(found, Mean) else (found, 1))
+            if parts is None or any(part.shape for part in parts):
+                raise ValueError(
+                    "fn must give one number a client, or a Mean of two numbers, got "
+                    f"{described(found)}."
+                )
+            count = jnp.where((size > 0) & (parts[1] > 0), size, 0).astype(jnp.float32)
+            return Mean(jnp.where(count > 0, Mean(*parts).value * count, 0), count)
+
+        # Of a part of a population, those who are not loaded have no rows here.
+        sizes = jnp.where(data.starts < num_rows, data.sizes, 0)
+        return jax.lax.map(client, (data.starts, sizes))
+
+    return ClientMetric(whole, higher_is_better)
+
+
 # Over clients
+
+
+def _clients_last(mean: Mean) -> Mean:
+    """Check a Mean per client; of one by class, put the clients last."""
+    axes = 2 if isinstance(mean, MeanByClass) else 1
+    shapes = [jnp.shape(part) for part in mean] if isinstance(mean, Mean) else []
+    if len(shapes) != 2 or shapes[0] != shapes[1] or len(shapes[0]) < axes:
+        raise ValueError(
+            "mean must be a Mean of totals and counts [..., N], one for each client, such as "
+            f"fs.evaluator gives, got {described(mean)}."
+        )
+    return Mean(*(jnp.moveaxis(part, -2, -1) for part in mean)) if axes == 2 else mean
 
 
 def summarize(mean: Mean, *, higher_is_better: bool = False) -> dict[str, Array]:
@@ -185,11 +486,13 @@ def summarize(mean: Mean, *, higher_is_better: bool = False) -> dict[str, Array]
 
     Args:
         mean: Mean of [..., N] totals and counts per client; leading axes (rounds, runs) are kept.
+            A MeanByClass of [..., N, K] is summarized for each class.
         higher_is_better: the metric's direction (`Metric.higher_is_better`); static.
 
     Returns:
-        Dict of [...] arrays:
-            "mean": over examples, so clients weigh by their counts.
+        Dict of [...] arrays, [..., K] by class:
+            "mean": over examples, so clients weigh by their counts: of a ClientMetric such as AUC
+                the mean over clients, weighted by their examples, and not that of all together.
             "uniform_mean": over clients, each counting once.
             "worst": the worst client.
             "worst_10_percent": uniform mean of the worst tenth of clients, rounded up.
@@ -204,6 +507,7 @@ def summarize(mean: Mean, *, higher_is_better: bool = False) -> dict[str, Array]
         Li, Sanjabi, Beirami, Smith, Fair Resource Allocation in Federated Learning, ICLR 2020, for
         the worst 10% and the variance.
     """
+    mean = _clients_last(mean)
     present = mean.count > 0
     number = present.sum(-1)
     tenth = (number + 9) // 10
@@ -252,11 +556,11 @@ def evenness(mean: Mean) -> dict[str, Array]:
     level: if all clients fare equally badly, they are 1.
 
     Args:
-        mean: Mean of [..., N] totals and counts per client, totals >= 0. Clients without examples
-            are left out.
+        mean: Mean of [..., N] totals and counts per client, totals >= 0, or a MeanByClass of
+            [..., N, K]. Clients without examples are left out.
 
     Returns:
-        Dict of [...] arrays, 0 if no client is left, NaN if one is NaN:
+        Dict of [...] arrays ([..., K] by class), 0 if no client is left, NaN if one is NaN:
             "jain_index": (sum x)^2 / (number * sum x^2), in [1 / number, 1]; 0.6 is what equal
                 values of 60 % of the clients and 0 for the others give.
             "entropy": that of the fractions x / sum x, over its maximum log(number), in [0, 1].
@@ -270,6 +574,7 @@ def evenness(mean: Mean) -> dict[str, Array]:
     >>> {name: round(float(value), 3) for name, value in measures.items()}
     {'jain_index': 0.667, 'entropy': 0.631}
     """
+    mean = _clients_last(mean)
     present = mean.count > 0
     number = present.sum(-1)
     # All zero is all equal.

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from fedjax_sim.data.datasets import fashion_mnist
-from fedjax_sim.data.datasets.tables import read_uci_adult
+from fedjax_sim.data.datasets.adult import read_uci_adult
 
 FILES = Path(__file__).parent.parent / "fedjax_sim" / "data" / "datasets" / "files"
 

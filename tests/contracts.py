@@ -1075,7 +1075,11 @@ ROWS: list[tuple[str, Row]] = [
 
 
 OTHERWISE: dict[Callable[..., Any], str] = {
-    simulate.vmapped: "is many runs at once, whose state has one axis more: test_simulate.py"
+    simulate.vmapped: "is many runs at once, whose state has one axis more: test_simulate.py",
+    **dict.fromkeys(
+        (metrics.f1, metrics.calibration_error, metrics.each_client),
+        "is compared with scikit-learn, client by client: test_client_metrics.py",
+    ),
 }
 """Public factories that have no row, each with the reason."""
 

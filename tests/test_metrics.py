@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedjax_sim import metrics
-from fedjax_sim.base import Mean
+from fedjax_sim.base import Mean, MeanByClass
 from fedjax_sim.ops import trees
 
 # Compiled whole, which is much faster than operation by operation.
@@ -300,6 +300,58 @@ def test_summary_under_vmap_is_the_summary_of_each(rng: np.random.Generator) -> 
         np.testing.assert_allclose(batched[name], array, rtol=1e-6, err_msg=name)
 
 
+@pytest.mark.parametrize("higher_is_better", [False, True])
+def test_a_metric_by_class_is_summarized_by_class(
+    rng: np.random.Generator, higher_is_better: bool
+) -> None:
+    """[E, N, K], of which the clients are not the last axis: every class as if alone."""
+    total, count = rng.uniform(size=(2, 7, 3)), rng.integers(0, 3, (2, 7, 3))
+    by_class = MeanByClass(jnp.asarray(total), jnp.asarray(count))
+    found = summarize(by_class, higher_is_better=higher_is_better)
+    even = evenness(by_class)
+    for k in range(3):
+        alone = summarize(by_class.of_class(k), higher_is_better=higher_is_better)
+        for name, value in (alone | evenness(by_class.of_class(k))).items():
+            np.testing.assert_allclose(
+                (found | even)[name][:, k], value, rtol=1e-6, atol=1e-7, err_msg=name
+            )
+
+
+@pytest.mark.parametrize("function", [metrics.summarize, metrics.evenness])
+@pytest.mark.parametrize(
+    "mean",
+    [
+        Mean(jnp.ones(3), jnp.ones(2)),
+        Mean(jnp.ones(3), 1.0),  # type: ignore[arg-type]
+        Mean(jnp.ones(()), jnp.ones(())),
+        MeanByClass(jnp.ones(3), jnp.ones(3)),
+        jnp.ones(3),
+        (jnp.ones(3), jnp.ones(3)),
+        {"accuracy": Mean(jnp.ones(3), jnp.ones(3))},
+    ],
+)
+def test_what_is_no_mean_per_client_is_not_summarized(function: Any, mean: Any) -> None:
+    with pytest.raises(ValueError, match=r"mean must be a Mean of totals and counts \[..., N\]"):
+        function(mean)
+
+
+def test_a_batch_reduces_by_class_too() -> None:
+    """A mask [B] is never taken for one of the classes, though K = B."""
+    mean = MeanByClass(jnp.arange(9.0).reshape(3, 3), jnp.ones((3, 3)))
+    kept = mean.over(jnp.array([True, False, True]))
+    assert type(kept) is MeanByClass
+    assert kept.total.tolist() == [6, 8, 10]
+    assert kept.count.tolist() == [2, 2, 2]
+
+
+def test_mean_absolute_error_is_that_of_the_components(rng: np.random.Generator) -> None:
+    outputs, labels = rng.normal(size=(5, 3)), rng.normal(size=(5, 3))
+    mean = metrics.mean_absolute_error(jnp.asarray(outputs), jnp.asarray(labels))
+    np.testing.assert_allclose(mean.value, np.abs(outputs - labels).mean(1), rtol=1e-5)
+    with pytest.raises(ValueError, match=r"\(2,\) and labels \(2, 1\)"):
+        metrics.mean_absolute_error(jnp.zeros(2), jnp.zeros((2, 1)))
+
+
 evenness = jax.jit(metrics.evenness)
 
 
@@ -341,6 +393,7 @@ def test_metric_directions() -> None:
     assert {name for name, m in metrics.METRICS.items() if m.higher_is_better} == {"accuracy"}
     assert metrics.as_metric(metrics.cross_entropy) == metrics.METRICS["cross_entropy"]
     assert metrics.as_metric(metrics.accuracy) is metrics.accuracy
+    assert metrics.as_metric(metrics.roc_auc) is metrics.roc_auc
 
 
 @pytest.mark.parametrize(

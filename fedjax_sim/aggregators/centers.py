@@ -8,8 +8,10 @@ import jax.numpy as jnp
 from fedjax_sim.aggregators._robust import Count, Info, normalized, of_shares, tolerance
 from fedjax_sim.base import Aggregator, Array, Key, PyTree
 from fedjax_sim.ops import checks, pairwise, stacked, trees
+from fedjax_sim.ops.arguments import checked
 
 
+@checked
 def geometric_median(
     *,
     num_iterations: int = 100,
@@ -71,6 +73,7 @@ def geometric_median(
     return of_shares(shares)
 
 
+@checked
 def centered_clipping(*, radius: float | Array, num_iterations: int = 3) -> Aggregator:
     """Mean of the updates, each pulled in to at most `radius` from the last aggregate.
 
@@ -117,6 +120,7 @@ def centered_clipping(*, radius: float | Array, num_iterations: int = 3) -> Aggr
     return Aggregator(lambda update: jax.tree.map(jnp.zeros_like, update), apply)
 
 
+@checked
 def caf(*, num_byzantine: Count) -> Aggregator:
     """Covariance-bound agnostic filter: turn down what stands out along the main direction.
 

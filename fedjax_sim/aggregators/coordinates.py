@@ -7,8 +7,10 @@ import jax.numpy as jnp
 from fedjax_sim.aggregators._robust import Count, Info, tolerance
 from fedjax_sim.base import Aggregator, Array, Key, PyTree
 from fedjax_sim.ops import order_statistics, stacked
+from fedjax_sim.ops.arguments import checked
 
 
+@checked
 def coordinate_median() -> Aggregator:
     """Median of every coordinate, the mean of the two middle values for an even number of clients.
 
@@ -27,6 +29,7 @@ def coordinate_median() -> Aggregator:
     return _of_order(rule)
 
 
+@checked
 def trimmed_mean(*, num_byzantine: Count) -> Aggregator:
     """Mean of every coordinate without its f largest and f smallest values.
 
@@ -52,6 +55,7 @@ def trimmed_mean(*, num_byzantine: Count) -> Aggregator:
     return _of_order(rule)
 
 
+@checked
 def meamed(*, num_byzantine: Count) -> Aggregator:
     """Mean around the median: of every coordinate, the mean of the n - f values closest to it.
 

@@ -4,8 +4,10 @@ import jax.numpy as jnp
 
 from fedjax_sim.base import Aggregator, Array, Key, PyTree
 from fedjax_sim.ops import checks, simplex, stacked
+from fedjax_sim.ops.arguments import checked
 
 
+@checked
 def common_descent(tolerance: float | Array = 1.0) -> Aggregator:
     """The convex combination of the normalised updates that is shortest: a direction good for all.
 
@@ -43,7 +45,7 @@ def common_descent(tolerance: float | Array = 1.0) -> Aggregator:
             low=jnp.maximum(share - tolerance, 0),
             high=jnp.where(valid, jnp.minimum(share + tolerance, 1), 0),
         )
-        found = jnp.where(valid, found, 0)
+        found = jnp.where(valid, found, 0).astype(share.dtype)
         return state, stacked.combine(found * inverse, updates), {"coefficients": found}
 
     return Aggregator(lambda update: (), apply)

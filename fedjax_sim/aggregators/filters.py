@@ -8,8 +8,10 @@ import jax.numpy as jnp
 from fedjax_sim.aggregators._robust import Count, Info, check_slot, normalized, of_shares, tolerance
 from fedjax_sim.base import Aggregator, Array, Key, PyTree
 from fedjax_sim.ops import checks, order_statistics, pairwise, stacked, trees
+from fedjax_sim.ops.arguments import checked
 
 
+@checked
 def fltrust(*, trusted_slot: int = -1) -> Aggregator:
     """Weigh every update by its cosine with the server's own, at the server's own norm.
 
@@ -33,6 +35,7 @@ def fltrust(*, trusted_slot: int = -1) -> Aggregator:
         Cao et al., "FLTrust: Byzantine-robust Federated Learning via Trust Bootstrapping", NDSS
         2021, equations 2 to 4.
     """
+    checks.integer("trusted_slot", trusted_slot, -checks.MOST)
 
     def shares(key: Key, updates: PyTree, weights: Array) -> Array:
         slot = check_slot(trusted_slot, weights.shape[0])
@@ -50,6 +53,7 @@ def fltrust(*, trusted_slot: int = -1) -> Aggregator:
     return of_shares(shares)
 
 
+@checked
 def foolsgold(*, num_clients: int | None = None) -> Aggregator:
     """Turn down clients whose updates resemble each other more than those of honest clients do.
 
@@ -128,6 +132,7 @@ def _foolsgold_weights(cosines: Array, live: Array) -> Array:
     return jnp.where(live, jnp.clip(jnp.log(jnp.maximum(odds, 1e-9)) + 0.5, 0, 1), 0)
 
 
+@checked
 def flame(*, noise_multiplier: float | Array = 0.001) -> Aggregator:
     """Keep the majority that points one way, clip it at the median norm, and add noise.
 
@@ -202,6 +207,7 @@ def _majority(distances: Array, live: Array) -> Array:
     return (heights[center] <= reach[center]) & live
 
 
+@checked
 def dnc(
     *,
     num_byzantine: Count,
@@ -273,6 +279,7 @@ def _check_kept(num_byzantine: Count, filter_factor: float | Array, num_slots: i
         )
 
 
+@checked
 def signguard(*, lower: float | Array = 0.1, upper: float | Array = 3.0) -> Aggregator:
     """Keep updates of ordinary norm and of the most common mix of signs; clip and average them.
 
@@ -308,7 +315,7 @@ def signguard(*, lower: float | Array = 0.1, upper: float | Array = 3.0) -> Aggr
             updates,
             live,
         )
-        signs = jnp.column_stack([counts, size - counts.sum(axis=1)]) / size
+        signs = jnp.column_stack([counts, size - counts.sum(axis=1)]).astype(jnp.float32) / size
         kept = live & ordinary & _largest_mean_shift_cluster(signs, live)
         return normalized(kept) * jnp.minimum(1, jnp.where(kept, middle, 0) * _inverse(norms))
 
@@ -347,12 +354,13 @@ def _largest_mean_shift_cluster(points: Array, live: Array) -> Array:
 
 
 class NormHistory(NamedTuple):
-    """The norms of the last updates: a ring buffer, NaN where it is empty, and where it goes on."""
+    """The norms of the last updates: a ring buffer, inf where it is empty, and where it goes on."""
 
     norms: Array
     next: Array
 
 
+@checked
 def clipped_clustering(*, num_remembered: int = 1000) -> Aggregator:
     """Clip at the median norm of the past, cluster by direction, average the larger of two groups.
 
@@ -378,7 +386,7 @@ def clipped_clustering(*, num_remembered: int = 1000) -> Aggregator:
     checks.positive_int("num_remembered", num_remembered)
 
     def init(update: PyTree) -> NormHistory:
-        return NormHistory(jnp.full(num_remembered, jnp.nan, jnp.float32), jnp.int32(0))
+        return NormHistory(jnp.full(num_remembered, jnp.inf, jnp.float32), jnp.int32(0))
 
     def apply(
         key: Key, history: NormHistory, updates: PyTree, weights: Array
@@ -393,8 +401,9 @@ def clipped_clustering(*, num_remembered: int = 1000) -> Aggregator:
         places = (history.next + jnp.cumsum(live) - 1) % num_remembered
         places = jnp.where(live, places, num_remembered)
         remembered = history.norms.at[places].set(norms, mode="drop")
-        history = NormHistory(remembered, (history.next + live.sum()) % num_remembered)
-        bound = order_statistics.median_of(remembered, ~jnp.isnan(remembered))
+        after = (history.next + live.sum(dtype=jnp.int32)) % num_remembered
+        history = NormHistory(remembered, after)
+        bound = order_statistics.median_of(remembered, jnp.isfinite(remembered))
         selected = _larger_of_two(1 - _cosines(updates, live), live)
         factors = jnp.minimum(1, jnp.where(live, bound, 0) * _inverse(norms))
         shares = normalized(selected) * factors

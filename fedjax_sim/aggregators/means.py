@@ -7,8 +7,10 @@ import jax.numpy as jnp
 
 from fedjax_sim.base import Aggregator, Array, Key, PyTree
 from fedjax_sim.ops import trees
+from fedjax_sim.ops.arguments import checked
 
 
+@checked
 def mean() -> Aggregator:
     """Weighted mean: sum_c weights[c] * update[c] / sum_c weights[c].
 
@@ -23,6 +25,7 @@ def mean() -> Aggregator:
     return _mean_of(lambda weight: weight)
 
 
+@checked
 def uniform_mean() -> Aggregator:
     """Mean of the updates of all clients with a positive weight, each counting the same."""
     return _mean_of(lambda weight: (weight > 0).astype(weight.dtype))
@@ -31,7 +34,9 @@ def uniform_mean() -> Aggregator:
 def _mean_of(share: Callable[[Array], Array]) -> Aggregator:
     def summand(update: PyTree, weight: Array) -> PyTree:
         part = share(weight)
-        masked = jax.tree.map(lambda u: jnp.where(part > 0, u * part.astype(u.dtype), 0), update)
+        # In float32 at least: a sum over many examples overflows half precision.
+        wide = jax.tree.map(trees.wide, update)
+        masked = jax.tree.map(lambda u: jnp.where(part > 0, u * part.astype(u.dtype), 0), wide)
         return masked, part
 
     def from_sum(key: Key, state: PyTree, total: PyTree) -> tuple[PyTree, PyTree, dict[str, Array]]:

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 from fedjax_sim.aggregators._robust import Count, Info, tolerance
 from fedjax_sim.base import Aggregator, Array, Key, PyTree
 from fedjax_sim.ops import checks, order_statistics, pairwise, stacked
+from fedjax_sim.ops.arguments import checked
 
 
+@checked
 def norm_clipping(aggregator: Aggregator, *, max_norm: float | Array) -> Aggregator:
     """Scale every update down to a norm of at most `max_norm`, then aggregate.
 
@@ -46,6 +48,7 @@ def norm_clipping(aggregator: Aggregator, *, max_norm: float | Array) -> Aggrega
     return outer._replace(summand=clipped_summand, from_sum=aggregator.from_sum)
 
 
+@checked
 def arc(aggregator: Aggregator, *, num_byzantine: Count) -> Aggregator:
     """Adaptive robust clipping: scale the updates with the largest norms down to the next one.
 
@@ -75,6 +78,7 @@ def arc(aggregator: Aggregator, *, num_byzantine: Count) -> Aggregator:
     return _before(aggregator, clip)
 
 
+@checked
 def nnm(aggregator: Aggregator, *, num_byzantine: Count) -> Aggregator:
     """Nearest neighbour mixing: replace every update by the mean of the n - f nearest to it.
 
@@ -107,6 +111,7 @@ def nnm(aggregator: Aggregator, *, num_byzantine: Count) -> Aggregator:
     return _before(aggregator, mix)
 
 
+@checked
 def bucketing(aggregator: Aggregator, *, bucket_size: int) -> Aggregator:
     """Average random groups of `bucket_size` clients, then aggregate the means.
 

@@ -12,11 +12,13 @@ from fedjax_sim.aggregators._robust import Count, Info, check_slot, normalized, 
 from fedjax_sim.aggregators.coordinates import mean_around_median
 from fedjax_sim.base import Aggregator, Array, Key, PyTree
 from fedjax_sim.ops import checks, order_statistics, pairwise, stacked
+from fedjax_sim.ops.arguments import checked
 from fedjax_sim.ops.pairwise import Geometry
 
 _MOST_SUBSETS = 200_000
 
 
+@checked
 def krum(*, num_byzantine: Count) -> Aggregator:
     """The one update whose n - f - 2 nearest neighbours are nearest, by sum of squared distances.
 
@@ -41,6 +43,7 @@ def krum(*, num_byzantine: Count) -> Aggregator:
     return _krum("krum", num_byzantine, lambda num_live, num_byzantine: 1)
 
 
+@checked
 def multi_krum(*, num_byzantine: Count, num_selected: Count | None = None) -> Aggregator:
     """Mean of the updates with the lowest Krum scores.
 
@@ -87,6 +90,7 @@ def _best(scores: Array, ties: Array, live: Array, count: Count) -> Array:
     return order_statistics.lowest(jnp.where(live, bounded, jnp.inf), count, ties) & live
 
 
+@checked
 def bulyan(*, num_byzantine: Count) -> Aggregator:
     """Choose n - 2 f updates by Krum, one after another, then average around their median.
 
@@ -144,6 +148,7 @@ def _repeated_krum(cloud: Geometry, num_byzantine: Array, num_chosen: Array) -> 
     return cloud.live & ~jax.lax.fori_loop(0, num_chosen, pick, cloud.live)
 
 
+@checked
 def mda(*, num_byzantine: int) -> Aggregator:
     """Minimum-diameter averaging: mean of the n - f updates whose largest distance is smallest.
 
@@ -172,6 +177,7 @@ def mda(*, num_byzantine: int) -> Aggregator:
     return _best_subset("mda", num_byzantine, spread)
 
 
+@checked
 def smea(*, num_byzantine: int) -> Aggregator:
     """Smallest maximum eigenvalue averaging: mean of the n - f updates with the least spread.
 
@@ -241,6 +247,7 @@ def _subsets(rule: str, num_slots: int, size: int) -> np.ndarray:
     return np.array(list(itertools.combinations(range(num_slots), size)), np.int32)
 
 
+@checked
 def monna(*, num_byzantine: Count, trusted_slot: int = -1) -> Aggregator:
     """Mean of the n - f updates nearest to that of a client that is trusted.
 
@@ -259,6 +266,7 @@ def monna(*, num_byzantine: Count, trusted_slot: int = -1) -> Aggregator:
         Farhadkhani et al., "Robust Collaborative Learning with Linear Gradient Overhead", ICML
         2023, section 3.
     """
+    checks.integer("trusted_slot", trusted_slot, -checks.MOST)
     tolerated = tolerance("monna", num_byzantine)
 
     def shares(key: Key, updates: PyTree, weights: Array) -> Array:

@@ -70,12 +70,18 @@ class Ascent(NamedTuple):
         return given
 
     def moved(self, mixture: Array, gradient: Array, num_steps: Array) -> Array:
-        """lambda after a step along `gradient` [p], the losses of the domains."""
+        """lambda after a step along `gradient` [p], the losses of the domains.
+
+        NaN where that is no mixture, which becomes a status: a projection of one's own may leave
+        the simplex, and losses may be infinite.
+        """
         at = self.step_size(num_steps) if callable(self.step_size) else self.step_size
         step_size = jnp.asarray(at, jnp.float32)
         if self.method == "exponentiated":
-            return simplex.exponentiated_gradient(mixture, gradient, step_size)
-        return self.projection(mixture + step_size * gradient)
+            new = simplex.exponentiated_gradient(mixture, gradient, step_size)
+        else:
+            new = self.projection(mixture + step_size * gradient)
+        return jnp.where(simplex.contains(new), new, jnp.nan)
 
 
 class Domains(NamedTuple):
@@ -101,8 +107,25 @@ def check_domains(domains: Domains | None, data: FederatedData | None = None) ->
     if data is not None:
         hint = "It names an integer array that the examples carry beside x and y."
         checks.one_of("name", domains.name, data.examples, hint=hint)
+        if not jnp.issubdtype(data.examples[domains.name].dtype, jnp.integer):
+            raise TypeError(
+                f"examples[{domains.name!r}] must be integers, the domain of every example, got "
+                f"{data.examples[domains.name].dtype}."
+            )
+        low, high = data.range_of(domains.name) or (0, 0)
+        if not 0 <= low <= high < domains.number:
+            raise ValueError(
+                f"examples[{domains.name!r}] must lie in [0, {domains.number}), the number of "
+                f"domains, but go from {low} to {high}. Number the domains from 0, for example "
+                "np.unique(domains, return_inverse=True)[1]."
+            )
 
 
 def running_mean(mean: PyTree, value: PyTree, count: Array) -> PyTree:
     """The mean of `count` values, from that of the first count - 1 and the newest."""
-    return jax.tree.map(lambda m, x: m + (x - m) / count.astype(m.dtype), mean, value)
+
+    def moved(m: Array, x: Array) -> Array:
+        wide = jnp.promote_types(m.dtype, jnp.float32)
+        return (m + (x - m) / count.astype(wide)).astype(m.dtype)
+
+    return jax.tree.map(moved, mean, value)

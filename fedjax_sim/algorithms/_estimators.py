@@ -10,6 +10,7 @@ from fedjax_sim.base import Array, Examples, Key, Leaves, Loss, Mean, Model, Par
 from fedjax_sim.clients import Regularizer
 from fedjax_sim.data import FederatedData
 from fedjax_sim.ops import trees
+from fedjax_sim.ops.per_example import PerExample, per_example
 
 
 class Places(NamedTuple):
@@ -39,6 +40,7 @@ Estimator = Callable[[Key, Leaves, Array, FederatedData, Array, Places], Estimat
 
 def places_of(owners: Array, num_domains: int) -> Places:
     """The Places of examples whose domains are `owners` [M]."""
+    owners = jnp.where(owners < 0, num_domains, owners)  # domains that there are not come last
     sizes = jnp.bincount(owners, length=num_domains).astype(jnp.int32)
     rows = jnp.argsort(owners, stable=True).astype(jnp.int32)
     return Places(jnp.cumsum(sizes, dtype=jnp.int32) - sizes, sizes, rows)
@@ -48,13 +50,14 @@ def per_domain(
     model: Model, loss: Loss, regularizer: Regularizer, batch_size: int | None
 ) -> Estimator:
     """g_w = sum_k lambda_k grad L_k, g_lambda = (L_1, ..., L_p), from examples of each domain."""
+    each = per_example(loss, "loss")
 
     def objective(
         params: Params, leaves: Leaves, key: Key, examples: Examples, of: Array, mixture: Array
     ) -> tuple[Array, tuple[Array, PyTree]]:
         whole = leaves._replace(trained=params).params
         outputs, statistics = model.train(whole, examples["x"], key)
-        mean = loss(outputs, examples["y"])
+        mean = each(outputs, examples["y"])
         losses = Mean(*(trees.group_sum(x, of, mixture.shape[0]) for x in mean)).value
         return mixture @ losses + regularizer(params), (losses, statistics)
 
@@ -77,11 +80,12 @@ def per_domain(
 
 def weighted(model: Model, loss: Loss, regularizer: Regularizer, batch_size: int) -> Estimator:
     """g_w from domains drawn by lambda, g_lambda from domains drawn uniformly."""
+    each = per_example(loss, "loss")
 
     def objective(
         params: Params, leaves: Leaves, key: Key, examples: Examples
     ) -> tuple[Array, PyTree]:
-        losses, statistics = _losses(model, loss, leaves._replace(trained=params), key, examples)
+        losses, statistics = _losses(model, each, leaves._replace(trained=params), key, examples)
         return losses.mean() + regularizer(params), statistics
 
     def estimate(
@@ -95,7 +99,7 @@ def weighted(model: Model, loss: Loss, regularizer: Regularizer, batch_size: int
         gradient, statistics = gradient_of(leaves.trained, leaves, keys[1], examples)
         uniformly = jax.random.randint(keys[3], (batch_size,), 0, num_domains)
         examples = _draw(keys[5], data, places, uniformly)
-        losses, _ = _losses(model, loss, leaves, keys[4], examples)
+        losses, _ = _losses(model, each, leaves, keys[4], examples)
         ascent, seen = _ascent(losses, uniformly, num_domains)
         return Estimate(gradient, ascent, seen, statistics)
 
@@ -104,11 +108,12 @@ def weighted(model: Model, loss: Loss, regularizer: Regularizer, batch_size: int
 
 def uniform(model: Model, loss: Loss, regularizer: Regularizer, batch_size: int) -> Estimator:
     """g_w = p lambda_K grad L_K and g_lambda = p L_K e_K, from domains K drawn uniformly."""
+    each = per_example(loss, "loss")
 
     def objective(
         params: Params, leaves: Leaves, key: Key, examples: Examples, weights: Array
     ) -> tuple[Array, tuple[Array, PyTree]]:
-        losses, statistics = _losses(model, loss, leaves._replace(trained=params), key, examples)
+        losses, statistics = _losses(model, each, leaves._replace(trained=params), key, examples)
         return (weights * losses).mean() + regularizer(params), (losses, statistics)
 
     def estimate(
@@ -130,10 +135,10 @@ def uniform(model: Model, loss: Loss, regularizer: Regularizer, batch_size: int)
 
 
 def _losses(
-    model: Model, loss: Loss, leaves: Leaves, key: Key, examples: Examples
+    model: Model, each: PerExample, leaves: Leaves, key: Key, examples: Examples
 ) -> tuple[Array, PyTree]:
     outputs, statistics = model.train(leaves.params, examples["x"], key)
-    return loss(outputs, examples["y"]).value, statistics
+    return each(outputs, examples["y"]).value, statistics
 
 
 def _ascent(losses: Array, drawn: Array, num_domains: int) -> tuple[Array, Array]:

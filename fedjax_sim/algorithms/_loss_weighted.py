@@ -24,11 +24,16 @@ from fedjax_sim.base import (
     screen,
 )
 from fedjax_sim.data import Batching, FederatedData
+from fedjax_sim.ops import optimizers
 from fedjax_sim.servers import ServerState, sampling, stepped
 
 
 class WeightedState(NamedTuple):
-    """params, optimizer: the global model and its optimizer. log_scale: of TERM's running mean."""
+    """What the server keeps.
+
+    params, optimizer: the global model and its optimizer.
+    log_scale: the logarithm of TERM's running mean, -inf before the first round.
+    """
 
     params: Params
     optimizer: PyTree
@@ -60,24 +65,31 @@ def loss_weighted(
 ) -> Algorithm:
     """FedAvg with weights exp(log_weights(losses)) and the mean update times `scale`."""
     losses_of = engine.cohort_loss(model, loss, num_examples=loss_examples)
-    after = server or optax.sgd(1.0)
+    after = optax.sgd(1.0) if server is None else server
+    optimizers.check("server", after)
 
     def init(key: Key, params: Params, data: FederatedData) -> WeightedState:
-        return WeightedState(params, after.init(params), jnp.float32(jnp.nan))
+        return WeightedState(
+            params, optimizers.init("server", after, params), jnp.float32(-jnp.inf)
+        )
 
     def broadcast(
         key: Key, state: WeightedState, draft: Message, cohort: Cohort, data: FederatedData
     ) -> Message:
         losses = losses_of(key, draft.params(state.params), cohort, data).value
+        scores = log_weights(losses)
+        usable = cohort.mask & jnp.isfinite(scores)
         # Only ratios of weights matter, and those of a softmax neither overflow nor all vanish.
-        weights = jax.nn.softmax(jnp.where(cohort.mask, log_weights(losses), -jnp.inf))
+        weights = jax.nn.softmax(jnp.where(usable, scores, -jnp.inf))
+        weights = jnp.where(usable | ~cohort.mask, weights, jnp.nan)  # whose loss is not finite
         return draft._replace(shared=state.params, per_slot=_Own(weights, losses))
 
     def apply(
         key: Key, state: WeightedState, aggregate: Params, report: Report
     ) -> tuple[WeightedState, dict[str, Array]]:
         log_scale, factor = scale(state, report)
-        moved = stepped(after, ServerState(state.params, state.optimizer), aggregate, factor)
+        before = ServerState(state.params, state.optimizer)
+        moved = stepped(after, before, aggregate, report, factor)
         return WeightedState(*moved, log_scale), {"step_scale": factor}
 
     return engine.federated(

@@ -14,7 +14,6 @@ from fedjax_sim.base import (
     Algorithm,
     Array,
     Key,
-    Kinds,
     Leaves,
     Loss,
     Model,
@@ -28,7 +27,11 @@ from fedjax_sim.base import (
 )
 from fedjax_sim.clients import Regularizer
 from fedjax_sim.data import FederatedData
-from fedjax_sim.ops import checks, trees
+from fedjax_sim.data.fitting import check_fit
+from fedjax_sim.engine import contracts
+from fedjax_sim.ops import checks, optimizers, trees
+from fedjax_sim.ops.arguments import checked
+from fedjax_sim.ops.per_example import check_model
 
 
 class AgnosticState(NamedTuple):
@@ -55,6 +58,7 @@ class AgnosticState(NamedTuple):
         return screen(self)
 
 
+@checked
 def agnostic(
     model: Model,
     *,
@@ -106,7 +110,7 @@ def agnostic(
         An Algorithm whose state is an AgnosticState and whose info is a RoundInfo:
         `info.server["mixture"]` is lambda_{t-1} [p], `info.cohort.loss` [p] is the estimate of
         every domain's loss at w_{t-1} (0 for a domain that was not drawn). A step whose gradient is
-        not finite is not taken.
+        not finite, or that leads to what is not finite, is not taken.
 
     Cost: one forward and backward pass over p * B (or B, or all M) examples a round.
 
@@ -114,6 +118,8 @@ def agnostic(
         Mohri, Sivek, Suresh, "Agnostic Federated Learning", ICML 2019, figure 3 (Stochastic-AFL and
         Optimistic Stochastic-AFL).
     """
+    check_model(model)
+    optimizers.check("optimizer", optimizer)
     checks.one_of("estimator", estimator, ("per_domain", "weighted", "uniform"))
     checks.one_of("output", output, ("average", "last"))
     checks.in_range("skewness", skewness, 0.0)
@@ -124,7 +130,7 @@ def agnostic(
         raise ValueError(f'batch_size must be a number with estimator="{estimator}", got None.')
     penalty = regularizer or (lambda params: jnp.float32(0))
     game = _Game(
-        kinds=model.kinds,
+        model=model,
         optimizer=optimizer,
         ascent=ascent.checked("projected"),
         estimate=getattr(estimators, estimator)(model, loss, penalty, batch_size),
@@ -142,7 +148,7 @@ def agnostic(
 class _Game(NamedTuple):
     """The arguments of `agnostic`, checked."""
 
-    kinds: Kinds | None
+    model: Model
     optimizer: optax.GradientTransformation
     ascent: Ascent
     estimate: estimators.Estimator
@@ -152,10 +158,13 @@ class _Game(NamedTuple):
 
 
 def _init(game: _Game, key: Key, params: Params, data: FederatedData) -> AgnosticState:
+    contracts.check_run(key, data)
+    check_fit(game.model, params, data)
     check_domains(game.domains, data)
     num_domains = game.domains.number if game.domains else data.num_clients
     mixture = game.ascent.start(num_domains)
-    trained = split(params, game.kinds).trained
+    trained = split(params, game.model.kinds).trained
+    contracts.check_params(trained)
     previous = (jax.tree.map(jnp.zeros_like, trained), jnp.zeros_like(mixture))
     places: PyTree = ()
     if game.domains:
@@ -163,7 +172,7 @@ def _init(game: _Game, key: Key, params: Params, data: FederatedData) -> Agnosti
     return AgnosticState(
         params,
         mixture,
-        game.optimizer.init(trained),
+        optimizers.init("optimizer", game.optimizer, trained),
         params,
         mixture,
         jnp.int32(0),
@@ -176,7 +185,7 @@ def _step(
     game: _Game, key: Key, state: AgnosticState, data: FederatedData
 ) -> tuple[AgnosticState, RoundInfo]:
     """A step on w and a step on lambda, both from the same iterate."""
-    leaves = split(state.params, game.kinds)
+    leaves = split(state.params, game.model.kinds)
     places, of = estimators.Places(data.starts, data.sizes, ()), data.owners
     if game.domains:
         places, of = state.places, game.domains.column(data.examples)
@@ -189,7 +198,8 @@ def _step(
     if game.optimistic:
         before = trees.where(state.num_steps == 0, now, state.previous)
         gradient, uphill = jax.tree.map(lambda new, old: 2 * new - old, now, before)
-    updates, optimizer_state = game.optimizer.update(gradient, state.optimizer, leaves.trained)
+    given = (game.optimizer, gradient, state.optimizer, leaves.trained)
+    updates, optimizer_state = optimizers.update("optimizer", *given)
     trained = optax.apply_updates(leaves.trained, updates)
     moved = leaves._replace(trained=trained, statistics=found.statistics)
     mixture = game.ascent.moved(state.mixture, uphill, state.num_steps)
@@ -198,15 +208,22 @@ def _step(
         moved.params,
         mixture,
         optimizer_state,
-        _mean_model(split(state.mean_params, game.kinds), moved, num_steps),
+        _mean_model(split(state.mean_params, game.model.kinds), moved, num_steps),
         running_mean(state.mean_mixture, mixture, num_steps),
         num_steps,
         now if game.optimistic else (),
         state.places,
     )
     finite = trees.all_finite((found.gradient, ascent))
-    info = _info(leaves, state.mixture, losses, finite, places.sizes, data.num_clients)
-    return trees.where(finite, new, state), info
+    broken = trees.breaks(state, new)
+    # Examples of a domain that there is not are at no place.
+    lacking = (places.sizes == 0).any() | (places.sizes.sum() != data.num_examples)
+    status = jnp.select(
+        [lacking, ~finite, broken],
+        [int(s) for s in (Status.EMPTY_DOMAIN, Status.NON_FINITE_UPDATE, Status.NON_FINITE_SERVER)],
+    )
+    info = _info(leaves, state.mixture, losses, status, data.num_clients)
+    return trees.where(status == 0, new, state), info
 
 
 def _mean_model(mean: Leaves, new: Leaves, count: Array) -> Params:
@@ -219,13 +236,10 @@ def _info(
     leaves: Leaves,
     mixture: Array,
     losses: Array,
-    finite: Array,
-    sizes: Array,
+    status: Array,
     num_clients: int,
 ) -> RoundInfo:
     p = mixture.shape[0]
-    lacking, failed = int(Status.EMPTY_DOMAIN), int(Status.NON_FINITE_UPDATE)
-    status = jnp.where((sizes == 0).any(), lacking, jnp.where(finite, 0, failed))
     # Every client is sent the model, and sends a gradient and a loss.
     down = float(num_clients * trees.num_bytes(leaves[:2]))
     up = down + 4 * num_clients
@@ -234,9 +248,9 @@ def _info(
         weights=mixture,
         dropped=~jnp.isfinite(losses),
         num_steps=jnp.ones(p, jnp.int32),
-        update_norm=jnp.full(p, jnp.nan),
+        update_norm=None,
         loss=losses,
-        num_bytes=jnp.full(p, up / p),
+        num_bytes=jnp.full(p, up / p, jnp.float32),
         clients={},
     )
     return RoundInfo(

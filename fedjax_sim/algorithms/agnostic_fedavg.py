@@ -1,5 +1,6 @@
 """AgnosticFedAvg: agnostic learning with cohorts, local steps and domains of examples."""
 
+import functools
 from typing import NamedTuple, Unpack
 
 import jax
@@ -30,7 +31,10 @@ from fedjax_sim.base import (
     screen,
 )
 from fedjax_sim.data import Batching, FederatedData
-from fedjax_sim.ops import trees
+from fedjax_sim.data.fitting import check_fit
+from fedjax_sim.ops import optimizers, trees
+from fedjax_sim.ops.arguments import checked
+from fedjax_sim.ops.per_example import per_example
 from fedjax_sim.servers import ServerState, sampling, stepped
 
 
@@ -65,6 +69,7 @@ class _Own(NamedTuple):
     seen: Mean
 
 
+@checked
 def agnostic_fedavg(
     model: Model,
     *,
@@ -122,16 +127,22 @@ def agnostic_fedavg(
         domain=domains.name if domains else None,
         num_domains=domains.number if domains else 1,
     )
-    optimizer = server or optax.sgd(1.0)
+    optimizer = optax.sgd(1.0) if server is None else server
+    optimizers.check("server", optimizer)
 
     def init(key: Key, params: Params, data: FederatedData) -> AgnosticAveragingState:
         check_domains(domains, data)
         p = domains.number if domains else data.num_clients
-        window = jnp.ones((1, p)) if initial_window is None else jnp.asarray(initial_window, float)
+        window = jnp.ones((1, p)) if initial_window is None else initial_window
+        window = jnp.asarray(window, jnp.float32)
         if window.ndim != 2 or window.shape[0] == 0 or window.shape[1] != p:
             raise ValueError(f"initial_window must be [W, {p}] with W >= 1, got {window.shape}.")
         return AgnosticAveragingState(
-            params, optimizer.init(params), ascent.start(p), window, jnp.int32(0)
+            params,
+            optimizers.init("server", optimizer, params),
+            ascent.start(p),
+            window,
+            jnp.int32(0),
         )
 
     def broadcast(
@@ -151,8 +162,9 @@ def agnostic_fedavg(
     def apply(
         key: Key, state: AgnosticAveragingState, aggregate: Params, report: Report
     ) -> tuple[AgnosticAveragingState, dict[str, Array]]:
-        served = stepped(optimizer, ServerState(state.params, state.optimizer), aggregate)
-        seen = Mean(report.clients["seen_loss"], report.clients["seen_count"])
+        served = stepped(optimizer, ServerState(state.params, state.optimizer), aggregate, report)
+        given = Mean(report.clients["seen_loss"], report.clients["seen_count"])
+        seen = trees.where(~report.dropped, given, jax.tree.map(jnp.zeros_like, given))
         if domains is None:
             p = state.mixture.shape[0]
             seen = Mean(*(jax.ops.segment_sum(x, report.ids, p) for x in seen))
@@ -184,19 +196,22 @@ def _domain_weighted(
     domains: Domains | None,
 ) -> ClientRule:
     """Local steps on sum_i scale[domain_i] loss_i / beta_k; the weight is beta_k."""
+    loss_of = per_example(loss, "loss")
 
     def objective(
         leaves: Leaves, batch: Batch, key: Key, factor: Array
     ) -> tuple[Array, tuple[Mean, PyTree]]:
         outputs, statistics = model.train(leaves.params, batch.examples["x"], key, batch.mask)
-        each = loss(outputs, batch.examples["y"])
+        each = loss_of(outputs, batch.examples["y"])
         if domains is not None:
             factor = factor[domains.column(batch.examples)]
         value = jnp.where(batch.mask, factor * each.total, 0).sum()
         value += 0 if regularizer is None else regularizer(leaves.trained)
         return value, (each.over(batch.mask), statistics)
 
-    base = clients.local_steps(objective, optimizer)._replace(kinds=model.kinds)
+    base = clients.local_steps(objective, optimizer)._replace(
+        kinds=model.kinds, check=functools.partial(check_fit, model)
+    )
 
     def begin(key: Key, state: PyTree, message: Message, client: Client) -> clients.Work:
         scale, beta, _ = message.per_slot

@@ -7,9 +7,11 @@ import optax
 from fedjax_sim import aggregators, engine
 from fedjax_sim.base import Aggregator, Algorithm, ClientRule, Sampler, Server
 from fedjax_sim.data import Batching
+from fedjax_sim.ops.arguments import checked
 from fedjax_sim.servers import sampling, server_optimizer
 
 
+@checked
 def averaging(
     rule: ClientRule,
     *,
@@ -34,7 +36,7 @@ def averaging(
         **options: uplink, attack, malicious, width, mesh; see `engine.federated`.
     """
     if not isinstance(server, Server):
-        server = server_optimizer(server or optax.sgd(1.0))
+        server = server_optimizer(optax.sgd(1.0) if server is None else server)
     return engine.federated(
         rule=rule,
         sampler=sampler or sampling.everyone(),

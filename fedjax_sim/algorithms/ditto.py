@@ -8,8 +8,10 @@ from fedjax_sim import clients, engine, metrics
 from fedjax_sim.algorithms.averaging import averaging
 from fedjax_sim.base import Algorithm, Array, Loss, Model, Sampler
 from fedjax_sim.data import Batching
+from fedjax_sim.ops.arguments import checked
 
 
+@checked
 def ditto(
     model: Model,
     *,
@@ -24,8 +26,8 @@ def ditto(
 ) -> Algorithm:
     """Ditto: FedAvg, and a personal model for every client that is pulled to the global one.
 
-    `params(state)` is the global model, that of FedAvg; the personal ones are `state.clients`,
-    leaves [N, ...], which `engine.personal_evaluator` evaluates. See `clients.ditto`.
+    `params(state)` is the global model, that of FedAvg; the personal ones are
+    `personal_params(state)`, leaves [N, ...]. `run` evaluates both. See `clients.ditto`.
 
     Args:
         model, client_optimizer, batching, sampler, server, loss, **options: as in
@@ -46,4 +48,5 @@ def ditto(
         pull=pull,
         loss=loss,
     )
-    return averaging(rule, batching=batching, sampler=sampler, server=server, **options)
+    algorithm = averaging(rule, batching=batching, sampler=sampler, server=server, **options)
+    return algorithm._replace(personal_params=lambda state: state.clients)

@@ -24,10 +24,12 @@ from fedjax_sim.base import (
     RoundInfo,
     Sampler,
     Server,
+    Status,
     screen,
 )
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import checks, simplex, trees
+from fedjax_sim.ops.arguments import checked
 from fedjax_sim.servers import sampling
 
 
@@ -61,6 +63,7 @@ class _Halfway(NamedTuple):
     snapshot: Params
 
 
+@checked
 def drfa(
     model: Model,
     *,
@@ -127,17 +130,20 @@ def drfa(
         snapshot = Leaves(server.snapshot, state.statistics, state.frozen).params
         losses = losses_of(loss_key, snapshot, others, data).value
         n = data.num_clients
-        by_client = trees.with_rows(jnp.zeros(n), others.ids, losses)
+        by_client = trees.with_rows(jnp.zeros(n, jnp.float32), others.ids, losses)
         ascent = num_steps * n / cohort_size * by_client
         mixture = simplex.project(server.mixture + server.step_size * ascent)
         if not published:
             mixture = _lifted(mixture)
         # A round without a usable update changes nothing, lambda included.
-        valid = (info.cohort.weights > 0).any() & jnp.isfinite(mixture).all()
+        usable = (info.cohort.weights > 0).any()
+        is_mixture = simplex.contains(mixture)
         decayed = server.step_size if published else 0.9 * server.step_size
         moved = server._replace(mixture=mixture, step_size=decayed)
-        server = trees.where(valid, moved, server)
+        server = trees.where(usable & is_mixture, moved, server)
         sampler = server.mixture if published else state.sampler
+        failed = (usable & ~is_mixture) * int(Status.NON_FINITE_SERVER)
+        info = info._replace(status=info.status | failed.astype(jnp.int32))
         return state._replace(server=server, sampler=sampler), info
 
     return Algorithm(composed.init, step, composed.params)
@@ -182,7 +188,8 @@ def _server(mixture_step_size: float | Array, num_steps: int, published: bool) -
         step_size = jnp.asarray(mixture_step_size, jnp.float32)
         if published:
             return DrfaState(params, params, jnp.full(n, 1 / n, jnp.float32), step_size)
-        return DrfaState(params, params, data.sizes / data.sizes.sum(), 0.9 * step_size)
+        shares = (data.sizes / data.sizes.sum()).astype(jnp.float32)
+        return DrfaState(params, params, shares, 0.9 * step_size)
 
     def broadcast(
         key: Key, state: DrfaState, draft: Message, cohort: Cohort, data: FederatedData

@@ -22,6 +22,7 @@ from fedjax_sim.base import (
 )
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops.arguments import checked
 from fedjax_sim.servers import sampling
 
 
@@ -37,6 +38,7 @@ class FairFlearnState(NamedTuple):
         return screen(self)
 
 
+@checked
 def fair_flearn_afl(
     model: Model,
     *,
@@ -82,6 +84,7 @@ def fair_flearn_afl(
     def apply(
         key: Key, state: FairFlearnState, aggregate: Params, report: Report
     ) -> tuple[FairFlearnState, dict[str, Array]]:
+        assert report.loss is not None  # that of local_sgd
         params = trees.add(state.params, aggregate)
         mixture = _project(state.mixture + mixture_step_size * report.loss)
         num_steps = state.num_steps + 1

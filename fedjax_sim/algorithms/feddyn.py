@@ -26,6 +26,7 @@ from fedjax_sim.base import (
 )
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import checks
+from fedjax_sim.ops.arguments import checked
 from fedjax_sim.servers import sampling
 
 
@@ -40,6 +41,7 @@ class FedDynState(NamedTuple):
         return screen(self)
 
 
+@checked
 def feddyn(
     model: Model,
     *,

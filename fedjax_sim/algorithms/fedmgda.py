@@ -9,8 +9,10 @@ from fedjax_sim.algorithms.averaging import averaging
 from fedjax_sim.base import Algorithm, Array, Loss, Model, Sampler
 from fedjax_sim.data import Batching
 from fedjax_sim.ops import checks
+from fedjax_sim.ops.arguments import checked
 
 
+@checked
 def fedmgda(
     model: Model,
     *,

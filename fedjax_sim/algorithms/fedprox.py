@@ -8,8 +8,10 @@ from fedjax_sim import clients, engine, metrics
 from fedjax_sim.algorithms.averaging import averaging
 from fedjax_sim.base import Aggregator, Algorithm, Array, Loss, Model, Sampler, Server
 from fedjax_sim.data import Batching
+from fedjax_sim.ops.arguments import checked
 
 
+@checked
 def fedprox(
     model: Model,
     *,

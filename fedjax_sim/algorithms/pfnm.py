@@ -26,6 +26,7 @@ from fedjax_sim.base import (
 )
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops.arguments import checked
 from fedjax_sim.servers import sampling
 
 
@@ -69,6 +70,7 @@ class _Sent(NamedTuple):
     class_counts: Array
 
 
+@checked
 def pfnm(
     model: Model,
     *,
@@ -128,6 +130,7 @@ def pfnm(
         the pull and drops it after the first round.
     """
     checks.in_range("pull", pull, 0.0)
+    checks.count("num_passes", num_passes)
 
     def match(key: Key, state: PfnmState) -> matching.Matching:
         """Match the networks of all that have sent, from the last assignment on."""
@@ -198,12 +201,13 @@ def _initial_state(key: Key, model: Model, params: Params, num_clients: int) -> 
     layers = matching.layers_of(params)
     inputs = jnp.zeros((1, layers[0][0].shape[0]))
     networks = jax.vmap(lambda k: model.init(k, inputs))(jax.random.split(key, num_clients))
+    networks = jax.tree.map(lambda own, leaf: own.astype(leaf.dtype), networks, params)
     _check_budgets(layers, matching.layers_of(networks))
     widths = [bias.shape[1] for _, bias in matching.layers_of(networks)[:-1]]
     return PfnmState(
         params=params,
         networks=networks,
-        class_counts=jnp.zeros((num_clients, layers[-1][0].shape[1])),
+        class_counts=jnp.zeros((num_clients, layers[-1][0].shape[1]), jnp.float32),
         assignments=[
             jnp.full((num_clients, width), bias.shape[0], jnp.int32)
             for width, (_, bias) in zip(widths, layers[:-1], strict=True)

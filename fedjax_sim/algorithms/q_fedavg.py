@@ -10,8 +10,10 @@ from fedjax_sim.algorithms._loss_weighted import WeightedState, loss_weighted
 from fedjax_sim.base import Algorithm, Array, Loss, Model, Report, Sampler
 from fedjax_sim.data import Batching
 from fedjax_sim.ops import checks
+from fedjax_sim.ops.arguments import checked
 
 
+@checked
 def q_fedavg(
     model: Model,
     *,
@@ -60,6 +62,7 @@ def q_fedavg(
         return q * jnp.log(losses + 1e-10)
 
     def scale(state: WeightedState, report: Report) -> tuple[Array, Array]:
+        assert report.update_norm is not None  # the engine's
         squared = jnp.square(report.update_norm / client_learning_rate)
         losses = report.clients["incoming_loss"] + 1e-10
         curvature = 1 + client_learning_rate * q * squared / losses

@@ -23,6 +23,7 @@ from fedjax_sim.base import (
 from fedjax_sim.clients import ControlledModel
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops.arguments import checked
 from fedjax_sim.servers import sampling
 
 
@@ -36,6 +37,7 @@ class ScaffoldState(NamedTuple):
         return screen(self)
 
 
+@checked
 def scaffold(
     model: Model,
     *,

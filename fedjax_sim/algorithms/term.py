@@ -11,8 +11,10 @@ from fedjax_sim.algorithms._loss_weighted import WeightedState, loss_weighted
 from fedjax_sim.base import Algorithm, Array, Loss, Model, Report, Sampler
 from fedjax_sim.data import Batching
 from fedjax_sim.ops import checks
+from fedjax_sim.ops.arguments import checked
 
 
+@checked
 def term(
     model: Model,
     *,
@@ -58,8 +60,9 @@ def term(
 
     def scale(state: WeightedState, report: Report) -> tuple[Array, Array]:
         tilted = jnp.where(report.weights > 0, t * report.clients["incoming_loss"], -jnp.inf)
-        now = jax.nn.logsumexp(tilted) - jnp.log((report.weights > 0).sum())
-        kept = jnp.where(jnp.isnan(state.log_scale), now, state.log_scale)
+        count = (report.weights > 0).sum().astype(jnp.float32)
+        now = jax.nn.logsumexp(tilted) - jnp.log(count)
+        kept = jnp.where(jnp.isneginf(state.log_scale), now, state.log_scale)
         mixed = jnp.logaddexp(jnp.log1p(-smoothing) + kept, jnp.log(smoothing) + now)
         return mixed, jnp.exp(now - mixed)
 

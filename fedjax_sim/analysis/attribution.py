@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from fedjax_sim.base import Array, Key, Model, Params
 from fedjax_sim.ops import checks
+from fedjax_sim.ops.per_example import check_model, described
 
 MakeModel = Callable[..., Model]
 """make(activation=...) -> the network, e.g. `functools.partial(models.lens_cnn, 10)`."""
@@ -35,6 +36,7 @@ def input_gradient(model: Model, params: Params, inputs: Array, labels: Array) -
     References:
         Simonyan, Vedaldi, Zisserman, "Deep Inside Convolutional Networks", 2014.
     """
+    check_model(model)
     if not jnp.issubdtype(inputs.dtype, jnp.floating):
         raise TypeError(
             f"inputs must be floating-point to have a gradient, got {inputs.dtype}: give "
@@ -42,8 +44,7 @@ def input_gradient(model: Model, params: Params, inputs: Array, labels: Array) -
         )
 
     def score(inputs: Array) -> Array:
-        outputs = model.apply(params, inputs)
-        return jnp.take_along_axis(outputs, jnp.asarray(labels)[:, None], axis=1).sum()
+        return _logits(model, params, inputs, labels).sum()
 
     # An example's logit does not depend on the others, so the gradient of the sum has them all.
     return jax.grad(score)(jnp.asarray(inputs))
@@ -200,9 +201,23 @@ def layerwise_relevance(
     # With relevance = input * multiplier, only the step through a ReLU differs from a gradient.
     relu = _relu(lambda z, multiplier: jnp.where(z > 0, multiplier * share(z), 0))
     model = make(activation=relu)
-    logit = jnp.take_along_axis(model.apply(params, inputs), jnp.asarray(labels)[:, None], axis=1)
+    logit = _logits(model, params, inputs, labels)
     kept = share(jnp.abs(logit)).reshape((-1,) + (1,) * (inputs.ndim - 1))
     return inputs * kept * input_gradient(model, params, inputs, labels)
+
+
+def _logits(model: Model, params: Params, inputs: Array, labels: Array) -> Array:
+    """The logit of its label of each example, [B]."""
+    outputs, labels = model.apply(params, inputs), jnp.asarray(labels)
+    if not (outputs.ndim == 2 and labels.shape == outputs.shape[:1] == inputs.shape[:1]):
+        raise ValueError(
+            f"labels must be [B], and the model's outputs [B, K], for inputs [B, ...], got labels "
+            f"{described(labels)} and outputs {described(outputs)} for inputs {described(inputs)}."
+        )
+    if not checks.is_traced(labels):
+        checks.in_range("labels", int(jnp.min(labels)), 0, outputs.shape[1] - 1)
+        checks.in_range("labels", int(jnp.max(labels)), 0, outputs.shape[1] - 1)
+    return jnp.take_along_axis(outputs, labels[:, None], axis=1)[:, 0]
 
 
 def _relu(back: Callable[[Array, Array], Array]) -> Callable[[Array], Array]:

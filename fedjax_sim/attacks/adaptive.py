@@ -10,8 +10,10 @@ from fedjax_sim.attacks import _rows
 from fedjax_sim.attacks._crafting import Knowledge, check_knows, known, leaf_keys, send
 from fedjax_sim.base import Aggregator, Array, Attack, Key, Message, PyTree, Report
 from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops.arguments import checked
 
 
+@checked
 def fang_trimmed_mean(*, knows: Knowledge = "honest") -> Attack:
     """Fang's attack on trimmed mean and median: beyond the honest values, against the mean's sign.
 
@@ -48,6 +50,7 @@ def fang_trimmed_mean(*, knows: Knowledge = "honest") -> Attack:
     return Attack(lambda update: (), apply)
 
 
+@checked
 def fang_krum(
     aggregator: Aggregator, *, num_halvings: int = 30, knows: Knowledge = "honest"
 ) -> Attack:
@@ -113,6 +116,7 @@ def _row_norms(updates: PyTree, rows: Array) -> Array:
     return jnp.sqrt(trees.row_dots(kept, kept))
 
 
+@checked
 def adaptive(
     make: Callable[[Array], Attack], aggregator: Aggregator, *, strengths: Sequence[float]
 ) -> Attack:
@@ -138,7 +142,9 @@ def adaptive(
     """
     candidates = np.asarray(strengths, np.float32)
     if candidates.ndim != 1 or candidates.size == 0 or not np.isfinite(candidates).all():
-        raise ValueError(f"strengths must be at least one finite number, got {strengths!r}.")
+        raise ValueError(
+            f"strengths must be at least one finite number, got {checks.shown(strengths)}."
+        )
 
     def apply(
         key: Key, state: PyTree, updates: PyTree, report: Report, malicious: Array, message: Message

@@ -6,8 +6,10 @@ import jax
 
 from fedjax_sim.base import Array, Attack, Key, Message, PyTree, Report
 from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops.arguments import checked
 
 
+@checked
 def chain(*attacks: Attack) -> Attack:
     """One attack after another, such as `chain(neurotoxin(), scaling(10))`.
 
@@ -35,6 +37,7 @@ def chain(*attacks: Attack) -> Attack:
     return Attack(init, apply)
 
 
+@checked
 def delayed(attack: Attack, *, num_rounds: int) -> Attack:
     """Behave at first, then attack.
 
@@ -53,6 +56,7 @@ def delayed(attack: Attack, *, num_rounds: int) -> Attack:
     return Attack(attack.init, apply)
 
 
+@checked
 def choice(attacks: Sequence[Attack], index: int | Array) -> Attack:
     """The attack `attacks[index]`, chosen while the program runs: a grid of attacks compiles once.
 

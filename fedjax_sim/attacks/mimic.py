@@ -9,6 +9,7 @@ from fedjax_sim.attacks import _rows
 from fedjax_sim.attacks._crafting import known, normal_noise, send
 from fedjax_sim.base import Array, Attack, Key, Message, PyTree, Report, screen
 from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops.arguments import checked
 
 
 class MimicState(NamedTuple):
@@ -29,6 +30,7 @@ class MimicState(NamedTuple):
         return screen(self)
 
 
+@checked
 def mimic(*, warmup: int = 1) -> Attack:
     """Everybody malicious copies one honest client: harmless updates that overweight its data.
 

@@ -9,10 +9,13 @@ from jax.typing import ArrayLike
 
 from fedjax_sim.attacks import _rows
 from fedjax_sim.attacks._crafting import known
-from fedjax_sim.base import Array, Attack, Key, Message, Params, PyTree, Report
-from fedjax_sim.ops import trees
+from fedjax_sim.base import Array, Attack, Key, Mean, Message, Params, PyTree, Report
+from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops.arguments import checked
+from fedjax_sim.ops.per_example import described
 
 
+@checked
 def monitored(
     attack: Attack,
     *,
@@ -45,9 +48,7 @@ def monitored(
         Bhagoji et al., "Analyzing Federated Learning through an Adversarial Lens", ICML 2019,
         section 3.2 (stealth metrics).
     """
-    edges = None if histogram_edges is None else np.asarray(histogram_edges, np.float32)
-    if edges is not None and (edges.ndim != 1 or edges.size < 2 or (np.diff(edges) <= 0).any()):
-        raise ValueError(f"histogram_edges must be at least two ascending edges, got {edges}.")
+    edges = None if histogram_edges is None else _edges(histogram_edges)
 
     def apply(
         key: Key, state: PyTree, updates: PyTree, report: Report, malicious: Array, message: Message
@@ -63,6 +64,17 @@ def monitored(
         return state, updates, info
 
     return Attack(attack.init, apply)
+
+
+def _edges(histogram_edges: ArrayLike) -> np.ndarray:
+    edges = np.asarray(histogram_edges)
+    if edges.dtype.kind in "iuf" and edges.ndim == 1 and edges.size > 1:
+        with np.errstate(over="ignore", invalid="ignore"):
+            edges = edges.astype(np.float32)
+            if (np.diff(edges) > 0).all():
+                return edges
+    got = checks.shown(histogram_edges)
+    raise ValueError(f"histogram_edges must be at least two ascending edges, got {got}.")
 
 
 def _distance_ranges(updates: PyTree, honest: Array, malicious: Array) -> dict[str, Array]:
@@ -91,7 +103,13 @@ def _accuracies(
 ) -> dict[str, Array]:
     def after(update: PyTree) -> Array:
         params = message.params(trees.add(message.trained, update))
-        return jnp.asarray(accuracy(params), jnp.float32)
+        found = accuracy(params)
+        if isinstance(found, Mean) or jnp.shape(found) != ():
+            raise ValueError(
+                "accuracy must give one number, such as evaluate(params, data)"
+                f"['accuracy'].value[0], got {described(found)}."
+            )
+        return jnp.asarray(found, jnp.float32)
 
     shares = jnp.where(honest, weights, 0)
     shares = shares / jnp.maximum(shares.sum(), jnp.finfo(jnp.float32).tiny)

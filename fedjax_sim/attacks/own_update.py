@@ -6,8 +6,10 @@ import jax.numpy as jnp
 from fedjax_sim.attacks._crafting import alone, following, normal_noise
 from fedjax_sim.base import Array, Attack, Key, Message, PyTree, Report
 from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops.arguments import checked
 
 
+@checked
 def no_attack() -> Attack:
     """Malicious clients behave: to be watched by `monitored`, or as the zero of a `choice`."""
 
@@ -19,6 +21,7 @@ def no_attack() -> Attack:
     return Attack(lambda update: (), apply)
 
 
+@checked
 def sign_flip(scale: float | Array = 1.0) -> Attack:
     """Send -scale times one's own update.
 
@@ -32,6 +35,7 @@ def sign_flip(scale: float | Array = 1.0) -> Attack:
     return scaling(-scale)
 
 
+@checked
 def scaling(factor: float | Array, *, max_norm: float | Array | None = None) -> Attack:
     """Send factor times one's own update: model replacement.
 
@@ -60,6 +64,7 @@ def scaling(factor: float | Array, *, max_norm: float | Array | None = None) -> 
     return alone(change)
 
 
+@checked
 def gaussian(sigma: float | Array) -> Attack:
     """Send normal noise of standard deviation sigma, independent of the data.
 
@@ -74,6 +79,7 @@ def gaussian(sigma: float | Array) -> Attack:
     return alone(lambda key, update: normal_noise(key, update, sigma))
 
 
+@checked
 def free_rider(noise: float | Array = 0.0) -> Attack:
     """Send the last change of the global model, as if one had trained: w_t - w_{t-1} + noise.
 
@@ -94,6 +100,7 @@ def free_rider(noise: float | Array = 0.0) -> Attack:
     return following(change)
 
 
+@checked
 def neurotoxin(top_fraction: float | Array = 0.05) -> Attack:
     """Send one's own update only where the global model changed little in the last round.
 

@@ -9,11 +9,13 @@ from fedjax_sim.attacks import _rows
 from fedjax_sim.attacks._crafting import Knowledge, together
 from fedjax_sim.base import Array, Attack, Key, PyTree
 from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops.arguments import checked
 
 Direction = Literal["unit", "sign", "std", "above"]
 """Where to deviate from the mean m: -m / ||m||, -sign(m), -s or ("above") s, the deviations."""
 
 
+@checked
 def inner_product(epsilon: float | Array, *, knows: Knowledge = "honest") -> Attack:
     """Inner product manipulation (IPM): everybody malicious sends -epsilon * mean.
 
@@ -34,6 +36,7 @@ def inner_product(epsilon: float | Array, *, knows: Knowledge = "honest") -> Att
     return together(craft, knows)
 
 
+@checked
 def little_is_enough(
     z: float | Array | None = None,
     *,
@@ -84,6 +87,7 @@ def _largest_safe(seen: Array, malicious: Array, knows: Knowledge) -> Array:
     return jax.scipy.special.ndtri(jnp.clip(share, 1e-6, 1 - 1e-6))
 
 
+@checked
 def deviation(
     strength: float | Array, *, direction: Direction = "std", knows: Knowledge = "honest"
 ) -> Attack:
@@ -112,6 +116,7 @@ def deviation(
     return together(craft, knows)
 
 
+@checked
 def min_max(*, direction: Direction = "std", knows: Knowledge = "honest") -> Attack:
     """Deviate from the mean until no update is farther from another than honest ones are.
 
@@ -135,6 +140,7 @@ def min_max(*, direction: Direction = "std", knows: Knowledge = "honest") -> Att
     return _as_far_as_honest(direction, knows, worst=True)
 
 
+@checked
 def min_sum(*, direction: Direction = "std", knows: Knowledge = "honest") -> Attack:
     """`min_max` with sums of squared distances to all others in place of the largest.
 

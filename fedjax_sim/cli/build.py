@@ -1,5 +1,6 @@
 """The parts of a training run, built from its options: data, model, algorithm."""
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from jax.sharding import Mesh
 from fedjax_sim import algorithms, clients, metrics, models
 from fedjax_sim.base import Algorithm, Model, Params
 from fedjax_sim.cli import train_options
-from fedjax_sim.cli.train_options import AlgorithmOptions, DataOptions, TrainOptions
+from fedjax_sim.cli.train_options import AlgorithmOptions, DataOptions, TableOptions, TrainOptions
 from fedjax_sim.data import Batching, FederatedData, datasets, federate, partition
 from fedjax_sim.ops import checks
 from fedjax_sim.servers import sampling
@@ -36,13 +37,13 @@ class Dealt(NamedTuple):
     client_names: tuple[str, ...]
 
 
-def deal(options: DataOptions, *, seed: int) -> Dealt:
+def deal(options: DataOptions, table: TableOptions, *, seed: int) -> Dealt:
     """Load the data set and deal it out; the test examples in the clients' proportions if possible.
 
     They are pooled instead where there are fewer test examples than clients, or where a natural
     client or a class is in one of the two sets only.
     """
-    dataset = _load(options, seed)
+    dataset = _load(options, table, seed)
     labels = dataset.train["y"]
     if labels.ndim > 1 and options.partition in ("dirichlet", "shards"):
         raise ValueError(
@@ -66,15 +67,32 @@ def deal(options: DataOptions, *, seed: int) -> Dealt:
     )
 
 
-def _load(options: DataOptions, seed: int) -> datasets.Dataset:
-    if not train_options.is_csv(options.dataset):
+def _load(options: DataOptions, table: TableOptions, seed: int) -> datasets.Dataset:
+    if not train_options.is_table(options.dataset):
         return datasets.load(options.dataset, options.folder)
-    return datasets.from_csv(
-        Path(options.folder or "") / options.dataset,
-        label_column=str(options.label),
-        group_columns=() if options.group is None else (options.group,),
-        seed=seed,
-    )
+    path = (Path(options.folder or "") / options.dataset).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"--dataset: there is no file {path}.")
+    given = {name: value for name, value in vars(table).items() if value is not None}
+    groups = () if options.group is None else (options.group,)
+    try:
+        return datasets.from_table(
+            path, label_column=str(options.label), group_columns=groups, seed=seed, **given
+        )
+    except ValueError as error:
+        raise ValueError(_with_flags(str(error))) from error
+
+
+def _with_flags(message: str) -> str:
+    """A message of the reader with the options as the command line has them.
+
+    >>> _with_flags("List it in ignore_columns, or set group_columns or date_format.")
+    'List it in --ignore-columns, or set --group or --date-format.'
+    """
+    flags = {"group_columns": "--group", "label_column": "--label"}
+    # Those of one word are words of their own in a message.
+    flags |= {name: train_options.flag(name) for name in vars(TableOptions()) if "_" in name}
+    return re.sub("|".join(flags), lambda found: flags[found[0]], message)
 
 
 def _train_partition(

@@ -236,10 +236,14 @@ def _datasets(args: list[str]) -> int:
         "tensorflow-datasets downloads it to --folder",
         end_section=True,
     )
-    table.add_row("FILE.csv", "A table of your own.", "--label names its column with the classes")
+    table.add_row(
+        "FILE.csv",
+        "A table of your own, also .tsv, .txt or .parquet.",
+        "--label names its column with the labels",
+    )
     console = Console(highlight=False)
     console.print(table)
     console.print(
-        "More data of your own: datasets.from_images, from_arrays and tff_hdf5 of the library."
+        "More data of your own: datasets.from_images, from_arrays and from_hdf5 of the library."
     )
     return 0

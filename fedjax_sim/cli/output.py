@@ -3,8 +3,9 @@
 import contextlib
 import datetime
 import logging
+import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import jax
@@ -28,8 +29,12 @@ Summaries = dict[str, dict[str, dict[str, np.ndarray]]]
 def default_output(options: TrainOptions) -> Path:
     """A folder under runs/, named by data set, algorithm and time."""
     now = datetime.datetime.now().astimezone()
-    name = f"{options.data.dataset}-{options.training.algorithm}-{now:%Y%m%d-%H%M%S}"
-    return Path("runs") / name.replace(":", "-").replace("/", "-")
+    dataset = options.data.dataset
+    if train_options.is_table(dataset):
+        dataset = PureWindowsPath(dataset).name  # which is divided by / as well
+    # What a path, a shell or another system would take for something else.
+    name = re.sub(r"[^\w.+-]+", "-", dataset).strip("-.") or "data"
+    return Path("runs") / f"{name}-{options.training.algorithm}-{now:%Y%m%d-%H%M%S}"
 
 
 def logger_of(

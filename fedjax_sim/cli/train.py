@@ -45,7 +45,7 @@ def main(options: TrainOptions) -> int:
     output = options.run.output or default_output(options)
     if options.run.resume is None:
         check_output(output, overwrite=options.run.overwrite)
-    dealt = deal(options.data, seed=options.run.seed)
+    dealt = deal(options.data, options.table, seed=options.run.seed)
     options = _fitted(given, options, dealt.train.num_clients)
     # Split first: a key that is both split and folded gives equal keys for unequal uses.
     init_key, run_key = jax.random.split(jax.random.key(options.run.seed))

@@ -6,6 +6,7 @@ Nothing here imports jax, so that `--help` is quick.
 import dataclasses
 import json
 import os
+import re
 import tomllib
 import types
 import typing
@@ -76,9 +77,10 @@ class DataOptions:
 
     Attributes:
         dataset: Data set by name (`fedjax-sim datasets` lists them), tfds:NAME for any of
-            tensorflow-datasets, or a CSV file of your own, FILE.csv. The file's first line names
-            the columns; numbers are scaled, text is one-hot, and a fifth of the rows is for tests.
-        label: The column of FILE.csv with the classes.
+            tensorflow-datasets, or a table of your own: a file that ends in .csv, .tsv or .txt,
+            whose first line names the columns, or in .parquet. Numbers are scaled, text is one-hot,
+            and a fifth of the rows is for tests.
+        label: The column of the table with the classes, or with the quantity to be learned.
         folder: Folder with the data set's own files.
         partition: Who owns what. iid: equal mixtures and sizes. dirichlet: label skew of strength
             --alpha. shards: a few classes a client. quantity_skew: equal mixtures, unequal sizes.
@@ -91,7 +93,7 @@ class DataOptions:
         sigma: Standard deviation of the logarithm of client sizes, >= 0.
         min_size: The fewest training examples of a client, at least 1.
         group: The column whose values are the clients: "client" for natural clients (shakespeare,
-            federated_emnist); adult has education, race, doctorate ...; of FILE.csv any column,
+            federated_emnist); adult has education, race, doctorate ...; of a table any column,
             which is then not an input.
     """
 
@@ -108,6 +110,58 @@ class DataOptions:
     sigma: Annotated[float | None, _part("sigma", "FLOAT")] = None
     min_size: Annotated[int | None, _part("min_size", "INT")] = None
     group: Annotated[str | None, _part("group", "NAME")] = None
+
+
+def _reader(metavar: str) -> Any:
+    """Help for an option whose default is the reader's."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
+@dataclasses.dataclass(frozen=True)
+class TableOptions:
+    """How a table of your own is read; these are arguments of `datasets.from_table`.
+
+    Attributes:
+        task: What the labels are: classes, or the targets of a regression. By default text and at
+            most 20 different integers are classes, decimals are targets.
+        feature_columns: The inputs. By default all columns but --label and --group.
+        categorical_columns: Columns to one-hot even if they hold numbers.
+        numeric_columns: Columns that must hold quantities: numbers with zeros in front too; yes is
+            1, no is 0.
+        ignore_columns: Columns to leave out.
+        missing: How a missing value is written. By default nothing, or ?.
+        fill: Rows where a quantity is missing: refuse (by default) or drop them, or put the mean or
+            median of the training rows there, marked by a further input.
+        scaling: Of quantities: minmax (by default) to [0, 1], standard to mean 0 and standard
+            deviation 1.
+        decimal: What divides decimals: . by default.
+        thousands: What divides thousands: nothing by default.
+        date_format: How dates are written unless as 2024-05-31, such as %d.%m.%Y.
+        delimiter: What divides columns. By default what divides the first line: , ; | or tab.
+        encoding: Of the text, such as latin-1. By default UTF-8, or what the file itself says.
+        test_fraction: Share of the rows that are for tests, in (0, 1). By default 0.2.
+    """
+
+    task: Annotated[
+        Literal["classification", "regression"] | None, _reader("classification|regression")
+    ] = None
+    feature_columns: Annotated[tuple[str, ...] | None, _reader("NAME [NAME ...]")] = None
+    categorical_columns: Annotated[tuple[str, ...] | None, _reader("NAME [NAME ...]")] = None
+    numeric_columns: Annotated[tuple[str, ...] | None, _reader("NAME [NAME ...]")] = None
+    ignore_columns: Annotated[tuple[str, ...] | None, _reader("NAME [NAME ...]")] = None
+    missing: Annotated[tuple[str, ...] | None, _reader("TEXT [TEXT ...]")] = None
+    fill: Annotated[
+        Literal["refuse", "drop", "mean", "median"] | None, _reader("refuse|drop|mean|median")
+    ] = None
+    scaling: Annotated[
+        Literal["minmax", "standard", "none"] | None, _reader("minmax|standard|none")
+    ] = None
+    decimal: Annotated[Literal[".", ","] | None, _reader(".|,")] = None
+    thousands: Annotated[str | None, _reader("MARK")] = None
+    date_format: Annotated[str | None, _reader("FORMAT")] = None
+    delimiter: Annotated[str | None, _reader("MARK")] = None
+    encoding: Annotated[str | None, _reader("NAME")] = None
+    test_fraction: Annotated[float | None, _reader("FLOAT")] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,6 +268,7 @@ class TrainOptions:
     """All options of a training run."""
 
     data: DataOptions = DataOptions()
+    table: TableOptions = TableOptions()
     model: ModelOptions = ModelOptions()
     training: AlgorithmOptions = AlgorithmOptions()
     run: RunOptions = RunOptions()
@@ -224,7 +279,7 @@ _NOT_REPEATED = ("output", "overwrite", *_NOT_IN_TOML)
 
 
 def flat(options: TrainOptions) -> dict[str, Any]:
-    """Options by name; the names of the four groups differ, so they need no prefix.
+    """Options by name; the names of the groups differ, so they need no prefix.
 
     >>> flat(TrainOptions())["rounds"]
     100
@@ -273,17 +328,31 @@ def resolve(options: TrainOptions) -> TrainOptions:
                 f"{chosen['local_steps']}. To undo one of a file, write --epochs None."
             )
         values["epochs"] = None
-    if is_csv(options.data.dataset) != (options.data.label is not None):
+    is_own = is_table(options.data.dataset)
+    if is_own != (options.data.label is not None):
         raise ValueError(
-            "--label names the column of FILE.csv with the classes, and belongs to it alone: got "
-            f"--dataset {options.data.dataset} and --label {options.data.label}."
+            "--label names the column with the labels in a table of your own (FILE.csv, .tsv, .txt "
+            f"or .parquet), and belongs to it alone: got --dataset {options.data.dataset} and "
+            f"--label {options.data.label}."
+        )
+    useless = [flag(n) for n, value in vars(options.table).items() if value is not None]
+    if useless and not is_own:
+        raise ValueError(
+            f"{', '.join(useless)}: for a table of your own only, but --dataset is "
+            f"{options.data.dataset}."
         )
     return replaced(options, values)
 
 
-def is_csv(dataset: str) -> bool:
-    """Whether --dataset is a file of the user's own."""
-    return dataset.lower().endswith(".csv")
+def is_table(dataset: str) -> bool:
+    """Whether --dataset is a table of the user's own.
+
+    >>> is_table("data/Patients.CSV.gz"), is_table("adult")
+    (True, False)
+    """
+    return (
+        re.search(r"\.(csv|tsv|txt|parquet|pq)(\.(gz|bz2|xz|zst))?$", dataset.lower()) is not None
+    )
 
 
 def resumed(path: str | os.PathLike[str]) -> TrainOptions:

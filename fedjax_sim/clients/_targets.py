@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_sim.base import (
     Array,
@@ -22,7 +23,10 @@ from fedjax_sim.base import (
 from fedjax_sim.clients.adapt import adapt
 from fedjax_sim.clients.local_sgd import Work
 from fedjax_sim.clients.malicious import model_alone
+from fedjax_sim.data import federate
+from fedjax_sim.data.fitting import check_labels
 from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops.per_example import check_model, per_example
 
 
 class Memory(NamedTuple):
@@ -70,10 +74,14 @@ def others_update(memory: Memory, message: Message, boost: float | Array) -> Par
 
 def target_loss(model: Model, targets: Examples, loss: Loss) -> Callable[[Params, Message], Array]:
     """loss_of(trained leaves, message) -> mean loss of the targets with the attacker's labels."""
-    inputs, labels = jnp.asarray(targets["x"]), jnp.asarray(targets["y"])
+    check_model(model)
+    each = per_example(loss, "loss")
+    owned = federate({name: targets[name] for name in ("x", "y")}, [np.arange(len(targets["y"]))])
 
     def loss_of(params: Params, message: Message) -> Array:
-        mean = loss(model.apply(message.params(params), inputs), labels)
+        outputs = model.apply(message.params(params), owned.examples["x"])
+        check_labels(owned, outputs)
+        mean = each(outputs, owned.examples["y"])
         return mean.total.sum() / mean.count.sum()
 
     return loss_of

@@ -3,8 +3,10 @@
 from collections.abc import Callable
 
 from fedjax_sim.base import Array, Batch, Client, ClientRule, Key, Message, PyTree, Upload
+from fedjax_sim.ops.arguments import checked
 
 
+@checked
 def adapt(
     rule: ClientRule,
     *,

@@ -27,9 +27,10 @@ from fedjax_sim.clients._targets import (
     remembering,
     target_loss,
 )
-from fedjax_sim.clients.local_sgd import Work, local_sgd
+from fedjax_sim.clients.local_sgd import Optimizer, Work, at_round, local_sgd
 from fedjax_sim.clients.malicious import model_alone
-from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops import checks, optimizers, trees
+from fedjax_sim.ops.arguments import checked
 
 
 class Alternation(NamedTuple):
@@ -49,13 +50,14 @@ class Alternation(NamedTuple):
     num_steps: Array
 
 
+@checked
 def alternating_poisoning(
     model: Model,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     *,
     targets: Examples,
     boost: float | Array,
-    target_optimizer: optax.GradientTransformation | None = None,
+    target_optimizer: Optimizer | None = None,
     every: int = 10,
     rho: float | Array = 1e-4,
     distance_to: Literal["own", "others"] = "others",
@@ -126,7 +128,9 @@ def alternating_poisoning(
         centre = message.shared.params if is_own else others
         return work._replace(
             extra=Alternation(
-                target_optimizer.init(work.params),
+                optimizers.init(
+                    "target_optimizer", at_round(target_optimizer, message.round), work.params
+                ),
                 centre,
                 others,
                 work if has_twin else (),
@@ -137,7 +141,9 @@ def alternating_poisoning(
     def poison(work: Work, message: Message) -> Work:
         judged = _expected(work, message, boost) if is_implicit else work.params
         value, gradient = jax.value_and_grad(loss_of)(judged, message)
-        updates, state = target_optimizer.update(gradient, work.extra.optimizer, work.params)
+        at = at_round(target_optimizer, message.round)
+        given = (gradient, work.extra.optimizer, work.params)
+        updates, state = optimizers.update("target_optimizer", at, *given, value=value)
 
         def boosted(u: Array) -> Array:
             factor = boost if is_meant(u) else 1.0

@@ -29,6 +29,7 @@ from fedjax_sim.clients.local_sgd import (
     mean_loss,
 )
 from fedjax_sim.ops import checks
+from fedjax_sim.ops.arguments import checked
 
 
 class DittoWork(NamedTuple):
@@ -38,6 +39,7 @@ class DittoWork(NamedTuple):
     personal: Leaves
 
 
+@checked
 def ditto(
     model: Model,
     optimizer: Optimizer,

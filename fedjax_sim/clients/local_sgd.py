@@ -1,5 +1,6 @@
 """Local training: what a client of FedAvg does, and what most other rules are made of."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -22,7 +23,10 @@ from fedjax_sim.base import (
     PyTree,
     Upload,
 )
-from fedjax_sim.ops import trees
+from fedjax_sim.data.fitting import check_fit
+from fedjax_sim.ops import optimizers, trees
+from fedjax_sim.ops.arguments import checked
+from fedjax_sim.ops.per_example import check_model, per_example
 
 Regularizer = Callable[[Params], Array]
 """regularizer(trained leaves) -> scalar, added to every batch's mean loss."""
@@ -60,6 +64,7 @@ The value is minimised over `leaves.trained`; `extra` is that of the Work.
 """
 
 
+@checked
 def local_sgd(
     model: Model,
     optimizer: Optimizer,
@@ -79,7 +84,7 @@ def local_sgd(
         model: the model; its `apply_train` is used where it has one.
         optimizer: e.g. `optax.sgd(0.1)`, whose hyperparameters may be traced; or a function of the
             round (int32, the number of rounds done) that returns one.
-        loss: per-example loss, e.g. `metrics.cross_entropy`.
+        loss: per-example loss, e.g. `metrics.cross_entropy`; see `base.Loss`.
         regularizer: scalar added to every batch's loss, e.g. `lambda p: 1e-4 * norm(p) ** 2`.
         correct: correct(gradient, work, message) -> the gradient to step with.
 
@@ -87,11 +92,17 @@ def local_sgd(
         A rule without client state, for a server that shares params. The update is
         `client params - server params`, the weight is the client's number of examples, and the loss
         is the mean training loss over the round.
+
+    Raises:
+        TypeError, ValueError: `model` is no Model, `loss` no function; when the round is traced, a
+            loss that is not one of `base.Loss`, or outputs that are not [B, ...].
     """
     objective = mean_loss(model, loss, regularizer)
-    return local_steps(objective, optimizer, correct=correct)._replace(kinds=model.kinds)
+    rule = local_steps(objective, optimizer, correct=correct)
+    return rule._replace(kinds=model.kinds, check=functools.partial(check_fit, model))
 
 
+@checked
 def local_steps(
     objective: Objective, optimizer: Optimizer, *, correct: Correction | None = None
 ) -> ClientRule:
@@ -105,21 +116,38 @@ def local_steps(
     def value(params: Params, leaves: Leaves, batch: Batch, key: Key, extra: PyTree) -> Any:
         return objective(leaves._replace(trained=params), batch, key, extra)
 
-    gradient_of = jax.grad(value, has_aux=True)
+    optimizers.check("client_optimizer", optimizer, of_round=True)
+    value_and_gradient = jax.value_and_grad(value, has_aux=True)
 
     def begin(key: Key, client_state: PyTree, message: Message, client: Client) -> Work:
         leaves = message.leaves(message.shared)
-        state = at_round(optimizer, message.round).init(leaves.trained)
+        at = at_round(optimizer, message.round)
+        state = optimizers.init("client_optimizer", at, leaves.trained)
         zero = Mean(jnp.float32(0), jnp.float32(0))
         return Work(leaves.trained, leaves.statistics, state, zero)
 
     def step(key: Key, work: Work, message: Message, batch: Batch) -> Work:
         leaves = message.leaves(work.params)._replace(statistics=work.statistics)
-        gradient, (mean, statistics) = gradient_of(work.params, leaves, batch, key, work.extra)
-        if correct is not None:
-            gradient = correct(gradient, work, message)
+
+        def look(params: Params) -> tuple[Params, tuple[Array, tuple[Mean, PyTree]]]:
+            """The gradient to step with, and what the objective gives there."""
+            seen, gradient = value_and_gradient(params, leaves, batch, key, work.extra)
+            if correct is not None:
+                gradient = correct(gradient, work._replace(params=params), message)
+            return gradient, seen
+
+        gradient, (found, (mean, statistics)) = look(work.params)
+        known = {"value": found, "grad": gradient, "grad_fn": lambda params, _: look(params)[0]}
+        if correct is None:  # else its gradient is not the one to step with
+
+            def value_at(params: Params, grad_fn: Any = None) -> Array:
+                # Line searches hand on what they have no use for, which it must take.
+                return value(params, leaves, batch, key, work.extra)[0]
+
+            known["value_fn"] = value_at
         at = at_round(optimizer, message.round)
-        updates, state = at.update(gradient, work.optimizer, work.params)
+        given = (gradient, work.optimizer, work.params)
+        updates, state = optimizers.update("client_optimizer", at, *given, **known)
         params = optax.apply_updates(work.params, updates)
         seen = jax.tree.map(lambda a, b: a + b.astype(a.dtype), work.loss, mean)
         return Work(params, statistics, state, seen, work.extra)
@@ -136,13 +164,15 @@ def local_steps(
 
 def mean_loss(model: Model, loss: Loss, regularizer: Regularizer | None = None) -> Objective:
     """The mean loss of a batch's examples, and the regularizer."""
+    check_model(model)
+    each = per_example(loss, "loss")
 
     def objective(
         leaves: Leaves, batch: Batch, key: Key, extra: PyTree
     ) -> tuple[Array, tuple[Mean, PyTree]]:
         inputs, labels = batch.examples["x"], batch.examples["y"]
         outputs, statistics = model.train(leaves.params, inputs, key, batch.mask)
-        mean = loss(outputs, labels).over(batch.mask)
+        mean = each(outputs, labels).over(batch.mask)
         value = mean.value if regularizer is None else mean.value + regularizer(leaves.trained)
         return value, (mean, statistics)
 

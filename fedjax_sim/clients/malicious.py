@@ -20,10 +20,12 @@ from fedjax_sim.base import (
 )
 from fedjax_sim.clients.adapt import adapt
 from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops.arguments import checked
 
 _Sent = tuple[PyTree, Upload, dict[str, Array]]
 
 
+@checked
 def malicious(
     honest: ClientRule, attacker: ClientRule, ids: Ids, *, start: int | Array = 0
 ) -> ClientRule:
@@ -42,7 +44,7 @@ def malicious(
 
     Returns:
         A rule that keeps both states for every client; its info has the entries of both, NaN where
-        a client's own rule gives none.
+        a client's own rule gives none, and its loss is known if both rules know theirs.
     """
     checks.ids("ids", ids)
     checks.in_range("start", start, 0)
@@ -81,24 +83,26 @@ def malicious(
 
         def behave() -> _Sent:
             new, upload, info = honest.finish(key, states[0], message, client, behaving)
-            return (new, states[1]), _filled(upload, message), info
+            return (new, states[1]), upload, info
 
         def attack() -> _Sent:
             new, upload, info = attacker.finish(key, states[1], message, client, attacking)
-            return (states[0], new), _filled(upload, message), info
+            return (states[0], new), upload, info
 
-        like = jax.eval_shape(behave)[-1] | jax.eval_shape(attack)[-1]
+        sent = jax.eval_shape(behave), jax.eval_shape(attack)
+        like = sent[0][-1] | sent[1][-1]
+        knows_loss = all(upload.loss is not None for _, upload, _ in sent)
 
-        def with_all_info(branch: Callable[[], _Sent]) -> Callable[[], _Sent]:
+        def alike(branch: Callable[[], _Sent]) -> Callable[[], _Sent]:
             def run() -> _Sent:
-                *rest, info = branch()
-                return (*rest, trees.fill(info, like))
+                state, upload, info = branch()
+                return state, _filled(upload, message, knows_loss), trees.fill(info, like)
 
             return run
 
-        return jax.lax.cond(is_attacking, with_all_info(attack), with_all_info(behave))
+        return jax.lax.cond(is_attacking, alike(attack), alike(behave))
 
-    return ClientRule(init, begin, step, finish, honest.kinds)
+    return ClientRule(init, begin, step, finish, honest.kinds, honest.check)
 
 
 def model_alone(message: Message) -> Message:
@@ -111,9 +115,10 @@ def model_alone(message: Message) -> Message:
     return message._replace(shared=message.shared.params)
 
 
-def _filled(upload: Upload, message: Message) -> Upload:
-    """The upload with all its parts, so that both branches send alike."""
+def _filled(upload: Upload, message: Message, knows_loss: bool) -> Upload:
+    """The upload with the parts that both branches have, so that they send alike."""
     statistics = upload.statistics
     if statistics is None:
         statistics = message.leaves(message.trained).statistics
-    return upload._replace(loss=jnp.asarray(upload.loss, jnp.float32), statistics=statistics)
+    loss = jnp.asarray(upload.loss, jnp.float32) if knows_loss else None
+    return upload._replace(loss=loss, statistics=statistics)

@@ -18,6 +18,7 @@ from fedjax_sim.base import (
     split,
 )
 from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops.arguments import checked
 
 
 class MomentumState(NamedTuple):
@@ -36,6 +37,7 @@ class MomentumState(NamedTuple):
         return screen(self)
 
 
+@checked
 def worker_momentum(
     rule: ClientRule, *, momentum: float | Array, dampening: float | Array | None = None
 ) -> ClientRule:

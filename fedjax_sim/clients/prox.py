@@ -5,8 +5,10 @@ import jax
 from fedjax_sim.base import Array, ClientRule, Loss, Message, Model, Params
 from fedjax_sim.clients.local_sgd import Optimizer, Regularizer, Work, local_sgd
 from fedjax_sim.ops import checks
+from fedjax_sim.ops.arguments import checked
 
 
+@checked
 def prox(
     model: Model,
     optimizer: Optimizer,

@@ -21,6 +21,7 @@ from fedjax_sim.base import (
 from fedjax_sim.clients.adapt import adapt
 from fedjax_sim.clients.local_sgd import Rate, Regularizer, Work, at_round, local_sgd
 from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops.arguments import checked
 
 
 class ControlledModel(NamedTuple):
@@ -30,6 +31,7 @@ class ControlledModel(NamedTuple):
     control: Params
 
 
+@checked
 def scaffold(
     model: Model,
     *,

@@ -24,8 +24,10 @@ from fedjax_sim.clients._targets import (
 from fedjax_sim.clients.local_sgd import Optimizer, Work, local_sgd
 from fedjax_sim.clients.malicious import model_alone
 from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops.arguments import checked
 
 
+@checked
 def stealthy_poisoning(
     model: Model,
     optimizer: Optimizer,

@@ -27,14 +27,17 @@ from fedjax_sim.clients._targets import (
     others_update,
     target_loss,
 )
-from fedjax_sim.ops import checks, trees
+from fedjax_sim.clients.local_sgd import Optimizer, at_round
+from fedjax_sim.ops import checks, optimizers, trees
+from fedjax_sim.ops.arguments import checked
 
 Estimate = Literal["none", "before", "after"]
 
 
+@checked
 def targeted_poisoning(
     model: Model,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     *,
     targets: Examples,
     boost: float | Array,
@@ -67,8 +70,8 @@ def targeted_poisoning(
         max_steps: steps at most, >= 1, static.
 
     Returns:
-        A rule for `malicious`; its weight is the client's number of examples, and info holds
-        "target_loss" at the end of the optimisation.
+        A rule for `malicious`; its weight is the client's number of examples, and its loss that of
+        the targets at the end of the optimisation, which info holds as "target_loss" as well.
 
     Cost: up to max_steps gradients of r examples, whatever the batching says.
 
@@ -101,13 +104,14 @@ def targeted_poisoning(
             return loss_of(trees.add(start, moved), message)
 
         zero = jax.tree.map(jnp.zeros_like, start)
-        moves, value = _descend(loss_after, zero, optimizer, threshold, max_steps)
+        at = at_round(optimizer, message.round)
+        moves, value = _descend(loss_after, zero, at, threshold, max_steps)
         if estimate == "after":
             moves = trees.subtract(moves, others)
         update = trees.scale(moves, factor)
         if estimate != "none":
             memory = Memory(update, jnp.int32(message.round))
-        upload = Upload(update, client.size.astype(jnp.float32))
+        upload = Upload(update, client.size.astype(jnp.float32), value)
         return memory, upload, {"target_loss": value}
 
     return ClientRule(
@@ -134,11 +138,13 @@ def _descend(
         return (value > threshold) & (steps < max_steps)
 
     def descend(carry: tuple) -> tuple:
-        steps, params, state, _, gradient = carry
-        updates, state = optimizer.update(gradient, state, params)
+        steps, params, state, value, gradient = carry
+        known = {"value": value, "grad": gradient, "value_fn": loss_of}
+        updates, state = optimizers.update("optimizer", optimizer, gradient, state, params, **known)
         params = optax.apply_updates(params, updates)
         return steps + 1, params, state, *gradient_of(params)
 
-    carry = (jnp.int32(0), start, optimizer.init(start), *gradient_of(start))
+    state = optimizers.init("optimizer", optimizer, start)
+    carry = (jnp.int32(0), start, state, *gradient_of(start))
     _, params, _, value, _ = jax.lax.while_loop(going, descend, carry)
     return params, value

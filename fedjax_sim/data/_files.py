@@ -4,6 +4,7 @@ A damaged file ends in a ValueError that names it; nothing is unpickled; no link
 another file; and nothing is allocated on the word of a header alone, only on what is there.
 """
 
+import bz2
 import contextlib
 import gzip
 import io
@@ -11,6 +12,7 @@ import json
 import lzma
 import math
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -42,11 +44,19 @@ def reading(path: object) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.filename is not None:
             raise  # of the system, which names the file
-        what = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(
-            f"cannot read {path}: truncated, corrupt or of another format ({what:.300}). Get the "
-            "file again"
+            f"cannot read {path}: truncated, corrupt or of another format ({_told(error)}). Get "
+            "the file again"
         ) from error
+
+
+def _told(error: Exception) -> str:
+    """What an error of a library says, in a line that can be printed."""
+    if isinstance(error, AttributeError | TypeError | AssertionError):
+        return type(error).__name__  # of its code, and not of the file
+    said = " ".join(f"{type(error).__name__}: {error}".split())
+    said = re.sub(r"0x[0-9a-f]{6,}", "...", said)  # checksums and addresses
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in said)[:300]
 
 
 def existing(name: str, path: StrPath, hint: str = "") -> Path:
@@ -73,20 +83,30 @@ def check_expansion(path: object, num_bytes: int, stored: int) -> None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a file, decompressing .gz, .tgz and .xz."""
+    """Read a file, decompressing .gz, .tgz, .bz2, .xz and .zst."""
+    content = io.BytesIO()
     with reading(path):
         stored = path.stat().st_size
+        most = max(FREE_BYTES, EXPANSION * stored)
         with _opened(path) as file:
-            content = file.read(max(FREE_BYTES, EXPANSION * stored) + 1)
-    check_expansion(path, len(content), stored)
-    return content
+            # In pieces: asked for so many bytes at once, a file would have room made for all.
+            while content.tell() <= most and (piece := file.read(2**20)):
+                content.write(piece)
+    check_expansion(path, content.tell(), stored)
+    return content.getvalue()
 
 
 def _opened(path: Path) -> BinaryIO:
     if path.suffix in (".gz", ".tgz"):
         return gzip.open(path, "rb")  # type: ignore[return-value]
+    if path.suffix == ".bz2":
+        return bz2.open(path, "rb")  # type: ignore[return-value]
     if path.suffix == ".xz":
         return lzma.open(path, "rb")  # type: ignore[return-value]
+    if path.suffix == ".zst":
+        import pyarrow
+
+        return pyarrow.input_stream(str(path), compression="zstd")
     return path.open("rb")
 
 

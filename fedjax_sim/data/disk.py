@@ -28,8 +28,8 @@ from jax.sharding import Mesh
 
 from fedjax_sim.base import Examples, outline, screen
 from fedjax_sim.data._files import check_dtype, existing, read_bytes, read_json, read_npy, reading
-from fedjax_sim.data.federated_data import FederatedData, checked, size_facts
-from fedjax_sim.ops import checks, devices
+from fedjax_sim.data.federated_data import FederatedData, Ranges, checked, ranges_of, size_facts
+from fedjax_sim.ops import devices
 
 _RECORDS, _SIZES, _INDEX = "clients.array_record", "sizes.npy", "population.json"
 _FORMAT = 1
@@ -67,7 +67,7 @@ class Population:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         self.path = Path(path).expanduser()
-        self._arrays = _read_index(self.path)
+        self._arrays, ranges = _read_index(self.path)
         self._row_bytes = sum(_row_bytes(*spec) for spec in self._arrays.values())
         self._mesh = mesh
         self.sizes = _read_sizes(self.path / _SIZES)
@@ -87,7 +87,7 @@ class Population:
                 "population again."
             )
         self._device_sizes = jnp.asarray(self.sizes, jnp.int32)
-        self._size_facts = size_facts(self.sizes)
+        self._facts = size_facts(self.sizes) | {"ranges": ranges}
         if mesh is not None:
             self._device_sizes = devices.replicate(self._device_sizes, mesh)
 
@@ -137,14 +137,15 @@ class Population:
 
         Yields:
             What `load` gives for each group, all of one shape, so that one program takes them all:
-            filled up to the group with the most examples.
+            filled up to the group with the most examples, and by up to an eighth more, so that the
+            same program often takes other groups too.
 
         Cost: host memory of one group, and on the device what the caller keeps.
         """
         groups = [self._checked(group) for group in groups]
         if not groups:
             return
-        num_rows = max(map(self._num_rows, groups))
+        num_rows = _with_room(max(map(self._num_rows, groups)))
         with concurrent.futures.ThreadPoolExecutor(1) as reader:
             pending = reader.submit(self._read, groups[0], num_rows)
             for following in [*groups[1:], None]:
@@ -207,7 +208,7 @@ class Population:
         starts[ids] = ends - sizes
         owners: Any = np.full(num_rows, self.num_clients, np.int32)
         owners[: sizes.sum()] = np.repeat(ids, sizes)
-        return FederatedData(examples, owners, starts, self._device_sizes, **self._size_facts)
+        return FederatedData(examples, owners, starts, self._device_sizes, **self._facts)
 
     def _records_of(self, ids: np.ndarray) -> Iterator[bytes]:
         """Clients' records: several at once, to be read in parallel, but never all."""
@@ -221,8 +222,8 @@ class Population:
         return jax.device_put(part) if self._mesh is None else devices.replicate(part, self._mesh)
 
 
-def _read_index(path: Path) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-    """Name -> dtype and shape of a row of the arrays of a population."""
+def _read_index(path: Path) -> tuple[dict[str, tuple[np.dtype, tuple[int, ...]]], Ranges]:
+    """Name -> dtype and shape of a row of the arrays of a population, and their ranges."""
     if not (path / _INDEX).exists():
         raise FileNotFoundError(
             f"there is no population in {path}: it has no {_INDEX}, which disk.write leaves there "
@@ -241,11 +242,15 @@ def _read_index(path: Path) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
             name: (np.dtype(dtype), tuple(map(operator.index, shape)))
             for name, (dtype, shape) in index["arrays"].items()
         }
+        ranges = tuple(
+            (name, operator.index(low), operator.index(high))
+            for name, low, high in index.get("ranges", ())
+        )
     for name, (dtype, shape) in arrays.items():
         check_dtype(dtype, f"{path / _INDEX}: {name}")
         if min(shape, default=0) < 0:
             raise ValueError(f"{path / _INDEX} is damaged: rows of {name!r} have shape {shape}.")
-    return arrays
+    return arrays, ranges
 
 
 def _read_sizes(path: Path) -> np.ndarray:
@@ -254,7 +259,7 @@ def _read_sizes(path: Path) -> np.ndarray:
     if wrong or sizes.min() < 0 or sizes.max() >= 2**31:
         raise ValueError(
             f"{path} is damaged: it must hold the number of examples of each client, but holds "
-            f"{sizes.dtype} of shape {sizes.shape}: {np.array2string(sizes, threshold=8):.100}. "
+            f"{sizes.dtype} of shape {sizes.shape}: {' '.join(str(sizes).split()):.100}. "
             "Write the population again."
         )
     return sizes.astype(np.int64)
@@ -265,14 +270,16 @@ def write(
     clients: Iterable[Examples],
     *,
     num_classes: int | None = None,
+    ignore_label: int | None = None,
 ) -> Population:
     """Write a population to disk, one client after the other.
 
     Args:
         path: the folder, made if missing.
-        clients: one dict of arrays [size, ...] a client, size >= 1; best a generator, of which one
-            client at a time is in memory. All have the same names, dtypes and shapes of a row.
-        num_classes: if given, integer labels "y" are checked as in `data.federate`.
+        clients: one dict of arrays [size, ...] a client, best a generator, of which one client at
+            a time is in memory. All have the same names, dtypes and shapes of a row. A client may
+            have no examples, as in `data.federate`.
+        num_classes, ignore_label: as in `data.federate`.
 
     Returns:
         The Population, opened.
@@ -292,13 +299,14 @@ def write(
         )
     path.mkdir(parents=True, exist_ok=True)
     sizes: list[int] = []
+    ranges: Ranges = ()
     first: dict[str, tuple[str, tuple[int, ...]]] = {}
     # Records of their own, since clients are drawn at random; not compressed: reading is on time.
     writer = ArrayRecordWriter(str(path / _RECORDS), "group_size:1,uncompressed")
     try:
         for number, client in enumerate(clients):
             try:
-                arrays = checked(client, num_classes)
+                arrays = checked(client, num_classes, ignore_label)
             except (ValueError, TypeError) as error:
                 error.add_note(f"This happened in client {number}.")
                 raise
@@ -310,18 +318,30 @@ def write(
                     f"0 {first}."
                 )
             size = len(next(iter(arrays.values())))
-            checks.positive_int(f"the number of examples of client {number}", size)
+            ranges = _merged((*ranges, *ranges_of(arrays, ignore_label)))
             writer.write(b"".join(_bytes(arrays[name]) for name in first))
             sizes.append(size)
     finally:
         writer.close()
-    if not sizes:
-        raise ValueError("clients must have at least one client, got none.")
+    if not any(sizes):
+        raise ValueError(
+            f"clients must have at least one example, got {len(sizes)} clients and no example."
+        )
     np.save(path / _SIZES, np.array(sizes))
+    index = {"format": _FORMAT, "arrays": first, "ranges": ranges}
     partial = path / f".partial-{_INDEX}"
-    partial.write_text(json.dumps({"format": _FORMAT, "arrays": first}), encoding="utf-8")
+    partial.write_text(json.dumps(index), encoding="utf-8")
     partial.replace(path / _INDEX)
     return Population(path)
+
+
+def _merged(ranges: Ranges) -> Ranges:
+    """One range a name, of those of all clients."""
+    merged: dict[str, tuple[int, int]] = {}
+    for name, low, high in ranges:
+        known = merged.get(name, (low, high))
+        merged[name] = min(low, known[0]), max(high, known[1])
+    return tuple((name, low, high) for name, (low, high) in merged.items())
 
 
 def _bytes(array: np.ndarray) -> bytes:
@@ -330,3 +350,9 @@ def _bytes(array: np.ndarray) -> bytes:
 
 def _row_bytes(dtype: np.dtype, shape: tuple[int, ...]) -> int:
     return dtype.itemsize * math.prod(shape)
+
+
+def _with_room(num_rows: int) -> int:
+    """At least so many rows: one of eight sizes between a power of two and the next."""
+    step = 1 << max(0, (num_rows - 1).bit_length() - 4)
+    return -(-num_rows // step) * step

@@ -11,12 +11,19 @@ examples or raise.
     quantity_skew   equal mixtures, unequal sizes
     by_group        natural clients (a writer, a hospital), or any column of the data
     by_proportions  any [N, K] table of shares; also deals test data out like the training data
+    target_bins     numbers targets of a regression, for those that deal out by label
 
 To evaluate every client on test data with its own label mixture, whatever the partition was:
 
     partition = dirichlet(train_labels, num_clients, alpha=0.3, seed=0)
     counts = label_counts(train_labels, partition, num_classes)
     test_partition = by_proportions(test_labels, counts, seed=0)
+
+The targets of a regression are dealt out by quantiles, which take the place of classes:
+
+    bins = target_bins(train_targets, 10)
+    partition = dirichlet(bins, num_clients, alpha=0.3, seed=0)
+    test_bins = target_bins(test_targets, 10, of=train_targets)
 """
 
 import numbers
@@ -26,6 +33,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fedjax_sim.data._arrays import as_numpy, first, missing, place
 from fedjax_sim.ops import checks
 
 Partition = list[NDArray[np.int64]]
@@ -93,7 +101,8 @@ def dirichlet(
     """
     classes, labels = np.unique(_labels(labels), return_inverse=True)
     _check_sizes(len(labels), num_clients, min_size)
-    checks.in_range("alpha", alpha, 0, 1e9, open_low=True, hint="For even shares use iid.")
+    hint = "For even shares use iid."
+    checks.in_range("alpha", alpha, 0, 1e9, open_low=True, float64=True, hint=hint)
     rng = _rng(seed)
     concentration = np.full(num_clients, float(alpha))
     shares = (rng.dirichlet(concentration) for _ in classes)
@@ -187,9 +196,12 @@ def by_group(groups: ArrayLike, *, names: ArrayLike | None = None, min_size: int
     [array([1]), array([0, 2])]
     """
     groups = _vector("groups", groups)
+    if missing(groups).any():
+        raise ValueError(
+            f"groups has no value in {place(first(missing(groups)))}: give missing groups a value "
+            "of their own."
+        )
     found, owner, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    if found.dtype.kind in "fc" and np.isnan(found).any():
-        raise ValueError("groups must not hold NaN: give missing groups a value of their own.")
     if names is not None:
         listed = _vector("names", names).tolist()
         client = {name: i for i, name in enumerate(listed)}
@@ -278,8 +290,52 @@ def label_counts(labels: ArrayLike, partition: Partition, num_classes: int) -> N
     num_clients = len(partition)
     checks.positive_int("the number of clients in partition", num_clients)
     owner = np.repeat(np.arange(num_clients), [len(indices) for indices in partition])
-    cell = owner * num_classes + labels[np.concatenate(partition)]
+    cell = (
+        owner * num_classes
+        + labels[np.concatenate([np.asarray(indices, np.int64) for indices in partition])]
+    )
     return np.bincount(cell, minlength=num_clients * num_classes).reshape(num_clients, -1)
+
+
+def target_bins(
+    targets: ArrayLike, num_bins: int, *, of: ArrayLike | None = None
+) -> NDArray[np.int64]:
+    """Number the targets of a regression by quantile, so that they can be partitioned like labels.
+
+    Bin k holds the targets from the k-th to the (k+1)-th of `num_bins` + 1 equally spaced
+    quantiles, so about equally many of each; `dirichlet` and `shards` then give clients unlike
+    ranges of the target. Equal targets are always in one bin, and bins that they leave empty are
+    not numbered.
+
+    Args:
+        targets: [M] finite numbers.
+        num_bins: the most bins, >= 1.
+        of: [M'] the targets whose quantiles count; by default `targets`. Give those of the training
+            data to number test data alike.
+
+    Returns:
+        [M] integers in [0, num_bins).
+
+    Raises:
+        ValueError: targets that are no vector of finite numbers, or num_bins < 1.
+
+    >>> target_bins([1.5, 99.0, 2.5, 3.5], 2)
+    array([0, 1, 0, 1])
+    """
+    checks.positive_int("num_bins", num_bins)
+    values = _finite("targets", targets)
+    known = values if of is None else _finite("of", of)
+    edges = np.unique(np.quantile(known, np.linspace(0, 1, num_bins + 1)))
+    return np.searchsorted(edges[1:-1], values, side="right")
+
+
+def _finite(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    array = _vector(name, values)
+    if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
+        raise ValueError(
+            f"{name} must be finite numbers, got {array.dtype}: {_some(array.tolist())}."
+        )
+    return array.astype(np.float64)
 
 
 def _deal(
@@ -340,7 +396,9 @@ def _rng(seed: Any) -> np.random.Generator:
 
 
 def _vector(name: str, values: ArrayLike) -> NDArray[Any]:
-    array = np.asarray(values)
+    array = as_numpy(name, values)
+    if array.shape[1:] == (1,):
+        array = array[:, 0]
     if array.ndim != 1 or not array.size:
         raise ValueError(f"{name} must be a non-empty vector, got shape {array.shape}.")
     return array
@@ -348,10 +406,11 @@ def _vector(name: str, values: ArrayLike) -> NDArray[Any]:
 
 def _labels(labels: ArrayLike) -> NDArray[np.int64]:
     array = _vector("labels", labels)
-    if not np.issubdtype(array.dtype, np.integer):
+    if array.dtype.kind not in "iub":
         raise TypeError(
             f"labels must be integers, got {array.dtype}. Number the classes, for example with "
-            "np.unique(labels, return_inverse=True)."
+            "np.unique(labels, return_inverse=True)[1]; of the targets of a regression pass "
+            "target_bins(targets, 10)."
         )
     return array.astype(np.int64)
 

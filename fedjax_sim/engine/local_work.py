@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fedjax_sim.base import (
+    MAX_WEIGHT,
     Array,
     Client,
     ClientRule,
@@ -22,10 +23,12 @@ from fedjax_sim.base import (
     Message,
     PyTree,
     Report,
+    Status,
     Uplink,
     Upload,
 )
 from fedjax_sim.data import Batching, FederatedData, take
+from fedjax_sim.engine import contracts
 from fedjax_sim.engine.stages import stage
 from fedjax_sim.ops import permutation, stacked, trees
 
@@ -85,14 +88,17 @@ class Slots(NamedTuple):
 class Outcome(NamedTuple):
     """What a cohort's local work gives, in cohort order.
 
-    combined: the updates, stacked [C, ...] or summed. statistics: their weighted mean over the
-    clients. states: the new ClientState of every slot.
+    combined: the updates, stacked [C, ...] or summed. like: no rows [0, ...] of them, for shapes
+    and dtypes. statistics: their weighted mean over the
+    clients. states: the new ClientState of every slot. faults: [C] int32, bits of `Status`.
     """
 
     combined: PyTree
+    like: PyTree
     statistics: PyTree
     states: ClientState
     report: Report
+    faults: Array
 
 
 def look_up(
@@ -155,11 +161,15 @@ def work(
     if mesh is not None:
         walk = _sharded(walk, mesh)
     (total, statistics), (updates, *rest) = walk(jax.tree.map(deal, slots), message, data)
-    if mesh is not None:
-        updates = jax.tree.map(lambda x: _by_columns(x, mesh), updates)
-    updates, states, report = jax.tree.map(collect, (updates, *rest))
-    combined = updates if local.summand is None else total
-    return Outcome(combined, _mean(statistics, message.statistics), states, report)
+    states, report, faults = jax.tree.map(collect, rest)
+    if local.summand is None:
+        if mesh is not None:
+            updates = jax.tree.map(lambda x: _by_columns(x, mesh), updates)
+        combined = jax.tree.map(collect, updates)
+        like = jax.tree.map(lambda x: x[:0], combined)
+    else:
+        combined, like = total, jax.tree.map(lambda x: x[0, 0], updates)
+    return Outcome(combined, like, _mean(statistics, message.statistics), states, report, faults)
 
 
 def even(width: int, share: int) -> int:
@@ -179,12 +189,13 @@ def _walk(
     """One device's chunks [1, chunks, width, ...] -> its sums, and what is kept per client."""
 
     def chunk(members: Slots) -> tuple[PyTree, tuple[PyTree, ...]]:
-        states, update, statistics, report = _train(local, members, message, data)
+        states, update, statistics, report, faults = _train(local, members, message, data)
         seen = jax.vmap(_weighed)(statistics, report.weights)
         if local.summand is None:
-            return ((), trees.sum_rows(seen)), (update, states, report)
+            return ((), trees.sum_rows(seen)), (update, states, report, faults)
         terms = jax.vmap(local.summand)(update, report.weights)
-        return trees.sum_rows((terms, seen)), ((), states, report)
+        none = jax.tree.map(lambda x: x[:0], update)
+        return trees.sum_rows((terms, seen)), (none, states, report, faults)
 
     def accumulate(total: PyTree, members: Slots) -> tuple[PyTree, tuple[PyTree, ...]]:
         terms, out = chunk(members)
@@ -201,7 +212,8 @@ def _weighed(statistics: PyTree, weight: Array) -> PyTree:
     """A client's term of the mean of the statistics; () where the model has none."""
     if not jax.tree.leaves(statistics):
         return ()
-    return jax.tree.map(lambda x: jnp.where(weight > 0, weight * x, 0), statistics), weight
+    wide = jax.tree.map(trees.wide, statistics)
+    return jax.tree.map(lambda x: jnp.where(weight > 0, weight * x, 0), wide), weight
 
 
 def _mean(total: PyTree, before: PyTree) -> PyTree:
@@ -279,8 +291,8 @@ def _pad(slots: Slots, length: int, num_clients: int) -> Slots:
 
 def _train(
     local: LocalWork, members: Slots, message: Message, data: FederatedData
-) -> tuple[ClientState, PyTree, PyTree, Report]:
-    """Local work of one chunk, leaves [W, ...]: states, updates, statistics, Report."""
+) -> tuple[ClientState, PyTree, PyTree, Report, Array]:
+    """Local work of one chunk, leaves [W, ...]: states, updates, statistics, Report, faults."""
     width = members.mask.shape[0]
     ragged = local.is_ragged(data)
 
@@ -291,7 +303,7 @@ def _train(
         # Alone, or among equals, a client stops when the loop does; nothing needs holding back.
         return _advance(local, member, message, data, step, carry, hold=ragged and width > 1)
 
-    def finish(member: Slots, work: PyTree) -> tuple[ClientState, PyTree, PyTree, Report]:
+    def finish(member: Slots, work: PyTree) -> tuple[ClientState, PyTree, PyTree, Report, Array]:
         return _finish(local, member, message, work)
 
     # Equal clients make the trip count static, which compiles to a better loop on an accelerator.
@@ -343,6 +355,7 @@ def _advance(
     hold: bool,
 ) -> PyTree:
     """One local step of one client; with `hold`, none after its last."""
+    step = jnp.int32(step)  # a loop of static length counts in 64 bits where they are on
     work, (positions, mask) = carry
     batch = take(data, member.start, positions, mask)
     key = jax.random.fold_in(_keys(member)[1], step)
@@ -356,8 +369,8 @@ def _advance(
 
 def _finish(
     local: LocalWork, member: Slots, message: Message, work: PyTree
-) -> tuple[ClientState, PyTree, PyTree, Report]:
-    """What one client sends, and its line of the Report; what is not finite is dropped."""
+) -> tuple[ClientState, PyTree, PyTree, Report, Array]:
+    """What one client sends, its line of the Report and its faults; what is bad is dropped."""
     given = (member.state, _to(member, message), work)
     states, upload, num_bytes, info = _send(local, member, *given)
     norm = trees.norm(upload.update)
@@ -368,18 +381,26 @@ def _finish(
         _, again, _, _ = _send(local, member, *jax.lax.optimization_barrier(given))
         norm = trees.norm(again.update)
     finite = jnp.isfinite(norm) & trees.all_finite(upload.statistics)
+    weight = jnp.asarray(upload.weight, jnp.float32)
+    in_range = (weight >= 0) & (weight <= MAX_WEIGHT)
+    loss = None if upload.loss is None else jnp.asarray(upload.loss, jnp.float32)
+    kept = finite & in_range
+    faults = ~finite * int(Status.NON_FINITE_UPDATE) | ~in_range * int(Status.BAD_WEIGHT)
+    if loss is not None:
+        faults |= (kept & ~jnp.isfinite(loss)) * int(Status.NON_FINITE_LOSS)
     report = Report(
         ids=member.client.id,
-        weights=jnp.where(member.mask & finite, upload.weight, 0.0),
-        dropped=member.mask & ~finite,
+        weights=jnp.where(member.mask & kept, weight, 0.0),
+        dropped=member.mask & ~kept,
         num_steps=member.client.num_steps,
         update_norm=norm,
-        loss=jnp.asarray(upload.loss, jnp.float32),
+        loss=loss,
         num_bytes=jnp.where(member.mask, num_bytes, 0.0),
         clients=info,
     )
-    states = trees.where(member.mask & finite, states, member.state)
-    return states, upload.update, upload.statistics, report
+    states = trees.where(member.mask & kept, states, member.state)
+    faults = jnp.where(member.mask, faults, 0).astype(jnp.int32)
+    return states, upload.update, upload.statistics, report, faults
 
 
 def _send(
@@ -399,5 +420,6 @@ def _send(
     )
     if local.uplink.receive is not None:
         sent = local.uplink.receive(uplink_key, message, sent)
+        contracts.check_received(sent, upload.update)
     upload = upload._replace(update=sent)
     return ClientState(kept, own), upload, jnp.float32(size) + num_bytes, info | facts

@@ -37,11 +37,13 @@ from fedjax_sim.base import (
     split,
 )
 from fedjax_sim.data import Batching, FederatedData
-from fedjax_sim.engine import local_work
+from fedjax_sim.data.fitting import check_trainable
+from fedjax_sim.engine import contracts, local_work
 from fedjax_sim.engine.local_work import ClientState, LocalWork, Outcome, Slots
 from fedjax_sim.engine.stages import stage
-from fedjax_sim.engine.width import Width, choose_width, note_width
+from fedjax_sim.engine.width import Width, choose_width, note_width, plain
 from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops.arguments import checked
 
 
 class FederatedState(NamedTuple):
@@ -94,6 +96,7 @@ class _Parts(NamedTuple):
     mesh: Mesh | None
 
 
+@checked
 def federated(
     *,
     rule: ClientRule,
@@ -148,14 +151,24 @@ def federated(
         raise ValueError(f"mesh must have one axis, for the clients, got {mesh.axis_names}.")
     if (attack is None) != (malicious is None):
         raise ValueError(
-            f"give both attack and malicious or neither: got attack={attack}, "
-            f"malicious={malicious}."
+            f"give both attack and malicious or neither: got "
+            f"attack={checks.shown(attack)}, malicious={checks.shown(malicious)}."
         )
+    aggregator = contracts.aggregator(aggregator)
     if attack is not None:
         checks.ids("malicious", malicious)
         aggregator = aggregator._replace(summand=None, from_sum=None)
     parts = _Parts(
-        rule, sampler, aggregator, server, batching, uplink, attack, malicious, width, mesh
+        contracts.rule(rule),
+        contracts.sampler(sampler),
+        aggregator,
+        contracts.server(server),
+        contracts.batching(batching),
+        None if uplink is None else contracts.uplink(uplink),
+        None if attack is None else contracts.attack(attack),
+        malicious,
+        width,
+        mesh,
     )
     return Algorithm(
         init=functools.partial(_init, parts),
@@ -166,9 +179,14 @@ def federated(
 
 
 def _init(parts: _Parts, key: Key, params: Params, data: FederatedData) -> FederatedState:
+    contracts.check_run(key, data)
+    check_trainable(data)
     _check_malicious(parts.malicious, data.num_clients)
     leaves = split(params, parts.rule.kinds)
+    contracts.check_params(leaves.trained)
     update = jax.eval_shape(lambda: _update_like(parts, key, params, data))
+    if parts.rule.check is not None:
+        parts.rule.check(params, data)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), update)
 
     def for_everybody(state: PyTree) -> PyTree:
@@ -209,9 +227,10 @@ def _step(
     parts: _Parts, key: Key, state: FederatedState, data: FederatedData
 ) -> tuple[FederatedState, RoundInfo]:
     """One round."""
+    contracts.check_run(key, data)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.array(list(Stream)))
     # Without jit, shares would still be traced, and nobody could look at their values.
-    mesh = None if jax.config.values["jax_disable_jit"] else parts.mesh
+    mesh = None if jax.config.values["jax_disable_jit"] or plain() else parts.mesh
     before = state
     state, cohort = _sample(parts, key, state, data)
     with stage("broadcasting"):
@@ -234,16 +253,18 @@ def _step(
             keys[Stream.SERVER], state.server, aggregate, report
         )
     empty = ~(report.weights > 0).any()
+    broken = ~empty & trees.breaks((state.server, state.statistics), (served, done.statistics))
+    stays = empty | broken
     new = state._replace(
-        server=trees.where(empty, state.server, served),
-        aggregator=trees.where(empty, state.aggregator, aggregated),
+        server=trees.where(stays, state.server, served),
+        aggregator=trees.where(stays, state.aggregator, aggregated),
         clients=trees.with_rows(state.clients, cohort.ids, done.states.rule),
         attack=attacked,
         uplink=trees.with_rows(state.uplink, cohort.ids, done.states.uplink),
-        statistics=done.statistics,
+        statistics=trees.where(stays, state.statistics, done.statistics),
     )
     info = RoundInfo(
-        status=_status(report.dropped.any(), empty),
+        status=_status(done.faults, empty, broken),
         cohort=report,
         aggregator=aggregator_info,
         server=server_info,
@@ -268,7 +289,7 @@ def _local_work(
     states = ClientState(state.clients, state.uplink)
     slots = local_work.look_up(key, cohort, message.per_slot, states, data, parts.batching)
     shared = message._replace(per_slot=(), num_bytes=None)
-    width = parts.width
+    width = 1 if plain() else parts.width
     if width == "auto":
 
         def trial(
@@ -291,6 +312,7 @@ def _attacked(
     report = done.report
     malicious = jnp.isin(report.ids, jnp.asarray(parts.malicious)) & (report.weights > 0)
     state, updates, info = parts.attack.apply(key, state, done.combined, report, malicious, message)
+    assert report.update_norm is not None
     norm = jnp.where(malicious, jax.vmap(trees.norm)(updates), report.update_norm)
     finite = jnp.isfinite(norm)
     report = report._replace(
@@ -298,20 +320,27 @@ def _attacked(
         dropped=report.dropped | malicious & ~finite,
         update_norm=norm,
     )
-    return state, done._replace(combined=updates, report=report), info
+    faults = done.faults | (malicious & ~finite) * int(Status.NON_FINITE_UPDATE)
+    return state, done._replace(combined=updates, report=report, faults=faults), info
 
 
 def _aggregate(
     aggregator: Aggregator, key: Key, state: PyTree, done: Outcome
 ) -> tuple[PyTree, PyTree, dict[str, Array]]:
     if aggregator.from_sum is not None:
-        return aggregator.from_sum(key, state, done.combined)
-    return aggregator.apply(key, state, done.combined, done.report.weights)
+        state, aggregate, info = aggregator.from_sum(key, state, done.combined)
+    else:
+        state, aggregate, info = aggregator.apply(key, state, done.combined, done.report.weights)
+    contracts.check_aggregate(aggregate, done.like, len(done.report.weights))
+    # Sums are wider than updates of half precision.
+    return state, jax.tree.map(lambda x, u: x.astype(u.dtype), aggregate, done.like), info
 
 
-def _status(dropped: Array, empty: Array) -> Array:
-    bits = dropped * int(Status.NON_FINITE_UPDATE) + empty * int(Status.EMPTY_COHORT)
-    return bits.astype(jnp.int32)
+def _status(faults: Array, empty: Array, broken: Array) -> Array:
+    """The bits of the round, from those of the clients [C] and of the server."""
+    clients = jax.lax.reduce(faults, jnp.int32(0), jax.lax.bitwise_or, (0,))
+    bits = empty * int(Status.EMPTY_COHORT) | broken * int(Status.NON_FINITE_SERVER)
+    return (clients | bits).astype(jnp.int32)
 
 
 def _bytes_down(message: Message, cohort: Cohort) -> Array:
@@ -320,7 +349,7 @@ def _bytes_down(message: Message, cohort: Cohort) -> Array:
     own = message.num_bytes
     if own is None:
         own = jnp.float32(trees.num_bytes(message.per_slot) / cohort.ids.shape[0])
-    return jnp.where(cohort.mask, shared + own, 0.0).sum()
+    return jnp.where(cohort.mask, shared + own, 0.0).astype(jnp.float32).sum()
 
 
 def _spread(mesh: Mesh | None) -> contextlib.AbstractContextManager:

@@ -5,6 +5,7 @@ the shapes: on a CPU one client at a time can be twice as fast as four, or half 
 """
 
 import contextlib
+import contextvars
 import dataclasses
 import hashlib
 import json
@@ -45,7 +46,9 @@ GAIN = 0.97
 """A larger width needs more memory, so it must be at least this much faster."""
 
 _remembered: dict[str, int] = {}
-_num_runs = [1]
+# Of the thread that traces: runs in other threads have nothing to do with it.
+_num_runs = contextvars.ContextVar("num_runs", default=1)
+_plain = contextvars.ContextVar("plain", default=False)
 _last_width: list[int] = []
 
 Program = tuple[Callable, tuple]
@@ -55,16 +58,34 @@ Program = tuple[Callable, tuple]
 @contextlib.contextmanager
 def batched_runs(num_runs: int) -> Iterator[None]:
     """Say that what is traced inside is batched over so many runs."""
-    _num_runs.append(_num_runs[-1] * num_runs)
+    token = _num_runs.set(_num_runs.get() * num_runs)
     try:
         yield
     finally:
-        _num_runs.pop()
+        _num_runs.reset(token)
 
 
 def num_runs() -> int:
     """How many runs are batched around what is being traced; 1 outside a sweep."""
-    return _num_runs[-1]
+    return _num_runs.get()
+
+
+@contextlib.contextmanager
+def plain_tracing() -> Iterator[None]:
+    """Trace inside as for one device and one client at a time, whatever width and mesh are.
+
+    That form tells what a round computes and nothing of how, so algorithms are recognised by it.
+    """
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
+
+
+def plain() -> bool:
+    """Whether `plain_tracing` is on."""
+    return _plain.get()
 
 
 Trial = Callable[[Slots, Message, FederatedData, int, int], PyTree]

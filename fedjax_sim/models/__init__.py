@@ -1,8 +1,8 @@
 """Models as pairs of pure functions: the usual federated benchmarks, and adapters for Flax.
 
-Every model here is plain functions over dicts of arrays. uint8 inputs are taken for images and
-become float32 in [0, 1]. To write your own, write `init` and `apply` and give them to
-`from_functions`, or a Flax module to its adapter.
+Every model here is plain functions over dicts of arrays. uint8 inputs [B, H, W, ...] are images and
+become float32 in [0, 1]; nothing else is scaled. To write your own, write `init` and `apply` and
+give them to `from_functions`, or a Flax module to its adapter.
 
     linear           logistic, mlp
     convolutional    emnist_cnn, simple_cnn, lens_cnn, mnist_cnn, lenet

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from fedjax_sim.base import Array, Kind, Kinds, Params, PyTree
 from fedjax_sim.models import layers
+from fedjax_sim.ops import checks
 from fedjax_sim.ops.trees import flat_dict
 
 _MODE_ARGUMENTS = {
@@ -22,13 +23,20 @@ _MODE_ARGUMENTS = {
 
 
 def signature(function: Callable[..., Any]) -> str:
-    return f"{getattr(function, '__name__', repr(function))}{inspect.signature(function)}"
+    """A function with the names of its arguments, such as "apply(params, inputs, key=...)"."""
+    try:
+        taken = inspect.signature(function).parameters.values()
+    except ValueError:  # a builtin type has none
+        return checks.shown(function)
+    empty = inspect.Parameter.empty
+    names = (each.name if each.default is empty else f"{each.name}=..." for each in taken)
+    return f"{getattr(function, '__name__', 'a function')}({', '.join(names)})"
 
 
 def can_call(function: Callable[..., Any], num_positional: int, *keywords: str) -> bool:
     try:
         inspect.signature(function).bind(*[None] * num_positional, **dict.fromkeys(keywords))
-    except TypeError:
+    except (TypeError, ValueError):  # a builtin type has no signature
         return False
     return True
 
@@ -47,7 +55,7 @@ def mode_arguments(module: Any, train_argument: str | None) -> Callable[[bool], 
         names = [train_argument]
     else:
         raise ValueError(
-            f"train_argument {train_argument!r} is not an argument of "
+            f"train_argument {checks.shown(train_argument)} is not an argument of "
             f"{type(module).__name__}.__call__{inspect.signature(call)}."
         )
     return lambda training: {name: training == _MODE_ARGUMENTS.get(name, True) for name in names}

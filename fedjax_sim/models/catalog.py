@@ -9,6 +9,7 @@ from fedjax_sim.models.convolutional import emnist_cnn, lenet, lens_cnn, mnist_c
 from fedjax_sim.models.linear import logistic, mlp
 from fedjax_sim.models.recurrent import char_lstm
 from fedjax_sim.ops import checks
+from fedjax_sim.ops.arguments import checked
 
 MODELS: dict[str, Callable[..., Model]] = {
     "logistic": logistic,
@@ -23,6 +24,7 @@ MODELS: dict[str, Callable[..., Model]] = {
 """Models by name, each a function of the number of classes and keyword options."""
 
 
+@checked
 def build(name: str, num_classes: int, **options: Any) -> Model:
     """Build a model by its name in `MODELS`.
 

@@ -7,8 +7,10 @@ import jax
 from fedjax_sim.base import Array, Key, Model, Params
 from fedjax_sim.models import layers
 from fedjax_sim.ops import checks
+from fedjax_sim.ops.arguments import checked
 
 
+@checked
 def emnist_cnn(
     num_classes: int, *, dropout: tuple[float | Array, float | Array] = (0.25, 0.5)
 ) -> Model:
@@ -36,6 +38,7 @@ def emnist_cnn(
     return _cnn(num_classes, dropout, layers.fan_in_layer)
 
 
+@checked
 def simple_cnn(
     num_classes: int, *, dropout: tuple[float | Array, float | Array] = (0.25, 0.5)
 ) -> Model:
@@ -61,6 +64,7 @@ def simple_cnn(
     return _cnn(num_classes, dropout, layers.glorot_layer)
 
 
+@checked
 def lens_cnn(
     num_classes: int,
     *,
@@ -99,6 +103,7 @@ def lens_cnn(
     )
 
 
+@checked
 def mnist_cnn(
     num_classes: int, *, dropout: tuple[float | Array, float | Array] = (0.25, 0.5)
 ) -> Model:
@@ -139,8 +144,6 @@ def _cnn(
     whole_channels: bool = False,
 ) -> Model:
     checks.positive_int("num_classes", num_classes)
-    if not isinstance(dropout, Sequence) or len(dropout) != 2:
-        raise ValueError(f"dropout must be two rates, for example (0.25, 0.5), got {dropout!r}")
     for rate in dropout:
         checks.in_range("dropout", rate, 0, 1)
         if not checks.is_traced(rate) and rate == 1:
@@ -183,6 +186,7 @@ def _cnn(
     return Model(init, apply)
 
 
+@checked
 def lenet(num_classes: int, *, channels: tuple[int, int] = (20, 50), hidden: int = 500) -> Model:
     """Small convolutional network of the FedMA paper, the LeNet that came with Caffe.
 

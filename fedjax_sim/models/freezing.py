@@ -7,8 +7,11 @@ import jax
 
 from fedjax_sim.base import Kind, Model, Params, PyTree
 from fedjax_sim.ops import trees
+from fedjax_sim.ops.arguments import checked
+from fedjax_sim.ops.per_example import check_model
 
 
+@checked
 def freeze(model: Model, names: str | Sequence[str]) -> Model:
     """The same model with leaves that never change: a pretrained body, say, under a new head.
 
@@ -34,6 +37,7 @@ def freeze(model: Model, names: str | Sequence[str]) -> Model:
     >>> sorted(trees.flat_dict(split(params, model.kinds).trained))
     ['dense_1/bias', 'dense_1/kernel']
     """
+    check_model(model)
     patterns = [names] if isinstance(names, str) else list(names)
 
     def kinds(params: Params) -> PyTree:

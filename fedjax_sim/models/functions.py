@@ -4,8 +4,11 @@ from collections.abc import Callable
 
 from fedjax_sim.base import Array, Key, Model, Params
 from fedjax_sim.models._adapting import can_call, scaled, signature
+from fedjax_sim.ops import checks
+from fedjax_sim.ops.arguments import checked
 
 
+@checked
 def from_functions(
     init: Callable[..., Params],
     apply: Callable[..., Array],
@@ -19,7 +22,7 @@ def from_functions(
         init: init(key, inputs) or init(key) -> params.
         apply: apply(params, inputs) or, for dropout and the like, apply(params, inputs, key=None).
         key_argument: what `apply` calls its key; by default "key" or "rng" if it takes one.
-        scale_images: give uint8 inputs to `apply` as float32 in [0, 1].
+        scale_images: give uint8 inputs to `apply` as float32 in [0, 1] (see `as_float`).
 
     Returns:
         Model.
@@ -33,17 +36,15 @@ def from_functions(
     >>> model.apply(model.init(jax.random.key(0), jnp.ones((2, 3))), jnp.ones((2, 3))).shape
     (2,)
     """
-    for name, function in [("init", init), ("apply", apply)]:
-        if not callable(function):
-            raise TypeError(f"{name} must be a function, got {function!r}")
     takes_inputs = can_call(init, 2)
     if not takes_inputs and not can_call(init, 1):
-        raise TypeError(f"init must be init(key, inputs) or init(key), got {signature(init)}")
+        raise TypeError(f"init must be init(key, inputs) or init(key), got {signature(init)}.")
     names = ["key", "rng"] if key_argument is None else [key_argument]
     found = [name for name in names if can_call(apply, 2, name)]
     if not found and (key_argument is not None or not can_call(apply, 2)):
+        key = checks.printable(names[0])
         raise TypeError(
-            f"apply must be apply(params, inputs) or apply(params, inputs, {names[0]}=None), got "
+            f"apply must be apply(params, inputs) or apply(params, inputs, {key}=None), got "
             f"{signature(apply)}: name its key with key_argument, and bind other arguments with "
             "functools.partial."
         )

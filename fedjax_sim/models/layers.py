@@ -27,19 +27,30 @@ Initializer = Callable[..., Array]
 def as_float(inputs: Array | np.ndarray) -> Array:
     """Give inputs as floating-point numbers: uint8 images are divided by 255, floats pass.
 
+    Nothing else is ever scaled. uint8 is an image if an example has two axes or more, (H, W) or
+    (H, W, channels); a row of a table in uint8 is refused.
+
     Args:
-        inputs: [B, ...], uint8 or any floating dtype.
+        inputs: [B, ...] of any floating dtype, or [B, H, W, ...] uint8.
 
     Returns:
         [B, ...] in the dtype of `inputs`, or float32 in [0, 1] for uint8.
 
     Raises:
-        TypeError: for any other dtype, which would be category codes or tokens.
+        TypeError: for any other dtype, which would be category codes or tokens, and for uint8
+            that is no image.
 
-    >>> as_float(jnp.array([0, 255], jnp.uint8)).tolist()
-    [0.0, 1.0]
+    >>> as_float(jnp.array([[[0, 255]]], jnp.uint8)).tolist()
+    [[[0.0, 1.0]]]
     """
     if inputs.dtype == jnp.uint8:
+        if inputs.ndim < 3:
+            raise TypeError(
+                f"inputs have dtype uint8 and shape {inputs.shape}, which may be a table or "
+                "flattened images: of quantities pass x.astype('float32'), of flattened images "
+                "x.astype('float32') / 255, or images as [M, height, width] or "
+                "[M, height, width, channels]."
+            )
         return jnp.asarray(inputs, jnp.float32) / 255
     if not jnp.issubdtype(inputs.dtype, jnp.floating):
         raise TypeError(

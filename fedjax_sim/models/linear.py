@@ -9,8 +9,10 @@ import jax
 from fedjax_sim.base import Array, Key, Model, Params
 from fedjax_sim.models import layers
 from fedjax_sim.ops import checks
+from fedjax_sim.ops.arguments import checked
 
 
+@checked
 def logistic(num_classes: int, *, init: str = "zeros") -> Model:
     """Multinomial logistic regression: outputs = x W + b on flattened inputs.
 
@@ -53,6 +55,7 @@ def logistic(num_classes: int, *, init: str = "zeros") -> Model:
     return Model(init_fn, apply)
 
 
+@checked
 def mlp(
     num_classes: int,
     *,
@@ -82,8 +85,6 @@ def mlp(
         Networks from Decentralized Data, AISTATS 2017.
     """
     checks.positive_int("num_classes", num_classes)
-    if not isinstance(hidden, Sequence):
-        raise TypeError(f"hidden must be a sequence of widths such as (200, 200), got {hidden!r}")
     for width in hidden:
         checks.positive_int("hidden", width)
     names = [f"dense_{i}" for i in range(len(hidden) + 1)]

@@ -10,8 +10,11 @@ from fedjax_sim.models._adapting import (
     scaled,
     statistics_beside,
 )
+from fedjax_sim.ops import checks
+from fedjax_sim.ops.arguments import checked
 
 
+@checked
 def from_linen(
     module: Any, *, train_argument: str | None = None, scale_images: bool = True
 ) -> Model:
@@ -27,7 +30,8 @@ def from_linen(
         train_argument: the call argument that is True in training. By default every one of train,
             training, is_training (True in training), deterministic and use_running_average (False
             in training) that the module takes.
-        scale_images: give uint8 inputs to the module as float32 in [0, 1]; keep tokens in int32.
+        scale_images: give uint8 images to the module as float32 in [0, 1], as `as_float` does;
+            keep tokens in int32.
 
     Returns:
         Model of params {"params": ..., "batch_stats": ..., any other collection}.
@@ -39,7 +43,7 @@ def from_linen(
     from flax import linen
 
     if not isinstance(module, linen.Module):
-        raise TypeError(f"module must be a flax.linen module instance, got {module!r}")
+        raise TypeError(f"module must be a flax.linen module instance, got {checks.shown(module)}.")
     # Its init and apply take the arguments of any module, which no type states.
     net: Any = module
     mode = mode_arguments(module, train_argument)

@@ -14,8 +14,11 @@ from fedjax_sim.models._adapting import (
     scaled,
     statistics_beside,
 )
+from fedjax_sim.ops import checks
+from fedjax_sim.ops.arguments import checked
 
 
+@checked
 def from_nnx(module: Any, *, train_argument: str | None = None, scale_images: bool = True) -> Model:
     """Make a model of a `flax.nnx` module.
 
@@ -27,7 +30,8 @@ def from_nnx(module: Any, *, train_argument: str | None = None, scale_images: bo
         module: a function of `nnx.Rngs` that builds the module, or a built module, whose values are
             then what `init` returns for every key (to start from pretrained parameters).
         train_argument: as for `from_linen`.
-        scale_images: give uint8 inputs to the module as float32 in [0, 1]; keep tokens in int32.
+        scale_images: give uint8 images to the module as float32 in [0, 1], as `as_float` does;
+            keep tokens in int32.
 
     Returns:
         Model of params {"params": every nnx.Param, "state": every other variable}, nested dicts.
@@ -47,11 +51,16 @@ def from_nnx(module: Any, *, train_argument: str | None = None, scale_images: bo
     if not built and not (callable(module) and can_call(module, 1)):
         raise TypeError(
             "module must be a flax.nnx module or a function of nnx.Rngs that builds one, for "
-            f"example lambda rngs: Net(rngs=rngs), got {module!r}"
+            f"example lambda rngs: Net(rngs=rngs), got {checks.shown(module)}."
         )
-    abstract: Any = nnx.eval_shape(lambda: nnx.clone(module) if built else module(nnx.Rngs(0)))
-    if not isinstance(abstract, nnx.Module):
-        raise TypeError(f"module must build a flax.nnx module, got {abstract!r}")
+
+    def build() -> nnx.Module:
+        made = nnx.clone(module) if built else module(nnx.Rngs(0))
+        if not isinstance(made, nnx.Module):
+            raise TypeError(f"module must build a flax.nnx module, got {checks.shown(made)}.")
+        return made
+
+    abstract: Any = nnx.eval_shape(build)
     mode = mode_arguments(abstract, train_argument)
 
     def split(node: Any) -> Any:

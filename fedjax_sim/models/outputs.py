@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import jax
-
 from fedjax_sim.base import Model, Params
-from fedjax_sim.ops.trees import flat_dict
+from fedjax_sim.data.fitting import outputs_of
+from fedjax_sim.ops.per_example import check_model
 
 
 def check_outputs(
@@ -32,25 +31,8 @@ def check_outputs(
         ValueError: naming the shapes or the number of classes that do not fit.
         TypeError: if the model does not take the dtype of the inputs, or gives no single array.
     """
-    described = f"inputs of shape {tuple(inputs.shape)} and dtype {inputs.dtype}"
-    try:
-        outputs = jax.eval_shape(model.apply, params, inputs)
-    except Exception as error:
-        # Flax and JAX raise their own classes for shapes that do not fit.
-        kind = TypeError if "dtype" in str(error) and isinstance(error, TypeError) else ValueError
-        shapes = ", ".join(f"{name} {leaf.shape}" for name, leaf in flat_dict(params).items())
-        if len(shapes) > 400:
-            shapes = shapes[:400] + " ..."
-        raise kind(
-            f"the model does not take {described}: {error}\nIts parameters: {shapes}"
-        ) from error
-    if not hasattr(outputs, "shape"):
-        raise TypeError(f"apply must return one array of outputs, got {outputs!r}")
-    if outputs.ndim < 1 or outputs.shape[0] != inputs.shape[0]:
-        raise ValueError(
-            f"the model gives outputs of shape {outputs.shape} for {described}: their leading axis "
-            f"must be the {inputs.shape[0]} examples of the batch."
-        )
+    check_model(model)
+    outputs = outputs_of(model, params, inputs)
     if labels is not None and outputs.shape[:-1] != tuple(labels.shape):
         raise ValueError(
             f"the model gives outputs of shape {outputs.shape} for labels of shape "

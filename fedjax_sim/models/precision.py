@@ -4,11 +4,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_sim.base import Array, Key, Model, Params, split
 from fedjax_sim.models import layers
+from fedjax_sim.ops import checks
+from fedjax_sim.ops.arguments import checked
+from fedjax_sim.ops.per_example import check_model
 
 
+@checked
 def mixed_precision(model: Model, dtype: Any = jnp.bfloat16) -> Model:
     """The same model, computing in half precision; params, gradients and outputs stay float32.
 
@@ -36,19 +41,18 @@ def mixed_precision(model: Model, dtype: Any = jnp.bfloat16) -> Model:
     References:
         Micikevicius et al., Mixed Precision Training, ICLR 2018 (float32 master weights).
     """
-    dtype = jnp.dtype(dtype)
-    if not (jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize == 2):
-        raise ValueError(f"dtype must be bfloat16 or float16, got {dtype.name}.")
+    check_model(model)
+    half = _half(dtype)
 
     def rounded(tree: Params) -> Params:
         def low(x: Array) -> Array:
-            return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+            return x.astype(half) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
         return jax.tree.map(low, tree)
 
     def compute_inputs(inputs: Array) -> Array:
         tokens = jnp.issubdtype(inputs.dtype, jnp.integer) and inputs.dtype != jnp.uint8
-        return inputs if tokens else layers.as_float(inputs).astype(dtype)
+        return inputs if tokens else layers.as_float(inputs).astype(half)
 
     def apply(params: Params, inputs: Array, key: Key | None = None) -> Array:
         return model.apply(rounded(params), compute_inputs(inputs), key).astype(jnp.float32)
@@ -65,3 +69,15 @@ def mixed_precision(model: Model, dtype: Any = jnp.bfloat16) -> Model:
 
     trains = None if model.apply_train is None else apply_train
     return Model(model.init, apply, trains, model.kinds)
+
+
+def _half(dtype: Any) -> jnp.dtype:
+    """The type of two bytes that is named."""
+    try:
+        named = jnp.dtype(dtype) if isinstance(dtype, str | type | np.dtype) else None
+    except TypeError:
+        named = None
+    got = checks.shown(dtype) if named is None else named.name
+    if named not in (jnp.bfloat16, jnp.float16):
+        raise ValueError(f"dtype must be bfloat16 or float16, got {got}.")
+    return named

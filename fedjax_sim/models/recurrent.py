@@ -6,8 +6,10 @@ import jax.numpy as jnp
 from fedjax_sim.base import Array, Key, Model, Params
 from fedjax_sim.models import layers
 from fedjax_sim.ops import checks
+from fedjax_sim.ops.arguments import checked
 
 
+@checked
 def char_lstm(
     vocab_size: int, *, embedding: int = 8, hidden: int = 256, num_layers: int = 2
 ) -> Model:

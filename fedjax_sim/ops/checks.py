@@ -6,6 +6,7 @@ Traced values cannot be looked at and pass: `sweep` hands traced hyperparameters
 import difflib
 import math
 import operator
+import re
 import reprlib
 import sys
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ MOST = 2**31 - 1
 """The largest whole number that is taken: counts are int32 where they are computed with."""
 _LARGEST, _SMALLEST = 3.4028235e38, 1.1754944e-38  # normal numbers of float32
 
+_OBJECTS = re.compile(r"<(class|function|built-in|bound|module)|at 0x|object at|<.* \.\.\.")
 _SHORT = reprlib.Repr()
 _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong, _SHORT.maxlevel = 80, 120, 40, 3
 
@@ -29,15 +31,22 @@ def shown(value: Any) -> str:
         return f"the class {value.__name__}"
     if callable(value) and hasattr(value, "__name__"):
         return f"the function {value.__name__}"
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
+    if hasattr(value, "dtype") and isinstance(getattr(value, "shape", None), tuple):
         if value.shape or is_traced(value):
             traced = "a traced array" if is_traced(value) else "an array"
             return f"{traced} of shape {tuple(value.shape)} and type {value.dtype}"
+        if dtype_kind(value) == "key":
+            return "a key of jax.random"
         value = value.item() if hasattr(value, "item") else value
     if hasattr(value, "_fields") or _has_no_repr(value) or callable(value):
         kind = type(value).__name__
         return f"{'an' if kind[0] in 'AEIOUaeiou' else 'a'} {kind}"
-    text = " ".join(_SHORT.repr(value).split())
+    try:
+        text = " ".join(_SHORT.repr(value).split())
+    except Exception:  # whatever the repr of somebody else's class raises
+        text = ""
+    if not text or _OBJECTS.search(text):
+        text = f"a {type(value).__name__}"
     text = text if len(text) <= 200 else f"{text[:150]} ... {text[-40:]}"
     return printable(text)
 
@@ -75,15 +84,21 @@ def is_integer(value: Any) -> bool:
 
 def is_number(value: Any) -> bool:
     """Whether `value` is one real number, which may be traced: no text, truth value or array."""
-    if _is_bool(value) or isinstance(value, str | bytes | bytearray | complex):
+    if _is_bool(value) or isinstance(value, str | bytes | bytearray | complex | type):
         return False
     if hasattr(value, "dtype"):
-        return value.shape == () and value.dtype.kind in "iufV"  # V: bfloat16 and its like
+        masked = getattr(value, "mask", False) is not False
+        return value.shape == () and dtype_kind(value) in ("i", "u", "f", "V") and not masked
     return hasattr(value, "__float__") or is_integer(value)
 
 
 def _is_bool(value: Any) -> bool:
-    return isinstance(value, bool) or getattr(getattr(value, "dtype", None), "kind", "") == "b"
+    return isinstance(value, bool) or (hasattr(value, "dtype") and dtype_kind(value) == "b")
+
+
+def dtype_kind(array: Any) -> str:
+    """NumPy's letter for the kind of an array's numbers: V for bfloat16 and its like; or "key"."""
+    return getattr(array.dtype, "kind", "key")
 
 
 def positive_int(name: str, value: Any, *, hint: str = "") -> None:
@@ -114,12 +129,13 @@ def in_range(
     *,
     open_low: bool = False,
     open_high: bool = False,
+    float64: bool = False,
     hint: str = "",
 ) -> None:
     """Raise unless `value` is finite and low <= value <= high; traced scalars pass.
 
     With `open_low` or `open_high` the bound itself is not allowed. What is not finite in float32 is
-    not in any range, and what rounds to zero there is zero.
+    not in any range, and what rounds to zero there is zero; but for `float64`, on the host.
     """
     if not is_number(value):
         raise TypeError(f"{name} must be a number, got {shown(value)}. {hint}".rstrip())
@@ -131,15 +147,16 @@ def in_range(
         number = math.inf
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number, got {shown(value)}. {hint}".rstrip()) from None
-    rounded = 0.0 if abs(number) < _SMALLEST else number
+    smallest, largest = (0.0, sys.float_info.max) if float64 else (_SMALLEST, _LARGEST)
+    rounded = 0.0 if abs(number) < smallest else number
     above = low < rounded if open_low else low <= rounded
     below = rounded < high if open_high else rounded <= high
-    if above and below and abs(number) <= _LARGEST:
+    if above and below and abs(number) <= largest:
         return
     left = f"{'(' if open_low or low == -math.inf else '['}{low:g}"
     right = f"{high:g}{')' if open_high or high == math.inf else ']'}"
     in_float32 = ""
-    if low <= number <= high and (number != rounded or _LARGEST < abs(number) < math.inf):
+    if low <= number <= high and (number != rounded or largest < abs(number) < math.inf):
         in_float32 = f", which is {0 if rounded == 0 else 'infinite'} in float32"
     raise ValueError(
         f"{name} must lie in {left}, {right}, got {shown(value)}{in_float32}. {hint}".rstrip()
@@ -159,9 +176,10 @@ def ids(name: str, value: Any) -> None:
         raise TypeError(wanted) from None
     if array.ndim != 1 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):
         raise TypeError(wanted)
-    if array.min() < 0 or array.max() > MOST:
-        worst = array.min() if array.min() < 0 else array.max()
-        raise ValueError(f"{name} must be client ids in [0, {MOST}], got {worst}.")
+    if array.min() < 0:
+        raise ValueError(f"{name} must be client ids >= 0, got {array.min()}.")
+    if array.max() > MOST:
+        raise ValueError(f"{name} must be client ids <= {MOST}, got {array.max()}.")
 
 
 def one_of(name: str, value: Any, allowed: Iterable[Any], *, hint: str = "") -> None:
@@ -196,7 +214,8 @@ def distribution(name: str, value: Any, length: int | None = None, *, entry: str
         shape = None
     if shape is None or len(shape) != 1 or (length is not None and shape != (length,)):
         wanted = "" if length is None else f" ({length})"
-        raise ValueError(f"{name} must have one entry a {entry}{wanted}, got {shown(value)}.")
+        got = shown(value) if shape is None else f"shape {shape}"
+        raise ValueError(f"{name} must have one entry a {entry}{wanted}, got {got}.")
     if is_traced(value):
         return
     host = np.asarray(value)

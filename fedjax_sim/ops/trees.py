@@ -25,8 +25,8 @@ def subtract(a: PyTree, b: PyTree) -> PyTree:
 
 
 def scale(tree: PyTree, factor: Array | float) -> PyTree:
-    """factor * tree in each leaf's own dtype."""
-    return jax.tree.map(lambda leaf: (leaf * factor).astype(leaf.dtype), tree)
+    """factor * tree, computed in float32 or wider, in each leaf's own dtype."""
+    return jax.tree.map(lambda leaf: (wide(leaf) * factor).astype(leaf.dtype), tree)
 
 
 def where(condition: Array, a: PyTree, b: PyTree) -> PyTree:
@@ -41,15 +41,33 @@ def where(condition: Array, a: PyTree, b: PyTree) -> PyTree:
     return jax.tree.map(pick, a, b)
 
 
+def wide(leaf: Array) -> Array:
+    """A leaf to compute sums of: half precision and integers as float32, the rest as it is."""
+    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+
+
 def norm(tree: PyTree) -> Array:
-    """Euclidean norm of all leaves together, a float32 scalar."""
-    return optax.tree.norm(tree)
+    """Euclidean norm of all leaves together, a scalar of float32 or wider."""
+    return optax.tree.norm(jax.tree.map(wide, tree))
 
 
 def all_finite(tree: PyTree) -> Array:
     """True if no leaf holds a NaN or an infinity, a bool scalar."""
     leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
     return jnp.all(jnp.stack(leaves)) if leaves else jnp.bool_(True)
+
+
+def breaks(before: PyTree, after: PyTree) -> Array:
+    """True if a number that was finite before is a NaN or an infinity after, a bool scalar."""
+
+    def broken(x: Array, y: Array) -> Array:
+        return (jnp.isfinite(x) & ~jnp.isfinite(y)).any()
+
+    old, new = (map(jnp.asarray, jax.tree.leaves(tree)) for tree in (before, after))
+    found = [
+        broken(x, y) for x, y in zip(old, new, strict=True) if jnp.issubdtype(y.dtype, jnp.inexact)
+    ]
+    return jnp.stack(found).any() if found else jnp.bool_(False)
 
 
 def sum_rows(tree: PyTree) -> PyTree:
@@ -104,13 +122,13 @@ def weighted_sum(tree: PyTree, weights: Array) -> PyTree:
         weights: [C], >= 0.
 
     Returns:
-        Leaves [...], each in its own dtype.
+        Leaves [...], summed in float32 or wider and each in its own dtype.
     """
 
     def total(leaf: Array) -> Array:
         live = (weights > 0).reshape((-1,) + (1,) * (leaf.ndim - 1))
-        rows = jnp.where(live, leaf, 0)
-        return jnp.tensordot(weights.astype(leaf.dtype), rows, axes=1)
+        rows = wide(jnp.where(live, leaf, 0))
+        return jnp.tensordot(weights.astype(rows.dtype), rows, axes=1).astype(leaf.dtype)
 
     return jax.tree.map(total, tree)
 
@@ -136,7 +154,7 @@ def row_dots(rows: PyTree, other: PyTree) -> Array:
     """
 
     def dots(x: Array, y: Array) -> Array:
-        products = x * (y if y.ndim == x.ndim else y[None])
+        products = wide(x) * wide(y if y.ndim == x.ndim else y[None])
         return products.sum(axis=tuple(range(1, x.ndim)), dtype=jnp.float32)
 
     return sum(jax.tree.leaves(jax.tree.map(dots, rows, other)), start=jnp.float32(0))
@@ -150,6 +168,13 @@ def fill(info: dict[str, Array], like: dict[str, Any]) -> dict[str, Array]:
         return jnp.full(entry.shape, jnp.nan if is_real else 0, entry.dtype)
 
     return {name: info[name] if name in info else missing(like[name]) for name in like}
+
+
+def filled(tree: PyTree, other: PyTree) -> PyTree:
+    """`tree` with what `other` has where it holds None, a leaf or a whole branch."""
+    return jax.tree.map(
+        lambda own, shared: shared if own is None else own, tree, other, is_leaf=lambda x: x is None
+    )
 
 
 def flatten(tree: PyTree) -> Array:

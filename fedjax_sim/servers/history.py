@@ -15,6 +15,7 @@ from fedjax_sim.base import (
     screen,
 )
 from fedjax_sim.data import FederatedData
+from fedjax_sim.ops.arguments import checked
 
 
 class HistoryState(NamedTuple):
@@ -27,6 +28,7 @@ class HistoryState(NamedTuple):
         return screen(self)
 
 
+@checked
 def with_history(server: Server) -> Server:
     """A server that shares a `History`: its params and those a round ago.
 

@@ -6,7 +6,8 @@ import optax
 
 from fedjax_sim.base import Array, Cohort, Key, Message, Params, PyTree, Report, Server, screen
 from fedjax_sim.data import FederatedData
-from fedjax_sim.ops import trees
+from fedjax_sim.ops import optimizers, trees
+from fedjax_sim.ops.arguments import checked
 
 
 class ServerState(NamedTuple):
@@ -19,6 +20,7 @@ class ServerState(NamedTuple):
         return screen(self)
 
 
+@checked
 def server_optimizer(optimizer: optax.GradientTransformation) -> Server:
     """A server that shares its params and gives -aggregate to an optax optimizer as gradient.
 
@@ -26,14 +28,19 @@ def server_optimizer(optimizer: optax.GradientTransformation) -> Server:
     Its schedules count rounds.
 
     Args:
-        optimizer: any optax optimizer.
+        optimizer: an optax optimizer; `value`, where one asks for it, is the cohort's mean training
+            loss.
+
+    Raises:
+        TypeError: for what is no optimizer; at `init` or when traced, for one that asks for more.
 
     References:
         Reddi et al., "Adaptive Federated Optimization", ICLR 2021, algorithm 1 (FedOpt).
     """
+    optimizers.check("server", optimizer)
 
     def init(key: Key, params: Params, data: FederatedData) -> ServerState:
-        return ServerState(params, optimizer.init(params))
+        return ServerState(params, optimizers.init("server", optimizer, params))
 
     def broadcast(
         key: Key, state: ServerState, draft: Message, cohort: Cohort, data: FederatedData
@@ -43,7 +50,7 @@ def server_optimizer(optimizer: optax.GradientTransformation) -> Server:
     def apply(
         key: Key, state: ServerState, aggregate: Params, report: Report
     ) -> tuple[ServerState, dict[str, Array]]:
-        return stepped(optimizer, state, aggregate), {}
+        return stepped(optimizer, state, aggregate, report), {}
 
     return Server(init, broadcast, apply, lambda state: state.params)
 
@@ -52,9 +59,15 @@ def stepped(
     optimizer: optax.GradientTransformation,
     state: ServerState,
     aggregate: Params,
+    report: Report,
     factor: float | Array = 1.0,
 ) -> ServerState:
-    """The state after a step along `factor` times the aggregate."""
+    """The state after a step along `factor` times the aggregate.
+
+    Optimizers that ask for a `value` get the cohort's mean training loss, by aggregation weight.
+    """
     gradient = trees.scale(aggregate, -factor)
-    updates, moved = optimizer.update(gradient, state.optimizer, state.params)
+    known = optimizers.mean_value(report.loss, report.weights)
+    given = (gradient, state.optimizer, state.params)
+    updates, moved = optimizers.update("server", optimizer, *given, **known)
     return ServerState(optax.apply_updates(state.params, updates), moved)

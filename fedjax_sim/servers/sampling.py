@@ -6,8 +6,10 @@ import numpy as np
 
 from fedjax_sim.base import Array, Cohort, Key, PyTree, Sampler
 from fedjax_sim.ops import checks, permutation
+from fedjax_sim.ops.arguments import checked
 
 
+@checked
 def everyone() -> Sampler:
     """All clients in every round, in the order of their ids (C = N)."""
 
@@ -18,6 +20,7 @@ def everyone() -> Sampler:
     return Sampler(lambda sizes: (), apply)
 
 
+@checked
 def uniform(cohort_size: int) -> Sampler:
     """Sample a cohort uniformly without replacement.
 
@@ -46,6 +49,7 @@ def uniform(cohort_size: int) -> Sampler:
     return Sampler(init, apply)
 
 
+@checked
 def by_weight(
     cohort_size: int, weights: Array | np.ndarray | None = None, *, replace: bool = True
 ) -> Sampler:
@@ -101,6 +105,7 @@ def by_weight(
     return Sampler(init, apply)
 
 
+@checked
 def with_root(sampler: Sampler) -> Sampler:
     """Let the last client of the population take part in every round, in the last slot.
 

@@ -1,17 +1,82 @@
 """Evaluations of a state, dispatched but not waited for."""
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Sharding
 
-from fedjax_sim.base import Algorithm, Key, Mean, Params, PyTree
+from fedjax_sim.base import Algorithm, Key, Mean, MeanByClass, Params, PyTree
 from fedjax_sim.data import FederatedData
 from fedjax_sim.data.disk import Population
+from fedjax_sim.engine.width import plain_tracing
 from fedjax_sim.ops import trees
+from fedjax_sim.ops.per_example import described
 from fedjax_sim.simulate._feeding import facts_of
 from fedjax_sim.simulate.result import Evaluate
+from fedjax_sim.simulate.segments import traced_step
+
+
+class Models(NamedTuple):
+    """What an evaluation looks at.
+
+    shared: the algorithm's params. personal: its `personal_params`, None where it has none.
+    """
+
+    shared: Params
+    personal: PyTree | None
+
+
+# Cached, so that JAX sees the same function again and finds it compiled.
+@functools.lru_cache(maxsize=16)
+def models_of(algorithm: Algorithm) -> Callable[[PyTree], Models]:
+    """state -> the Models that it holds."""
+    return lambda state: Models(algorithm.params(state), algorithm.personal_params(state))
+
+
+@functools.lru_cache(maxsize=16)
+def scores_of(
+    evaluate: Evaluate, runs: tuple[int, ...] = ()
+) -> Callable[[Models, FederatedData], dict[str, Mean]]:
+    """scores(models, data) -> what `evaluate` finds, "personal ..." of clients' own models too.
+
+    Args:
+        evaluate: of the shared model; one that `engine.evaluator` made knows personal models too.
+        runs: [G] of a sweep, () of a run alone.
+    """
+    personal = getattr(inspect.unwrap(evaluate), "personal", None)
+
+    def scores(models: Models, data: FederatedData) -> dict[str, Mean]:
+        shape = (*runs, data.num_clients)
+        found = _checked(evaluate(models.shared, data), shape)
+        own = jax.tree.leaves(models.personal)
+        # A split of other clients, such as one that pools everybody, has no models of its own.
+        if personal is None or not own or own[0].shape[: len(shape)] != shape:
+            return found
+        each = _checked(personal(models.personal, data, models.shared), shape)
+        return found | {f"personal {name}": mean for name, mean in each.items()}
+
+    return scores
+
+
+def _checked(found: dict[str, Mean], shape: tuple[int, ...]) -> dict[str, Mean]:
+    """What `evaluate` gave, if it has a Mean of every client."""
+
+    def is_one(mean: Mean) -> bool:
+        if not isinstance(mean, Mean) or jnp.shape(mean.total) != jnp.shape(mean.count):
+            return False
+        size = jnp.shape(mean.total)
+        return (size[:-1] if isinstance(mean, MeanByClass) else size) == shape
+
+    if not isinstance(found, dict) or not all(map(is_one, found.values())):
+        raise TypeError(
+            "evaluate must give a dict of a Mean(total, count) by name, with a total and a count "
+            f"for each of the {shape[-1]} clients, as fs.evaluator's do, got {described(found)}."
+        )
+    return found
 
 
 def assessor(
@@ -19,40 +84,56 @@ def assessor(
     evaluate: Evaluate | None,
     eval_data: Mapping[str, FederatedData | Population],
     where: Sharding | None,
+    runs: tuple[int, ...] = (),
 ) -> Callable[[PyTree], dict[str, dict[str, Mean]]]:
     """assess(state) -> split -> metric -> Mean of [N], dispatched but not waited for."""
     if evaluate is None:
         return lambda state: {}
-    output = jax.jit(algorithm.params, out_shardings=where)
-    score = jax.jit(evaluate, out_shardings=where)
+    output = jax.jit(models_of(algorithm), out_shardings=where)
+    score = jax.jit(scores_of(evaluate, runs), out_shardings=where)
 
     def assess(state: PyTree) -> dict[str, dict[str, Mean]]:
-        params = output(state)
+        models = output(state)
 
         def split(data: FederatedData | Population) -> dict[str, Mean]:
             if isinstance(data, FederatedData):
-                return score(params, data)
+                return score(models, data)
             # Whoever is not in a block has a total and a count of 0 there.
-            return functools.reduce(trees.add, (score(params, part) for part in data.blocks()))
+            return functools.reduce(trees.add, (score(models, part) for part in data.blocks()))
 
         return {name: split(data) for name, data in eval_data.items()}
 
     return assess
 
 
-def shapes_of(
+class Shapes(NamedTuple):
+    """Shapes and dtypes of the state, of one round's info and of one evaluation."""
+
+    state: PyTree
+    info: PyTree
+    scores: PyTree
+
+
+def info_shapes(algorithm: Algorithm, key: Key, state: PyTree, facts: FederatedData) -> PyTree:
+    """The shapes and dtypes of one round's info, found by tracing alone.
+
+    facts: the training data, or all that is static about it.
+    """
+    if facts.num_examples > 1:
+        return jax.eval_shape(traced_step(algorithm), key, state, facts)[1]
+    with plain_tracing():  # it is traced again with examples: nothing is measured on one
+        return jax.eval_shape(lambda *args: algorithm.step(*args), key, state, facts)[1]
+
+
+def score_shapes(
     algorithm: Algorithm,
-    key: Key,
-    params: Params,
-    data: FederatedData,
+    state: PyTree,
     evaluate: Evaluate | None,
     eval_data: Mapping[str, FederatedData | Population],
-) -> tuple[PyTree, PyTree, PyTree]:
-    """Shapes and dtypes of the state, of one round's info and of one evaluation."""
-    state = jax.eval_shape(algorithm.init, key, params, data)
-    _, info = jax.eval_shape(algorithm.step, key, state, data)
+    runs: tuple[int, ...] = (),
+) -> PyTree:
+    """The shapes and dtypes of one evaluation."""
     if evaluate is None:
-        return state, info, {}
-    output = jax.eval_shape(algorithm.params, state)
-    scores = {name: jax.eval_shape(evaluate, output, facts_of(d)) for name, d in eval_data.items()}
-    return state, info, scores
+        return {}
+    models, score = jax.eval_shape(models_of(algorithm), state), scores_of(evaluate, runs)
+    return {name: jax.eval_shape(score, models, facts_of(d)) for name, d in eval_data.items()}

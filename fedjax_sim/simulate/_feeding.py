@@ -1,7 +1,9 @@
 """The data of every segment: all of it, or of a population on disk who takes part."""
 
+import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,11 +38,18 @@ def check_addressable(state: PyTree, where: Sharding | None) -> None:
 
 
 class Feed:
-    """What the next segment takes: `clients` that are loaded, None for all, and the `data`."""
+    """The segments, and what the next one takes.
+
+    stops: all segments. clients: those whose examples are loaded; None for all. data: them.
+    """
 
     def __init__(
-        self, parts: Iterator[tuple[np.ndarray | None, FederatedData]], facts: FederatedData
+        self,
+        stops: Iterable[Stop],
+        parts: Iterator[tuple[np.ndarray | None, FederatedData]],
+        facts: FederatedData,
     ) -> None:
+        self.stops = stops
         self._parts, self._facts = parts, facts
         self.advance()
 
@@ -55,21 +64,21 @@ def feed_of(
     state: PyTree,
     data: FederatedData | Population,
     facts: FederatedData,
-    stops: list[Stop],
+    stops: Iterable[Stop],
 ) -> Feed:
     """The data of every segment, loaded while the segment before is running."""
     if isinstance(data, FederatedData):
-        return Feed(itertools.repeat((None, data)), facts)
+        return Feed(stops, itertools.repeat((None, data)), facts)
+    stops = [*stops]
     groups = _draw_ahead(algorithm, key, state, facts, stops)
-    return Feed(zip(groups, data.stream(groups), strict=True), facts)
+    return Feed(stops, zip(groups, data.stream(groups), strict=True), facts)
 
 
 def _draw_ahead(
-    algorithm: Algorithm, key: Key, state: PyTree, data: FederatedData, stops: list[Stop]
+    algorithm: Algorithm, key: Key, state: PyTree, data: FederatedData, stops: Sequence[Stop]
 ) -> list[np.ndarray]:
     """The clients of every segment's cohorts, drawn as the rounds will draw them."""
-    sample = algorithm.sample
-    if sample is None:
+    if algorithm.sample is None:
         raise ValueError(
             "this algorithm cannot say beforehand whose examples a round takes (its `sample` is "
             "None, as in a sweep), so its clients cannot be loaded from disk: give run their "
@@ -77,14 +86,32 @@ def _draw_ahead(
         )
     if not stops:
         return []
-
-    def draw(state: PyTree, round_number: Array) -> tuple[PyTree, Array]:
-        state, cohort = sample(round_key(key, round_number), state, data)
-        return state, jnp.where(cohort.mask, cohort.ids, data.num_clients)
-
-    first = stops[0].start
-    rounds = jnp.arange(first, stops[-1].stop)
-    # The state stays in the program: of all that it holds, only the sampling moves on.
-    drawn = np.asarray(jax.jit(lambda state: jax.lax.scan(draw, state, rounds)[1])(state))
+    first, last = stops[0].start, stops[-1].stop
+    # Room for more rounds than there are, so that few programs serve all numbers of rounds.
+    room = max(128, 1 << (last - first - 1).bit_length())
+    draw = _cohorts(algorithm, room)
+    drawn = np.asarray(draw(key, state, data, np.int32(first), np.int32(last)))
     groups = (np.unique(drawn[s.start - first : s.stop - first]) for s in stops)
     return [ids[ids < data.num_clients] for ids in groups]
+
+
+@functools.lru_cache(maxsize=16)
+def _cohorts(algorithm: Algorithm, room: int) -> Callable:
+    """Jitted cohorts(key, state, data, first, last) -> ids [room, C] of these rounds, N for nobody.
+
+    The state stays in the program: of all that it holds, only the sampling moves on.
+    """
+    sample: Any = algorithm.sample
+
+    def cohorts(key: Key, state: PyTree, data: FederatedData, first: Array, last: Array) -> Array:
+        def one(i: Array, carry: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
+            state, ids = carry
+            state, cohort = sample(round_key(key, first + i), state, data)
+            drawn = jnp.where(cohort.mask, cohort.ids, data.num_clients)
+            return state, ids.at[i].set(drawn)
+
+        _, cohort = jax.eval_shape(sample, key, state, data)
+        ids = jnp.zeros((room, *cohort.ids.shape), cohort.ids.dtype)
+        return jax.lax.fori_loop(0, last - first, one, (state, ids))[1]
+
+    return jax.jit(cohorts)

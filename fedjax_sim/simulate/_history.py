@@ -8,34 +8,72 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from fedjax_sim.base import Key, Mean, Params, PyTree, RoundInfo, Status
+from fedjax_sim.base import (
+    MAX_WEIGHT,
+    Array,
+    Key,
+    Mean,
+    Params,
+    PyTree,
+    Report,
+    RoundInfo,
+    Status,
+)
+from fedjax_sim.simulate._evaluating import Shapes
 from fedjax_sim.simulate.checkpoints import Checkpoints
+from fedjax_sim.simulate.interrupts import DeferredInterrupt
+from fedjax_sim.simulate.keeping import Keep, thinned
 from fedjax_sim.simulate.progress import Progress
 from fedjax_sim.simulate.result import Evaluations, Result
+from fedjax_sim.simulate.stopping import StopWhen
 
 
 class Dispatched(NamedTuple):
     """Rounds `start` ... `stop` - 1, dispatched but perhaps not finished.
 
+    info, client_steps: leaves [length, ...], on the device.
     clients: those whose examples were loaded; None for all.
     """
 
     start: int
     stop: int
     info: PyTree
+    client_steps: Array
     scores: dict[str, dict[str, Mean]] | None
     clients: np.ndarray | None
 
 
 class History:
-    """The host's side of a run: what has been read back so far."""
+    """The host's side of a run: the state, and what has been read back so far.
 
-    def __init__(self, total_rounds: int, progress: Callable[[Progress], None] | None) -> None:
+    Args:
+        total_rounds: rounds asked for.
+        keep: what stays of every round's info.
+        progress, stop_when: see `run`.
+        interrupt: whether Ctrl-C was pressed.
+        raises: whether a round that goes wrong ends the run.
+    """
+
+    def __init__(
+        self,
+        total_rounds: int,
+        keep: Keep,
+        progress: Callable[[Progress], None] | None,
+        stop_when: StopWhen | None,
+        interrupt: DeferredInterrupt,
+        raises: bool,
+    ) -> None:
         self.total_rounds = total_rounds
+        self.keep = keep
         self.progress = progress
+        self.stop_when = stop_when
+        self._interrupt = interrupt
+        self._raises = raises
         self.compile_seconds = 0.0
         self.interrupted = False
+        self.stopped_early = ""
         self.failure: str | None = None
+        self.state: PyTree = None
         self.pending: collections.deque[Dispatched] = collections.deque()
         self.num_rounds = 0
         self.infos: list[PyTree] = []
@@ -44,8 +82,20 @@ class History:
         self.client_steps = 0
         self.seconds = 0.0
         self.seconds_before = 0.0
+        self.started = time.perf_counter()
+
+    @property
+    def failed(self) -> bool:
+        """Whether a round went wrong so that the run ends."""
+        return self._raises and self.failure is not None
+
+    def ended(self) -> bool:
+        """Whether no more rounds are to be started."""
+        interrupted = self.interrupted or self._interrupt.asked
+        return self.failed or interrupted or bool(self.stopped_early)
 
     def start(self, first_round: int, scores: dict[str, dict[str, Mean]] | None) -> None:
+        """Begin the clock, with the evaluation before the first round if there is one to make."""
         self.first_round = self.num_rounds = first_round
         if scores is not None:
             self._keep_scores(first_round, scores)
@@ -56,25 +106,29 @@ class History:
         while len(self.pending) > leave:
             segment = self.pending[0]
             length = segment.stop - segment.start
-            # Ctrl-C mostly strikes in this wait, so the segment stays pending until it is over.
-            info = jax.tree.map(lambda x: np.asarray(x)[:length], segment.info)  # noqa: B023
+            # A copy, so that rows which were not used, and what is not kept, leave the memory.
+            info = jax.tree.map(
+                lambda x: np.array(np.asarray(x)[:length]),  # noqa: B023
+                thinned(segment.info, self.keep),
+            )
+            steps = int(np.asarray(segment.client_steps)[:length].sum(dtype=np.int64))
             scores = jax.tree.map(np.asarray, segment.scores)
+            _check_loaded(segment)
             self.pending.popleft()
-            _check_loaded(segment, info)
-            self._keep(segment, info, scores)
+            self._keep(segment, info, steps, scores)
 
-    def _keep(self, segment: Dispatched, info: PyTree, scores: PyTree) -> None:
+    def _keep(self, segment: Dispatched, info: PyTree, steps: int, scores: PyTree) -> None:
         self.infos.append(info)
         self.num_rounds = segment.stop
-        if scores is not None:
-            self._keep_scores(segment.stop, scores)
+        self.client_steps += steps
         self.seconds = time.perf_counter() - self.started
         status = Status.OK
         if isinstance(info, RoundInfo):
             status = Status(int(np.bitwise_or.reduce(info.status, axis=None)))
-            self.client_steps += int(info.cohort.num_steps.sum())
         if status and self.failure is None:
-            self.failure = _explain(segment.start, info)
+            self.failure = _explain(segment.start, info.status, segment.info.cohort)
+        if scores is not None:
+            self._keep_scores(segment.stop, scores)
         if self.progress is not None:
             self._tell(self.progress, status)
 
@@ -91,78 +145,91 @@ class History:
         try:
             progress(now)
         except KeyboardInterrupt:
-            # A callback that stops a run may go on raising while the last segments are told.
-            if not self.interrupted:
-                raise
+            self.interrupted = True
 
     def _keep_scores(self, at: int, scores: dict[str, dict[str, Mean]]) -> None:
-        scores = jax.tree.map(np.asarray, scores)  # waits, so it comes first
         self.eval_rounds.append(at)
-        self.scores.append(scores)
+        self.scores.append(jax.tree.map(np.asarray, scores))
+        self._ask_to_stop()
+
+    def _ask_to_stop(self) -> None:
+        if self.stop_when is not None and self.eval_rounds[-1:] == [self.num_rounds]:
+            why = self.stop_when(self._evaluations())
+            self.stopped_early = why if isinstance(why, str) else "stop_when said so" * bool(why)
 
     def _latest(self) -> dict[str, float]:
         return {
-            f"{split}/{name}": float(np.sum(mean.total) / max(float(np.sum(mean.count)), 1.0))
+            f"{split}/{name}": float(np.sum(mean.total) / (float(np.sum(mean.count)) or 1.0))
             for split, metrics in (self.scores[-1] if self.scores else {}).items()
             for name, mean in metrics.items()
         }
 
-    def save(self, saved: Checkpoints, key: Key, state: PyTree) -> None:
+    def save(self, saved: Checkpoints | None, key: Key) -> None:
         """Write a checkpoint, unless there is one of this round or there was no round at all."""
-        if self.infos and self.num_rounds != saved.latest:
+        if saved is not None and self.infos and self.num_rounds != saved.latest:
             info, evaluations = self._info(), self._evaluations()
             times = np.array([self.seconds_before + self.seconds, self.compile_seconds])
-            whole = {"key": jax.random.key_data(key), "state": state, "times": times}
+            steps = np.array(self.client_steps)
+            whole = {"key": jax.random.key_data(key), "state": self.state}
+            whole |= {"times": times, "client_steps": steps}
             rows = {"info": info, "rounds": evaluations.rounds, "scores": evaluations.values}
             saved.save(self.num_rounds, whole | rows)
 
-    def restore(
-        self, saved: Checkpoints, key: Key, state: PyTree, info: PyTree, scores: PyTree
-    ) -> PyTree:
-        """Take over what a checkpoint holds, from the shapes of each; return its state."""
-        key = jax.random.key_data(key)
-        whole = {"key": key, "state": state, "times": np.zeros(2)}
-        rows = {"info": info, "rounds": np.array(0), "scores": scores}
+    def restore(self, saved: Checkpoints, key: Key, shapes: Shapes, eval_every: int | None) -> None:
+        """Take over what a checkpoint holds."""
+        whole = {"key": jax.random.key_data(key), "state": shapes.state}
+        whole |= {"times": np.zeros(2), "client_steps": np.array(0)}
+        info = thinned(shapes.info, self.keep)
+        rows = {"info": info, "rounds": np.array(0), "scores": shapes.scores}
         found = saved.restore(whole, rows)
-        if not np.array_equal(found["key"], key):
-            raise ValueError(
-                f"the checkpoint in {saved.path} is of a run with another key. Use its key, or "
-                "another folder."
-            )
         self.num_rounds = int(saved.latest or 0)
+        self.state = found["state"]
         self.infos = [found["info"]]
+        self.client_steps = int(found["client_steps"])
         self.eval_rounds = found["rounds"].tolist()
         self.scores = [
             jax.tree.map(lambda x: x[i], found["scores"])  # noqa: B023
             for i in range(len(self.eval_rounds))
         ]
-        self.seconds_before, self.compile_seconds = found["times"].tolist()
-        return found["state"]
+        self.seconds_before, compile_seconds = found["times"].tolist()
+        self.compile_seconds += compile_seconds
+        made_at_the_end = self.num_rounds % (eval_every or self.total_rounds or 1) != 0
+        goes_on = self.num_rounds < self.total_rounds
+        if goes_on and made_at_the_end and self.eval_rounds[-1:] == [self.num_rounds]:
+            # A run that was to have more rounds would not have evaluated there.
+            del self.eval_rounds[-1], self.scores[-1]
+        self._ask_to_stop()
 
     def _info(self) -> PyTree:
-        return jax.tree.map(lambda *x: np.concatenate(x), *self.infos) if self.infos else None
+        if len(self.infos) > 1:
+            self.infos = [jax.tree.map(lambda *x: np.concatenate(x), *self.infos)]
+        return self.infos[0] if self.infos else None
 
     def _evaluations(self) -> Evaluations:
         values = jax.tree.map(lambda *x: np.stack(x), *self.scores)
         return Evaluations(np.array(self.eval_rounds), values)
 
-    def result(self, params: Params, state: PyTree) -> Result:
+    def result(self, params: Params) -> Result:
+        """What was done until now; `params` are those of the state."""
         return Result(
             params=params,
-            state=state,
+            state=self.state,
             num_rounds=self.num_rounds,
             info=self._info(),
             evaluations=self._evaluations(),
             seconds=self.seconds_before + self.seconds,
             compile_seconds=self.compile_seconds,
+            client_steps=self.client_steps,
             interrupted=self.interrupted,
+            stopped_early=self.stopped_early,
         )
 
 
-def _check_loaded(segment: Dispatched, info: PyTree) -> None:
+def _check_loaded(segment: Dispatched) -> None:
     """Raise if a round took clients that were not foreseen: its results would be of wrong data."""
-    if segment.clients is not None and isinstance(info, RoundInfo):
-        ids = info.cohort.ids[info.cohort.weights > 0]
+    if segment.clients is not None and isinstance(segment.info, RoundInfo):
+        length, cohort = segment.stop - segment.start, segment.info.cohort
+        ids = np.asarray(cohort.ids)[:length][np.asarray(cohort.weights)[:length] > 0]
         strangers = np.setdiff1d(ids, segment.clients)
         if len(strangers):
             raise RuntimeError(
@@ -172,27 +239,57 @@ def _check_loaded(segment: Dispatched, info: PyTree) -> None:
             )
 
 
-def _explain(start: int, info: RoundInfo) -> str:
+def _explain(start: int, statuses: np.ndarray, cohort: Report) -> str:
     """Say which round, which run and which clients went wrong first."""
-    where = np.argwhere(info.status != 0)[0]
-    status = Status(int(info.status[tuple(where)]))
+    where = np.argwhere(statuses != 0)[0]
+    status = Status(int(statuses[tuple(where)]))
     run_text = f", run {where[1]}" if len(where) > 1 else ""
     place = f"round {start + where[0]}{run_text}"
-    dropped = info.cohort.dropped[tuple(where)]
-    ids = info.cohort.ids[tuple(where)]
+    cohort = jax.tree.map(lambda x: np.asarray(x)[tuple(where)], cohort)
+    rest = "The error's `result` holds the rounds until here."
+
+    def named(which: np.ndarray | Array) -> str:
+        return f"clients {cohort.ids[which].tolist()[:10]}"
+
     if Status.EMPTY_DOMAIN in status:
+        empty = cohort.ids[cohort.dropped].tolist()[:10]
+        what = (
+            f"domains {empty} have no examples, and so no loss"
+            if empty
+            else ("there are examples of domains that there are not")
+        )
         return (
-            f"in {place}, domains {ids[dropped].tolist()[:10]} have no examples, and so no loss. "
-            "Give num_domains the number of domains that the examples have, numbered from 0."
+            f"in {place}, {what}. Give Domains the number of domains that the examples have, "
+            "numbered from 0."
         )
     if Status.NON_FINITE_UPDATE in status:
-        who = f"clients {ids[dropped].tolist()[:10]} sent" if dropped.any() else "the server made"
+        who = f"{named(cohort.dropped)} sent" if cohort.dropped.any() else "the server made"
         return (
             f"in {place}, {who} an update that is not finite. Lower the learning rate or clip the "
             'gradients, look closer with debug=True, or drop such updates with on_error="continue".'
-            " The error's `result` holds the rounds until here."
+            f" {rest}"
+        )
+    if Status.BAD_WEIGHT in status:
+        return (
+            f"in {place}, the weights of {named(cohort.dropped)} are not in [0, {MAX_WEIGHT:g}]. A "
+            "weight comes from the client rule (`Upload.weight`, often a number of examples or "
+            "what follows from a loss): correct it there, or drop such updates with "
+            f'on_error="continue". {rest}'
+        )
+    if Status.NON_FINITE_SERVER in status:
+        return (
+            f"in {place}, the server's step gave what is not finite (params, the state of its "
+            "optimizer or the weights of domains), so the server stayed as it was. Lower the "
+            "server's learning rate, or the step size of the mixture, or go on with "
+            f'on_error="continue". {rest}'
+        )
+    if Status.NON_FINITE_LOSS in status:
+        return (
+            f"in {place}, the training loss of {named(~np.isfinite(np.asarray(cohort.loss)))} is not finite, "
+            "though their updates are. Look for labels or inputs that the loss is not made for, "
+            f'such as labels out of range, or go on with on_error="continue". {rest}'
         )
     return (
         f"in {place}, no client with a positive weight took part. Sample more clients, or go on "
-        'with on_error="continue". The error\'s `result` holds the rounds until here.'
+        f'with on_error="continue". {rest}'
     )

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_sim.base import Mean, Params, PyTree, outline, screen
+from fedjax_sim.base import Mean, MeanByClass, Params, PyTree, outline, screen
 from fedjax_sim.data import FederatedData
 
 Evaluate = Callable[[Params, FederatedData], dict[str, Mean]]
@@ -16,7 +16,9 @@ class Evaluations(NamedTuple):
     """Per-client results of every evaluation.
 
     rounds: [E] int, the number of rounds done at each; the first is 0, before any training.
-    values: split -> metric -> Mean with NumPy leaves [E, N] ([E, G, N] in a sweep).
+    values: split -> metric -> Mean with NumPy leaves [E, N] ([E, G, N] in a sweep), or a
+        MeanByClass with one axis more, the classes. Metrics of clients' own models are called
+        "personal ...".
     """
 
     rounds: np.ndarray
@@ -36,7 +38,8 @@ class Evaluations(NamedTuple):
 
 
 def _mean(mean: Mean) -> np.ndarray:
-    total, count = (np.sum(leaf, axis=-1, dtype=np.float64) for leaf in mean)
+    axes = (-2, -1) if isinstance(mean, MeanByClass) else -1
+    total, count = (np.sum(leaf, axis=axes, dtype=np.float64) for leaf in mean)
     return np.where(count > 0, total, 0) / np.where(count > 0, count, 1)
 
 
@@ -52,12 +55,15 @@ class Result(NamedTuple):
     params: the model to ship, JAX arrays (leading axis [G] in a sweep).
     state: the algorithm's state after `num_rounds`, JAX arrays; give it to `run` to go on.
     num_rounds: rounds done so far, those before `first_round` included.
-    info: RoundInfo with a leading axis [R] ([R, G] in a sweep), or None for no rounds at all.
+    info: RoundInfo with a leading axis [R] ([R, G] in a sweep), or None for no rounds at all;
+        `NotKept` in the places of what `keep` left out.
     evaluations: see Evaluations.
     seconds: wall time of rounds and evaluations, without the compilation of the rounds; like all
         but `interrupted` it includes what came before a checkpoint.
     compile_seconds: time to trace and compile the segment.
-    interrupted: True if Ctrl-C ended the run early.
+    client_steps: local steps of all clients (and runs) in all rounds.
+    interrupted: True if Ctrl-C was pressed while it ran, or a callback raised KeyboardInterrupt.
+    stopped_early: why `stop_when` ended the run; "" if it did not.
     """
 
     params: Params
@@ -67,7 +73,9 @@ class Result(NamedTuple):
     evaluations: Evaluations
     seconds: float
     compile_seconds: float
+    client_steps: int = 0
     interrupted: bool = False
+    stopped_early: str = ""
 
     def __repr__(self) -> str:
         newest = repr(self.evaluations).rpartition("newest: ")[2]

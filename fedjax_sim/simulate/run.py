@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
 import jax
@@ -14,18 +14,28 @@ from jax.sharding import Sharding
 from fedjax_sim.base import Algorithm, Key, Mean, Params, PyTree
 from fedjax_sim.data import FederatedData
 from fedjax_sim.data.disk import Population
+from fedjax_sim.engine import contracts
 from fedjax_sim.engine.width import memory_advice
 from fedjax_sim.ops import checks
-from fedjax_sim.simulate._evaluating import assessor, shapes_of
+from fedjax_sim.simulate._evaluating import Shapes, assessor, info_shapes, score_shapes
 from fedjax_sim.simulate._feeding import Feed, all_processes, check_addressable, facts_of, feed_of
+from fedjax_sim.simulate._fingerprint import fingerprint
 from fedjax_sim.simulate._history import Dispatched, History
 from fedjax_sim.simulate.checkpoints import Checkpoints
+from fedjax_sim.simulate.interrupts import DeferredInterrupt
+from fedjax_sim.simulate.keeping import checked_keep
 from fedjax_sim.simulate.progress import Progress
 from fedjax_sim.simulate.result import Evaluate, Result, SimulationError
-from fedjax_sim.simulate.segments import Stop, compiled_segment, debug_segment, stops_of
+from fedjax_sim.simulate.segments import (
+    compiled_segment,
+    debug_segment,
+    longest_segment,
+    stops_of,
+)
+from fedjax_sim.simulate.stopping import StopWhen
 
 
-# Sixteen parameters: each is a decision about a run of its own, and none of them a part.
+# So many parameters: each is a decision about a run of its own, and none of them a part.
 @memory_advice()
 def run(
     algorithm: Algorithm,
@@ -44,6 +54,8 @@ def run(
     first_round: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int | None = None,
+    keep: str | Collection[str] = "all",
+    stop_when: StopWhen | None = None,
     debug: bool = False,
 ) -> Result:
     """Run rounds `first_round` ... `num_rounds` - 1 of an algorithm.
@@ -59,121 +71,186 @@ def run(
         key: typed JAX key of the whole run ([G] keys for a vmapped algorithm).
         num_rounds: rounds in all, >= 0.
         evaluate: jittable evaluate(params, data) -> name -> Mean of [N]; see `engine.evaluator`.
+            Where an algorithm has clients' own models (`Algorithm.personal_params`), one that
+            `engine.evaluator` made measures these as well, as "personal accuracy" beside
+            "accuracy", on every split that has as many clients.
         eval_data: split name -> population, e.g. {"train": ..., "test": ...}.
         eval_every: rounds between evaluations; None evaluates before the first and after the last.
         segment_rounds: rounds dispatched at once, at most `eval_every`; None takes up to 100, and
             up to 10 of a population on disk. One program serves segments of any length.
-        progress: called after each segment, on the host; see `progress_bar`.
+        progress: called after each segment, on the host; see `progress_bar`. If it raises, the run
+            ends there: KeyboardInterrupt is taken for Ctrl-C, anything else is raised again.
         on_error: "raise" stops after the segment in which a client sent a NaN or infinity, or in
             which a cohort was empty; "continue" drops such updates and goes on (see `Status`).
         state: continue from this state instead of `algorithm.init(key, params, data)`.
         first_round: rounds that `state` has behind it.
         checkpoint: a folder of this run alone. If it holds a checkpoint, the run goes on from it
-            and returns the Result of the whole run, bit for bit that of one that was never stopped
-            (longer than it was first meant to be, it has one evaluation more). A checkpoint is
-            written at the end, be the run done or interrupted.
+            and returns the Result of the whole run, bit for bit that of one that was never stopped.
+            A checkpoint is written at the end, be the run done, interrupted or ended by an error
+            of a callback.
         checkpoint_every: rounds between further checkpoints, in case the process is killed.
+        keep: what stays of the rounds' infos: "all", "nothing", or names of fields such as
+            ("bytes_up", "cohort.loss"), of which "cohort" is all below it. The status always
+            stays. What is left out never leaves the device, and `NotKept` stands for it.
+        stop_when: called after each evaluation with all Evaluations so far; True, or better a text
+            that says why, ends the run there. See `patience`. It must depend on nothing else, so
+            that a run that goes on stops where it would have stopped.
         debug: a plain Python loop with jit off; exceptions name round, stage and client. Slow.
 
     Returns:
-        The Result. On Ctrl-C, everything done so far, with `interrupted=True`.
+        The Result. Ctrl-C lets the rounds under way finish: everything done until then, with
+        `interrupted=True`. A second one raises KeyboardInterrupt at once.
 
     Raises:
         SimulationError: with `on_error="raise"`; its `result` holds what was computed.
-        ValueError: among others, a checkpoint that another call of `run` has written.
+        ValueError: among others, a checkpoint that is damaged, or of a run with another algorithm,
+            key, data or evaluation; nothing was changed.
+        OSError: a checkpoint cannot be written.
+        Exception: whatever a callback raises. Errors that end a run after its first round have a
+            `result` with what was computed.
         MemoryError: when the device's memory is too small; says which width to try.
 
+    Threads: runs may go on in several at once. Ctrl-C reaches the main thread alone.
+
     Cost: of a checkpoint, the state and all infos and evaluations so far, written while the run
-    goes on.
+    goes on; once, a trace of a round and a pass over the data, by which it tells whose it is.
+    Memory on the host grows with every round by what `keep` keeps: all of it is about 20 bytes a
+    client of the cohort.
     """
     _check_options(num_rounds, first_round, eval_every, segment_rounds, on_error, state)
     _check_checkpoint(checkpoint, checkpoint_every, state)
     if (evaluate is None) != (not eval_data):
         raise ValueError(
-            "give both evaluate and eval_data or neither: "
-            f"got evaluate={evaluate!r} and eval_data={'none' if not eval_data else [*eval_data]}."
+            "give both evaluate and eval_data or neither: got "
+            f"evaluate={checks.shown(evaluate)} and eval_data={checks.shown([*(eval_data or ())])}."
         )
-    facts = facts_of(data)
+    if stop_when is not None and evaluate is None:
+        raise ValueError(
+            "stop_when looks at evaluations: give evaluate and eval_data, and eval_every for how "
+            "often."
+        )
+    splits, facts = eval_data or {}, facts_of(data)
+    contracts.check_run(key, facts)
     where = all_processes(facts)
-    assess = assessor(algorithm, evaluate, eval_data or {}, where)
-    history = History(num_rounds, progress)
-    with contextlib.nullcontext() if checkpoint is None else Checkpoints(checkpoint) as saved:
-        if saved is not None and saved.latest is not None:
-            shapes = shapes_of(algorithm, key, params, facts, evaluate, eval_data or {})
-            state = jax.device_put(history.restore(saved, key, *shapes), where)
-            first_round = history.num_rounds
-            checks.in_range("num_rounds", num_rounds, first_round, hint=f"{saved.path} has more.")
-        elif state is None:
-            state = jax.jit(algorithm.init, out_shardings=where)(key, params, facts)
-        else:
-            state = jax.tree.map(jnp.copy, state)  # the segments donate their state
-        longest = segment_rounds or (10 if isinstance(data, Population) else 100)
-        stops = stops_of(first_round, num_rounds, eval_every, checkpoint_every, longest)
-        feed = feed_of(algorithm, key, state, data, facts, stops)
-        segment: Callable = debug_segment(algorithm)
-        if not debug and stops:
-            segment, state = _compiled(algorithm, key, state, feed, stops, where, history)
-        history.start(first_round, assess(state) if not history.eval_rounds else None)
-        state = _drive(segment, key, state, feed, stops, assess, history, saved, on_error)
-        failed = bool(history.failure) and on_error == "raise"
-        if saved is not None and not failed:
-            history.save(saved, key, state)
-    result = history.result(jax.jit(algorithm.params, out_shardings=where)(state), state)
-    if failed:
+    with DeferredInterrupt() as interrupt:
+        like = jax.eval_shape(algorithm.init, key, params, facts) if state is None else state
+        # Without jit nothing is traced beforehand: what one looks for is met in its round.
+        started = time.perf_counter()
+        info = None if debug and keep == "all" else info_shapes(algorithm, key, like, facts)
+        history = History(
+            num_rounds,
+            checked_keep(keep, info),
+            progress,
+            stop_when,
+            interrupt,
+            on_error == "raise",
+        )
+        history.compile_seconds = time.perf_counter() - started
+        saved = None
+        if checkpoint is not None:
+            made_of = fingerprint(algorithm, key, params, data, evaluate, splits)
+            saved = Checkpoints(checkpoint, made_of)
+        with saved or contextlib.nullcontext():
+            if saved is not None and saved.latest is not None:
+                first_round = saved.latest
+                hint = f"{saved.path} has more."
+                checks.in_range("num_rounds", num_rounds, first_round, hint=hint)
+                info = info_shapes(algorithm, key, like, facts) if info is None else info
+                scores = score_shapes(algorithm, like, evaluate, splits, key.shape)
+                history.restore(saved, key, Shapes(like, info, scores), eval_every)
+                history.state = jax.device_put(history.state, where)
+            elif state is None:
+                init = jax.jit(algorithm.init, out_shardings=where)
+                history.state = init(key, params, facts)
+            else:
+                history.state = jax.tree.map(jnp.copy, state)  # the segments donate their state
+            most = segment_rounds or (10 if isinstance(data, Population) else 100)
+            length = most if segment_rounds else longest_segment(info, most, history.keep)
+            stops = stops_of(first_round, num_rounds, eval_every, checkpoint_every, length)
+            output = jax.jit(algorithm.params, out_shardings=where)
+            try:
+                assess = assessor(algorithm, evaluate, splits, where, key.shape)
+                feed = feed_of(algorithm, key, history.state, data, facts, stops)
+                segment: Callable = debug_segment(algorithm, history.keep)
+                if not debug:
+                    segment = compiled_segment(algorithm, length, history.keep, where)
+                    if first_round < num_rounds and not history.ended():
+                        _compile(segment, key, feed, where, history)
+                history.start(first_round, None if history.eval_rounds else assess(history.state))
+                _drive(segment, key, feed, assess, history, saved)
+                if saved is not None and not history.failed:
+                    history.save(saved, key)
+                    saved.wait()
+            except Exception as error:
+                _rescue(error, history, saved, key, output)
+                raise
+        result = history.result(output(history.state))
+    if interrupt.asked:
+        result = result._replace(interrupted=True)
+    if history.failed:
         raise SimulationError(str(history.failure), result)
     return result
 
 
-def _compiled(
-    algorithm: Algorithm,
-    key: Key,
-    state: PyTree,
-    feed: Feed,
-    stops: list[Stop],
-    where: Sharding | None,
-    history: History,
-) -> tuple[Callable, PyTree]:
-    """The program of all segments, compiled, and the state, which it has donated."""
+def _compile(
+    segment: Callable, key: Key, feed: Feed, where: Sharding | None, history: History
+) -> None:
+    """Compile the program of all segments; its state comes out as it was."""
     started = time.perf_counter()
-    segment = compiled_segment(algorithm, max(s.stop - s.start for s in stops), where)
     # A segment of no rounds compiles and does nothing; a second run finds it compiled.
-    state, _ = jax.block_until_ready(segment(key, state, feed.data, np.int32(0), np.int32(0)))
+    zero = np.int32(0)
+    history.state, _ = segment(key, history.state, feed.data, zero, zero)
+    jax.block_until_ready(history.state)
     history.compile_seconds += time.perf_counter() - started
-    check_addressable(state, where)
-    return segment, state
+    check_addressable(history.state, where)
 
 
 def _drive(
     segment: Callable,
     key: Key,
-    state: PyTree,
     feed: Feed,
-    stops: list[Stop],
     assess: Callable[[PyTree], dict[str, dict[str, Mean]]],
     history: History,
     saved: Checkpoints | None,
-    on_error: str,
-) -> PyTree:
-    """Dispatch one segment after another, as far as it goes; the state then."""
-    try:
-        for stop in stops:
-            start, end = np.int32(stop.start), np.int32(stop.stop)
-            state, info = segment(key, state, feed.data, start, end)
-            history.pending.append(Dispatched(stop.start, stop.stop, info, None, feed.clients))
-            if stop.evaluates:
-                history.pending[-1] = history.pending[-1]._replace(scores=assess(state))
-            # The device works on this segment while the host reads the one before it.
-            history.read(leave=0 if stop.saves else 1)
-            if history.failure and on_error == "raise":
-                break
-            if stop.saves and saved is not None:
-                history.save(saved, key, state)
-            feed.advance()
+) -> None:
+    """Dispatch one segment after another, as far as it goes."""
+    for stop in feed.stops:
+        if history.ended():
+            break
+        start, end = np.int32(stop.start), np.int32(stop.stop)
+        history.state, (info, steps) = segment(key, history.state, feed.data, start, end)
+        scores = None
+        history.pending.append(Dispatched(stop.start, stop.stop, info, steps, scores, feed.clients))
+        if stop.evaluates:
+            scores = assess(history.state)
+            history.pending[-1] = history.pending[-1]._replace(scores=scores)
+        # The device works on this segment while the host reads the one before it, unless what
+        # comes next hangs on this one.
+        waits = stop.saves or (stop.evaluates and history.stop_when is not None)
+        history.read(leave=0 if waits else 1)
+        if history.ended():
+            break
+        if stop.saves:
+            history.save(saved, key)
+        feed.advance()
+    history.read()
+
+
+def _rescue(
+    error: Exception, history: History, saved: Checkpoints | None, key: Key, output: Callable
+) -> None:
+    """Keep what was computed before an error, as far as the device still has it."""
+    if not (history.infos or history.pending):
+        return
+    history.progress = history.stop_when = None
+    with contextlib.suppress(Exception):
         history.read()
-    except KeyboardInterrupt:
-        history.interrupted = True
-        history.read()  # what was dispatched is in the state, so it belongs to the result
-    return state
+        vars(error)["result"] = history.result(output(history.state))
+        error.add_note(
+            f"The rounds until then, {history.num_rounds} in all, are in this error's `result`."
+        )
+        if not history.failed:
+            history.save(saved, key)
 
 
 def _check_options(

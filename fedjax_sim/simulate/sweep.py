@@ -1,5 +1,6 @@
 """Many runs as one program: seeds and hyperparameters along a leading axis [G]."""
 
+import inspect
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -10,13 +11,17 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fedjax_sim.base import Algorithm, Array, Key, Params, PyTree
+from fedjax_sim.base import Algorithm, Array, Key, Mean, Params, PyTree
 from fedjax_sim.data import FederatedData
-from fedjax_sim.engine.width import batched_runs
+from fedjax_sim.engine import Evaluator
+from fedjax_sim.engine.width import batched_runs, plain
+from fedjax_sim.ops import checks
+from fedjax_sim.ops.arguments import checked
 from fedjax_sim.simulate.result import Evaluate, Result
 from fedjax_sim.simulate.run import run
 
 
+@checked
 def vmapped(
     make: Callable[..., Algorithm],
     hyperparameters: Mapping[str, Array | np.ndarray],
@@ -38,8 +43,8 @@ def vmapped(
     Returns:
         An Algorithm for keys [G] and params with leaves [G, ...]; the data is shared.
     """
+    _check_rows(hyperparameters)
     values = {name: jnp.asarray(value) for name, value in hyperparameters.items()}
-    _check_rows(values)
 
     def init(key: Key, params: Params, data: FederatedData) -> PyTree:
         def runs(hyper: PyTree, key: Key, params: Params, data: FederatedData) -> PyTree:
@@ -61,7 +66,10 @@ def vmapped(
     def params(state: PyTree) -> Params:
         return jax.vmap(lambda h, s: make(**h).params(s))(*state)
 
-    return Algorithm(init, step, params)
+    def personal_params(state: PyTree) -> PyTree | None:
+        return jax.vmap(lambda h, s: make(**h).personal_params(s))(*state)
+
+    return Algorithm(init, step, params, personal_params=personal_params)
 
 
 def _dealt_out(function: Callable, mesh: Mesh | None) -> Callable:
@@ -71,6 +79,8 @@ def _dealt_out(function: Callable, mesh: Mesh | None) -> Callable:
     ours = P(*mesh.axis_names)
 
     def dealt(*args: Any) -> PyTree:
+        if plain():
+            return function(*args)
         specs = (*[ours] * (len(args) - 1), P())
         return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=ours, check_vma=False)(
             *args
@@ -80,6 +90,10 @@ def _dealt_out(function: Callable, mesh: Mesh | None) -> Callable:
 
 
 def _check_rows(values: Mapping[str, Array | np.ndarray]) -> None:
+    for name, value in values.items():
+        if not isinstance(value, jax.Array) and np.asarray(value).dtype.kind not in "biufV":
+            got = checks.shown(value)
+            raise TypeError(f"hyperparameters[{name!r}] must be an array of numbers, got {got}.")
     shapes = {name: np.shape(value) for name, value in values.items()}
     if len({shape[:1] for shape in shapes.values()}) > 1 or () in shapes.values():
         raise ValueError(
@@ -145,7 +159,7 @@ def sweep(
         params, run_keys = jax.device_put((params, run_keys), ours)
         data = jax.device_put(data, NamedSharding(mesh, P()))
     if evaluate is not None:
-        evaluate = _dealt_out(jax.vmap(evaluate, in_axes=(0, None)), mesh)
+        evaluate = _of_every_run(evaluate, mesh)
     return run(
         vmapped(make, hyperparameters, mesh=mesh),
         params,
@@ -155,6 +169,20 @@ def sweep(
         evaluate=evaluate,
         **options,
     )
+
+
+def _of_every_run(evaluate: Evaluate, mesh: Mesh | None) -> Evaluate:
+    """`evaluate` of G models, and of the models of G times N clients if it can."""
+    shared = _dealt_out(jax.vmap(evaluate, in_axes=(0, None)), mesh)
+    one = inspect.unwrap(evaluate)
+    if not isinstance(one, Evaluator):
+        return shared
+
+    def personal(own: PyTree, data: FederatedData, params: Params) -> dict[str, Mean]:
+        each = jax.vmap(lambda o, p, d: one.personal(o, d, p), in_axes=(0, 0, None))
+        return _dealt_out(each, mesh)(own, params, data)
+
+    return Evaluator(shared, personal)
 
 
 def product(**axes: Iterable[Any]) -> dict[str, np.ndarray]:

@@ -4,8 +4,10 @@ import jax.numpy as jnp
 
 from fedjax_sim.base import Array, Key, Message, PyTree, Uplink
 from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops.arguments import checked
 
 
+@checked
 def clip(max_norm: float | Array) -> Uplink:
     """Scale an update down to `max_norm`, if it is longer: update * min(1, max_norm / ||update||).
 

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 
 from fedjax_sim.base import Array, Key, Message, PyTree, Uplink
 from fedjax_sim.ops import trees
+from fedjax_sim.ops.arguments import checked
 
 
+@checked
 def identity() -> Uplink:
     """Send the update as it is."""
 
@@ -18,6 +20,7 @@ def identity() -> Uplink:
     return Uplink(lambda update: (), apply)
 
 
+@checked
 def chain(*uplinks: Uplink) -> Uplink:
     """One uplink after another: what the first sends goes through the second, and so on.
 

@@ -75,7 +75,7 @@ def clients(num_clients: int) -> Iterator[dict[str, np.ndarray]]:
     """Examples of random bytes."""
     rng = np.random.default_rng(0)
     for _ in range(num_clients):
-        x = rng.integers(0, 256, (EXAMPLES, FEATURES), np.uint8)
+        x = rng.integers(0, 256, (EXAMPLES, FEATURES, 1), np.uint8)
         yield {"x": x, "y": rng.integers(0, CLASSES, EXAMPLES)}
 
 
@@ -94,7 +94,7 @@ def measure(way: str, folder: str, cohort_size: int, num_rounds: int) -> dict[st
             batching=Batching(20),
             sampler=sampling.uniform(cohort_size),
         ),
-        model.init(jax.random.key(1), np.zeros((1, FEATURES), np.uint8)),
+        model.init(jax.random.key(1), np.zeros((1, FEATURES, 1), np.uint8)),
         data,
         key=key,
         num_rounds=num_rounds,

@@ -60,6 +60,28 @@ def test_bytes_have_no_gradient():
         attribution.input_gradient(model, model.init(KEY, images), images, LABELS[:1])
 
 
+@pytest.mark.parametrize(
+    ("labels", "outputs", "message"),
+    [
+        ([2, 0, 3], 3, r"labels must lie in \[0, 2\], got 3"),
+        ([-1, 0, 1], 3, r"labels must lie in \[0, 2\], got -1"),
+        ([2], 3, r"got labels int32\[1\] and outputs float32\[3, 3\]"),
+        ([[2], [0], [1]], 3, r"got labels int32\[3, 1\]"),
+        ([2, 0, 1], (), r"outputs float32\[3\] for inputs float32\[3, 4, 4\]"),
+        ([2, 0], (2, 3), r"outputs float32\[2, 3\] for inputs"),
+    ],
+)
+def test_a_label_without_a_logit_is_not_explained(labels, outputs, message):
+    """-1 was the last class, and one label that of everybody."""
+    model = models.logistic(3)
+    if outputs != 3:
+        model = models.from_functions(
+            lambda key: jnp.ones(()), lambda w, x: w * jnp.ones(outputs or len(x))
+        )
+    with pytest.raises(ValueError, match=message):
+        attribution.input_gradient(model, model.init(KEY, INPUTS), INPUTS, np.array(labels))
+
+
 def backwards(params, through, signal):
     """float64: `signal` [B, 3] at the logits, led back; through(z, signal) is what a ReLU does."""
     layers = [

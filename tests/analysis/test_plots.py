@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedjax_sim.analysis import plots
-from fedjax_sim.base import Mean
+from fedjax_sim.base import Mean, MeanByClass
 from fedjax_sim.simulate import Evaluations, Result
 
 
@@ -242,20 +242,16 @@ def test_needs_neither_pyplot_nor_matplotlib_at_import(tmp_path: Path) -> None:
             r"mean of loss must have a value for each of the 2 rounds.*got shape \(1,\)",
         ),
         (
-            lambda: plots.learning_curves([0], {"a": {"mean": [[1, 2]]}, "b": {"mean": [1]}}),
-            r"equally many runs, got shapes \[\(\), \(2,\)\]",
+            lambda: plots.learning_curves([0], {"a": {"mean": [[1, 2]]}}),
+            r"got shape \(1, 2\): of a sweep give the result itself or take one run",
         ),
         (
-            lambda: plots.learning_curves([0], {"a": {"mean": [[1, 2]]}}, run=2),
+            lambda: plots.learning_curves(evaluated((2,)), run=2),
             "run must be that of a sweep, got 2, but the sweep has 2 runs",
         ),
         (
             lambda: plots.learning_curves([0], {"a": {"mean": [1]}}, run=0),
             "got 0, but there is one run",
-        ),
-        (
-            lambda: plots.client_distribution({"a": np.ones((3, 9))}, label=""),
-            r"values of 'a' must be one a client, \[N\], got shape \(3, 9\). The arrays of a sweep",
         ),
         (
             lambda: plots.minimax_path(np.ones((4, 6, 2)), np.ones((4, 6, 2)), ["a", "b"]),
@@ -277,6 +273,14 @@ def test_needs_neither_pyplot_nor_matplotlib_at_import(tmp_path: Path) -> None:
         ),
         (lambda: plots.client_distribution({}, label=""), "at least one finite value"),
         (lambda: plots.client_distribution({"a": [np.nan]}, label=""), "at least one finite"),
+        (
+            lambda: plots.client_distribution({"a": np.ones((4, 3))}, label=""),
+            r"values of 'a' must be one a client \[N\], got shape \(4, 3\)",
+        ),
+        (
+            lambda: plots.learning_curves([0, 1], {"loss": {"mean": np.ones((2, 3))}}),
+            "of a metric by class one class",
+        ),
         (lambda: plots.fairness_tradeoff({}, label="x"), "at least one method"),
         (
             lambda: plots.fairness_tradeoff({"a": (1.0, float("nan"))}, label="x"),
@@ -314,6 +318,9 @@ def test_learning_curves_of_a_result() -> None:
         np.testing.assert_allclose(drawn, (mean.total / mean.count).mean(axis=1), rtol=1e-6)
         worst = accuracy.lines[1].get_ydata()
         np.testing.assert_allclose(worst, (mean.total / mean.count).min(axis=1), rtol=1e-6)
+    by_class = MeanByClass(np.full((3, 5, 2), 1.0), np.full((3, 5, 2), 4.0))
+    recall = Evaluations(evaluations.rounds, {"test": {"recall": by_class}})
+    assert plots.learning_curves(recall).axes[0].lines[0].get_ydata().tolist() == [0.25] * 3
     nothing = Evaluations(np.array([], int), {})
     with pytest.raises(ValueError, match="evaluate= and eval_data="):
         plots.learning_curves(nothing)

@@ -8,7 +8,7 @@ import pytest
 import contracts
 import reference_attacks
 from fedjax_sim import attacks
-from fedjax_sim.base import History, Message, Status
+from fedjax_sim.base import History, Mean, Message, Status
 from fedjax_sim.ops import trees
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -253,6 +253,16 @@ def test_monitored_distances_accuracies_and_histograms():
     _, _, nobody = apply(attack, updates, report, malicious & False, message)
     assert np.isnan(nobody["distance_min"]) and np.isnan(nobody["accuracy_gap"])
     np.testing.assert_array_equal(np.isnan(nobody["histogram"]), True)
+
+
+@pytest.mark.parametrize("found", [Mean(1.0, 2.0), Mean(jnp.ones(3), jnp.ones(3)), jnp.ones(3)])
+def test_the_accuracy_of_a_watchful_server_is_a_number(found):
+    """A total and a count are two, and a value for each client is many."""
+    updates, report, malicious, message = acting()
+    attack = attacks.monitored(attacks.scaling(1.5), accuracy=lambda params: found)
+    message = message._replace(shared=History(message.shared, message.shared), round=np.int32(1))
+    with pytest.raises(ValueError, match=r"accuracy must give one number.*\.value\[0\], got"):
+        apply(attack, updates, report, malicious, message)
 
 
 def test_histogram_edges_are_checked():

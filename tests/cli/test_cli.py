@@ -1,6 +1,8 @@
 import dataclasses
+import datetime
 import importlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -12,12 +14,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from fedjax_sim import experiments, models, simulate
 from fedjax_sim.analysis.runfolder import RunFolder, load_params
 from fedjax_sim.cli import build, train_options
 from fedjax_sim.cli import main as cli
+from fedjax_sim.cli.output import default_output
+from fedjax_sim.cli.train_options import TrainOptions
 from fedjax_sim.data import datasets, federate
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -255,10 +261,8 @@ def test_natural_clients_keep_their_names(tmp_path: Path, monkeypatch: pytest.Mo
 
 def deal(**options: Any) -> build.Dealt:
     values = {"num_clients": 5, **options}
-    return build.deal(
-        train_options.resolve(train_options.replaced(train_options.TrainOptions(), values)).data,
-        seed=3,
-    )
+    resolved = train_options.resolve(train_options.replaced(TrainOptions(), values))
+    return build.deal(resolved.data, resolved.table, seed=3)
 
 
 @pytest.mark.parametrize("partition", ["iid", "dirichlet", "shards", "quantity_skew"])
@@ -391,28 +395,84 @@ def test_what_is_no_run_to_continue(
 
 
 def test_a_table_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a spreadsheet of a country with decimal commas writes it, and as Parquet: the same run."""
     rng = np.random.default_rng(0)
-    table = tmp_path / "patients.csv"
-    lines = ["age,drug,hospital,outcome"]
-    for i in range(90):
-        age, drug, outcome = rng.integers(20, 80), "ab"[rng.integers(2)], rng.integers(2)
-        lines.append(f"{age},{drug},{'xyz'[i % 3]},{('no', 'yes')[outcome]}")
-    table.write_text("\n".join(lines))
-    args = ["train", "--dataset", table, "--partition", "by_group", "--group", "hospital"]
-    args += ["--model", "logistic", "--cohort-size", "all", "--rounds", 2]
-    assert run(*args, "--label", "outcome", "--output", tmp_path / "run") == 0
-    found = arrays(tmp_path / "run")
+    table = pyarrow.table(
+        {
+            "id": range(90),
+            "dose": rng.normal(size=90),
+            "given": [datetime.date(2024, 5, int(day)) for day in rng.integers(1, 30, 90)],
+            "drug": rng.choice(["a", "b"], 90),
+            "hospital": [("x", "y", "z")[i % 3] for i in range(90)],
+            "outcome": rng.choice(["no", "yes"], 90),
+        }
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "patients.parquet")
+    rows = [
+        f"{row['id']};{str(row['dose']).replace('.', ',')};{row['given']:%d.%m.%Y};{row['drug']};"
+        f"{row['hospital']};{row['outcome']}"
+        for row in table.to_pylist()
+    ]
+    text = "\n".join([";".join(table.column_names), *rows])
+    (tmp_path / "patients.csv").write_bytes(text.encode("utf-16"))
+
+    args = ["train", "--partition", "by_group", "--group", "hospital", "--model", "logistic"]
+    args += ["--cohort-size", "all", "--rounds", 2, "--width", 1]
+    csv = ["--dataset", tmp_path / "patients.csv", "--decimal", ",", "--date-format", "%d.%m.%Y"]
+    parquet = ["--dataset", tmp_path / "patients.parquet"]
+    use = ["--label", "outcome", "--ignore-columns", "id"]
+    assert run(*args, *csv, *use, "--output", tmp_path / "csv") == 0
+    assert run(*args, *parquet, *use, "--output", tmp_path / "parquet") == 0
+    found = arrays(tmp_path / "csv")
     assert found["client_names"].tolist() == ["x", "y", "z"]
     assert found["client_sizes"].sum() == 72  # a fifth is for tests
-    with np.load(tmp_path / "run" / "params.npz") as params:
-        assert params["kernel"].shape == (3, 2)  # age, drug=a, drug=b
-    assert run(*args, "--output", tmp_path / "other") == 2
-    assert "--label names the column" in capsys.readouterr().err
-    assert run(*args, "--label", "outcom", "--output", tmp_path / "other") == 2
-    assert "Did you mean 'outcome'" in capsys.readouterr().err
-    assert run("train", "--label", "outcome", "--output", tmp_path / "other") == 2
-    assert "belongs to it alone" in capsys.readouterr().err
+    for file in ("params.npz", "per_client.npz"):
+        with np.load(tmp_path / "csv" / file) as a, np.load(tmp_path / "parquet" / file) as b:
+            assert a.files == b.files
+            for key in a.files:
+                np.testing.assert_array_equal(a[key], b[key])
+            if file == "params.npz":
+                assert a["kernel"].shape == (4, 2)  # dose, given [days], drug=a, drug=b
+    again = train_options.load_toml(tmp_path / "csv" / "config.toml").table
+    assert (again.decimal, again.ignore_columns, again.scaling) == (",", ("id",), None)
+
+    other = ["--output", tmp_path / "other"]
+    for wrong, message in (
+        ([*args, *csv], "--label names the column"),
+        ([*args, *csv, "--label", "outcom"], "Did you mean 'outcome'"),
+        (
+            [*args, *csv, "--label", "outcome"],
+            "column 'id' .* List it in --ignore-columns to leave",
+        ),
+        (
+            [*args, *parquet, *use, "--task", "regression"],
+            "column 'outcome' must hold quantities, but",
+        ),
+        (["train", "--label", "outcome"], "belongs to it alone"),
+        (["train", "--decimal", ","], "--decimal: for a table of your own only"),
+        (
+            ["train", "--dataset", "none.csv", "--label", "x"],
+            "--dataset: there is no file none.csv",
+        ),
+    ):
+        assert run(*wrong, *other) == 2
+        assert re.search(message, capsys.readouterr().err), message
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name"),
+    [
+        ("adult", "adult"),
+        ("tfds:svhn_cropped", "tfds-svhn_cropped"),
+        ("C:\\d\\my table.csv", "my-table.csv"),
+        ("../other/patients.csv.gz", "patients.csv.gz"),
+    ],
+)
+def test_the_default_folder_is_named_by_the_data_set(dataset: str, name: str) -> None:
+    options = train_options.replaced(TrainOptions(), {"dataset": dataset})
+    assert re.fullmatch(rf"{re.escape(name)}-fedavg-\d{{8}}-\d{{6}}", default_output(options).name)
+    assert default_output(options).parent == Path("runs")
 
 
 def test_ctrl_c_from_outside(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from fedjax_sim.cli.train_options import (
     DataOptions,
     ModelOptions,
     RunOptions,
+    TableOptions,
     TrainOptions,
     dump_toml,
     flat,
@@ -23,12 +24,13 @@ from fedjax_sim.cli.train_options import (
     resolve,
 )
 from fedjax_sim.data import datasets
+from fedjax_sim.data.datasets import from_table
 
 
 def choices(option: str) -> list[str]:
     """The values that a choice allows."""
     hints: dict[str, Any] = {}
-    for group in (DataOptions, ModelOptions, AlgorithmOptions, RunOptions):
+    for group in (DataOptions, TableOptions, ModelOptions, AlgorithmOptions, RunOptions):
         hints |= typing.get_type_hints(group)
     return list(typing.get_args(hints[option]))
 
@@ -47,13 +49,27 @@ def test_the_help_names_what_there_is() -> None:
 def test_groups_share_no_option_and_every_default_belongs_to_a_choice() -> None:
     fields = [
         f.name
-        for group in (DataOptions, ModelOptions, AlgorithmOptions, RunOptions)
+        for group in (DataOptions, TableOptions, ModelOptions, AlgorithmOptions, RunOptions)
         for f in dataclasses.fields(group)
     ]
     assert len(fields) == len(set(fields)) == len(flat(TrainOptions()))
     for name, (choice, defaults) in DEFAULTS.items():
         assert flat(TrainOptions())[name] is None
         assert defaults and set(defaults) <= set(choices(choice))
+
+
+def test_the_options_of_a_table_are_those_of_its_reader() -> None:
+    ours, readers = typing.get_type_hints(TableOptions), typing.get_type_hints(from_table)
+    elsewhere = {"train", "test", "label_column", "group_columns", "seed", "name", "return"}
+    assert ours.keys() == readers.keys() - elsewhere
+    for name, kind in ours.items():
+        assert literals(kind) == literals(readers[name]) - {"auto"}, name  # without it, "auto"
+
+
+def literals(kind: Any) -> set[str]:
+    if typing.get_origin(kind) is typing.Literal:
+        return {*typing.get_args(kind)}
+    return {each for part in typing.get_args(kind) for each in literals(part)}
 
 
 @pytest.mark.parametrize("algorithm", choices("algorithm"))

@@ -48,7 +48,7 @@ def assert_same(a: Dataset, b: Dataset) -> None:
 
 @pytest.mark.parametrize(
     ("given", "kept"),
-    [("float64", "float32"), ("float16", "float32"), ("bool", "float32"), ("uint8", "uint8")],
+    [("float64", "float32"), ("float16", "float32"), ("bool", "float32"), ("bfloat16", "float32")],
 )
 def test_from_arrays_dtypes(given: str, kept: str) -> None:
     data = datasets.from_arrays(X.astype(given), Y.astype("uint8"), X.astype(given), Y.tolist())
@@ -114,15 +114,15 @@ NAN[2, 1] = np.nan
         ({"x_train": X[:, 0]}, ValueError, r"x_train has shape \(4,\).*reshape\(-1, 1\)"),
         ({"x_train": X[:0], "y_train": Y[:0]}, ValueError, "x_train is empty"),
         ({"x_test": X[:, :2]}, ValueError, r"x_train is float32 \(4, 3\) and x_test .*\(4, 2\)"),
-        ({"x_test": X.astype("uint8")}, ValueError, "the dtype must be equal"),
+        ({"x_test": X.astype("uint8")}, TypeError, "x_test has dtype uint8.*float32"),
         ({"y_train": Y[:3]}, ValueError, "y_train has 3 labels for 4 rows"),
-        ({"y_train": Y * 1.0}, TypeError, "y_train has dtype float64.*integers"),
+        ({"y_train": Y * 1.0}, TypeError, "y_train .*float64.*regression.*astype"),
         ({"y_train": np.eye(4, dtype=int)}, ValueError, r"y_train .*\(4, 4\).*argmax"),
-        ({"y_train": 3}, ValueError, r"y_train has shape \(\)"),
+        ({"y_train": 3}, ValueError, "y_train is a single value"),
         ({"y_test": Y - 1}, ValueError, "y_test holds the label -1 in row 0.*ignore_label=-1"),
         ({"num_classes": 2}, ValueError, r"y_train holds the label 2 in row 2.*\[0, num_classes=2"),
         ({"num_classes": 0}, ValueError, "num_classes must be >= 1"),
-        ({"y_train": Y - 9, "y_test": Y - 9}, ValueError, "num_classes must be >= 1, got -6"),
+        ({"y_train": Y - 9, "y_test": Y - 9}, ValueError, r"label -9 in row 0, below 0.*classes="),
         ({"num_classes": 3, "class_names": ["a"]}, ValueError, "1 class_names for num_classes=3"),
         ({"feature_names": ["a"]}, ValueError, r"1 feature_names for x_train of shape \(4, 3\)"),
         ({"ignore_label": 0}, ValueError, "ignore_label must be negative"),
@@ -786,16 +786,16 @@ WRITERS: dict[str, dict[str, Any]] = {
 }
 
 
-def test_tff_hdf5_keeps_the_clients(tmp_path: Path) -> None:
+def test_from_hdf5_keeps_the_clients(tmp_path: Path) -> None:
     path = write_hdf5(tmp_path / "some_train.h5", WRITERS)
-    data = datasets.tff_hdf5(path, path, num_classes=62)
+    data = datasets.from_hdf5(path, path, num_classes=62)
     assert (data.name, data.num_classes) == ("some_train", 62)
     assert data.train_groups["client"].tolist() == ["f0000_14"] * 2 + ["f0001_41"] * 3
     np.testing.assert_array_equal(data.train["y"], [0, 1, 3, 1, 2])
     np.testing.assert_array_equal(data.test["x"][:, 0, 0], [0.5, 0.5, 0.25, 0.25, 0.25])
     packed = tmp_path / "some_train.h5.xz"
     packed.write_bytes(lzma.compress(path.read_bytes()))
-    assert_same(datasets.tff_hdf5(packed, path, num_classes=62), data)
+    assert_same(datasets.from_hdf5(packed, path, num_classes=62), data)
 
 
 @pytest.mark.parametrize("stem", ["fed_emnist", "fed_emnist_digitsonly"])
@@ -809,23 +809,23 @@ def test_federated_emnist(tmp_path: Path, stem: str) -> None:
     assert data.num_classes == (10 if "digits" in stem else 62)
 
 
-def test_tff_hdf5_refuses(tmp_path: Path) -> None:
+def test_from_hdf5_refuses(tmp_path: Path) -> None:
     good = write_hdf5(tmp_path / "good.h5", WRITERS)
-    with pytest.raises(ValueError, match=r"good.h5: client 'f0000_14' has no field 'image', but"):
-        datasets.tff_hdf5(good, good, x="image")
+    with pytest.raises(ValueError, match=r"good.h5 has no field 'image', but .*'pixels'"):
+        datasets.from_hdf5(good, good, x="image")
     flat = write_hdf5(tmp_path / "flat.h5", WRITERS, group="clients")
     with pytest.raises(ValueError, match=r"flat.h5 has no clients under 'examples'.*\['clients'\]"):
-        datasets.tff_hdf5(flat, good)
+        datasets.from_hdf5(flat, good)
     uneven = {"a": {"pixels": np.zeros((3, 2)), "label": [1, 2]}}
     path = write_hdf5(tmp_path / "uneven.h5", uneven)
-    with pytest.raises(ValueError, match=r"uneven.h5: client 'a' has 3 pixels but 2 label"):
-        datasets.tff_hdf5(good, path)
+    with pytest.raises(ValueError, match=r"uneven.h5: client 'a' has 3 inputs \(x\) but 2 labels"):
+        datasets.from_hdf5(good, path)
     path = tmp_path / "short.h5"
     path.write_bytes(good.read_bytes()[:1_000])
     with pytest.raises(ValueError, match=r"cannot read .*short.h5"):
-        datasets.tff_hdf5(path, good)
+        datasets.from_hdf5(path, good)
     with pytest.raises(FileNotFoundError, match=r"test_path: .*nowhere.h5 does not exist"):
-        datasets.tff_hdf5(good, tmp_path / "nowhere.h5")
+        datasets.from_hdf5(good, tmp_path / "nowhere.h5")
 
 
 def decoded(data: Dataset, client: str) -> tuple[str, str]:
@@ -875,167 +875,6 @@ def test_shakespeare_refuses(tmp_path: Path) -> None:
         datasets.shakespeare(tmp_path)
     with pytest.raises(ValueError, match="sequence_length must be >= 1"):
         datasets.shakespeare(tmp_path, sequence_length=0)
-
-
-# ---------------------------------------------------------------- CSV
-
-CSV = """age,city,income,site,label
-20,Rome,1.5,a,no
-30, Oslo ,-2.5,a,yes
-40,Rome,0,b,no
-50,?,4,b,maybe
-"""
-CSV_TEST = "label,site,income,city,age\nyes,c,9.5,Paris,25\n"
-
-
-def csv_file(folder: Path, text: str = CSV, name: str = "mine.csv") -> Path:
-    path = folder / name
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def test_from_csv_encodes_by_the_training_rows(tmp_path: Path) -> None:
-    data = datasets.from_csv(
-        csv_file(tmp_path),
-        csv_file(tmp_path, CSV_TEST, "test.csv"),
-        label_column="label",
-        group_columns=["site", "city"],
-        feature_columns=["age", "city", "income"],
-    )
-    assert data.name == "mine"
-    assert data.feature_names == ("age", "city=Oslo", "city=Rome", "income")
-    assert data.class_names == ("maybe", "no", "yes")
-    expected = [
-        [0, 0, 1, 4 / 6.5],
-        [1 / 3, 1, 0, 0],
-        [2 / 3, 0, 1, 2.5 / 6.5],
-        [1, 0, 0, 1],
-    ]
-    np.testing.assert_allclose(data.train["x"], expected, rtol=1e-6)
-    np.testing.assert_allclose(data.test["x"], [[5 / 30, 0, 0, 12 / 6.5]], rtol=1e-6)
-    np.testing.assert_array_equal(data.train["y"], [1, 2, 1, 0])
-    np.testing.assert_array_equal(data.test["y"], [2])
-    assert data.train_groups["site"].tolist() == ["a", "a", "b", "b"]
-    assert data.test_groups["city"].tolist() == ["Paris"]
-
-
-def test_from_csv_options(tmp_path: Path) -> None:
-    text = "number;code;constant;label\n1;7;5;10\n2;8;5;9\n6;7;5;9\n"
-    path = csv_file(tmp_path, "\ufeff" + text)
-    read = functools.partial(datasets.from_csv, path, path, label_column="label", delimiter=";")
-    data = read(scaling="standard", categorical_columns=["code"])
-    assert data.class_names == ("9", "10")
-    assert data.feature_names == ("number", "code=7", "code=8", "constant")
-    number = np.array([1, 2, 6])
-    np.testing.assert_allclose(data.train["x"][:, 0], (number - 3) / number.std(), rtol=1e-6)
-    np.testing.assert_array_equal(data.train["x"][:, 3], 0)
-    np.testing.assert_array_equal(read(scaling="none").train["x"][:, 2], 5)
-
-
-def test_from_csv_holds_out_rows(tmp_path: Path) -> None:
-    rows = "".join(f"{i},{i % 3}\n" for i in range(50))
-    path = csv_file(tmp_path, "value,label\n" + rows)
-    read = functools.partial(datasets.from_csv, path, label_column="label", scaling="none")
-    data = read(test_fraction=0.3)
-    values = np.concatenate([data.train["x"], data.test["x"]]).ravel()
-    assert len(data.test["y"]) == 15
-    assert sorted(values) == list(range(50))
-    np.testing.assert_array_equal(data.test["y"], data.test["x"][:, 0] % 3)
-    assert_same(data, read(test_fraction=0.3))
-    assert not np.array_equal(data.test["x"], read(test_fraction=0.3, seed=1).test["x"])
-    with pytest.raises(ValueError, match=r"test_fraction=0.001 of 50 rows leaves no rows"):
-        read(test_fraction=0.001)
-    with pytest.raises(ValueError, match="test_fraction must lie in"):
-        read(test_fraction=1.5)
-
-
-def test_from_csv_reads_adult_as_adult_does(shared_data: Path, tmp_path: Path) -> None:
-    header = (
-        "age,workclass,fnlwgt,education,education-num,marital-status,occupation,relationship,race,"
-        "sex,capital-gain,capital-loss,hours-per-week,native-country,income\n"
-    )
-    train = (shared_data / "adult.data").read_text()
-    test = (shared_data / "adult.test").read_text().split("\n", 1)[1].replace("K.\n", "K\n")
-    data = datasets.from_csv(
-        csv_file(tmp_path, header + train, "train.csv"),
-        csv_file(tmp_path, header + test, "test.csv"),
-        label_column="income",
-        feature_columns=COLUMNS,
-        group_columns=["education"],
-    )
-    order = [data.feature_names.index(name) for name in adult().feature_names]
-    np.testing.assert_array_equal(data.train["x"][:, order], adult().train["x"])
-    np.testing.assert_array_equal(data.test["x"][:, order], adult().test["x"])
-    np.testing.assert_array_equal(data.train["y"], adult().train["y"])
-    np.testing.assert_array_equal(data.test["y"], adult().test["y"])
-
-
-@given(
-    st.lists(
-        st.tuples(st.integers(-1_000, 1_000), st.sampled_from("uvw"), st.sampled_from("xy")),
-        min_size=1,
-        max_size=12,
-    )
-)
-def test_from_csv_loses_nothing(tmp_path_factory: Any, rows: list[tuple[int, str, str]]) -> None:
-    folder = tmp_path_factory.mktemp("csv")
-    text = "number,kind,label\n" + "".join(f"{n},{k},{y}\n" for n, k, y in rows)
-    path = csv_file(folder, text)
-    data = datasets.from_csv(path, path, label_column="label", scaling="none")
-    kinds = [name.removeprefix("kind=") for name in data.feature_names[1:]]
-    again = [
-        (int(x[0]), kinds[x[1:].argmax()], data.class_names[y])
-        for x, y in zip(data.train["x"], data.train["y"], strict=True)
-    ]
-    assert again == rows
-
-
-@pytest.mark.parametrize(
-    ("text", "options", "message"),
-    [
-        (CSV, {"label_column": "lable"}, "unknown column of mine.csv 'lable'. .*'label'"),
-        (CSV, {"group_columns": ["sit"]}, "'sit'. Did you mean 'site'"),
-        (CSV, {"feature_columns": []}, "no feature columns"),
-        (CSV, {"scaling": "max"}, "unknown scaling 'max'"),
-        (CSV.replace("40", "forty"), {}, "mine.csv, line 4: column 'age' holds numbers.* 'forty'"),
-        (CSV.replace("40", "nan"), {}, "mine.csv, line 4: column 'age' is numeric, but here 'nan'"),
-        (CSV.replace("1.5", ""), {}, "mine.csv, line 2: column 'income' is numeric, but here ''"),
-        (CSV.replace("no\n", "\n", 1), {}, "mine.csv, line 2: no label in column 'label'"),
-        (CSV.replace("30, Oslo", "30"), {}, "mine.csv, line 3: 4 fields where the header has 5"),
-        (CSV.replace("site", "city"), {}, r"more than one column named \['city'\]"),
-        ("age,label\n", {}, "needs a line of column names and at least one row"),
-        ("a,b,label\n1,?,x\n", {}, "column 'b' holds no values"),
-        ("label\nx\ny\n", {}, "no feature columns"),
-    ],
-)
-def test_from_csv_refuses(tmp_path: Path, text: str, options: dict[str, Any], message: str) -> None:
-    path = csv_file(tmp_path, text)
-    with pytest.raises(ValueError, match=message):
-        datasets.from_csv(path, path, **{"label_column": "label", **options})
-
-
-def test_from_csv_refuses_test_rows_that_do_not_fit(tmp_path: Path) -> None:
-    def read(test: str) -> None:
-        other = csv_file(tmp_path, test, "test.csv")
-        datasets.from_csv(csv_file(tmp_path), other, label_column="label")
-
-    with pytest.raises(ValueError, match=r"test.csv, line 2: the label 'perhaps' does not occur"):
-        read(CSV_TEST.replace("yes", "perhaps"))
-    with pytest.raises(ValueError, match=r"test.csv, line 2: column 'age' is numeric, .* 'old'"):
-        read(CSV_TEST.replace("25", "old"))
-    with pytest.raises(ValueError, match=r"unknown column of test.csv 'age'"):
-        read(CSV_TEST.replace("age", "years"))
-    with pytest.raises(FileNotFoundError, match=r"test_path: .*nowhere.csv does not exist"):
-        datasets.from_csv(csv_file(tmp_path), tmp_path / "nowhere.csv", label_column="label")
-
-
-def test_from_csv_refuses_identifiers_unless_told(tmp_path: Path) -> None:
-    text = "name,label\n" + "".join(f"person {i},{i % 2}\n" for i in range(1_001))
-    path = csv_file(tmp_path, text)
-    with pytest.raises(ValueError, match=r"'name' has 1,001 different values.*group_columns"):
-        datasets.from_csv(path, path, label_column="label")
-    data = datasets.from_csv(path, path, label_column="label", categorical_columns=["name"])
-    assert data.train["x"].shape == (1_001, 1_001)
 
 
 # ---------------------------------------------------------------- load

@@ -93,6 +93,15 @@ def test_a_run_from_disk_is_bit_for_bit_the_run_in_memory(
     assert loaded[1] < 0.6 * population.num_examples
 
 
+def test_runs_from_disk_share_their_programs(population, params, key):
+    algorithm = ALGORITHMS["fedavg"]
+    simulate.run(algorithm, params, population, key=key, num_rounds=12)
+    with compilation.counted() as programs:
+        simulate.run(algorithm, params, population, key=key, num_rounds=12)
+        simulate.run(algorithm, params, population, key=key, num_rounds=15)
+    assert programs == []
+
+
 def test_a_continued_run_draws_the_cohorts_of_the_rounds_to_come(population, params, key):
     run = functools.partial(simulate.run, ALGORITHMS["fedavg"], params, population, key=key)
     whole = run(num_rounds=7, segment_rounds=3)
@@ -249,7 +258,7 @@ def test_a_population_is_never_overwritten_and_never_half(tmp_path):
     ("client", "error", "message"),
     [
         ({"x": np.array([[np.nan]])}, ValueError, "must be finite"),
-        ({"x": np.zeros((0, 1))}, ValueError, "examples of client 0 must be >= 1, got 0"),
+        ({"x": np.zeros((0, 1))}, ValueError, "got 1 clients and no example"),
         ({"x": np.zeros((1, 1)), "y": np.array([7])}, ValueError, r"\[0, 3\)"),
         ({"x": np.array(["a"])}, TypeError, "must hold numbers"),
     ],
@@ -259,8 +268,20 @@ def test_bad_clients(tmp_path, client, error, message):
         disk.write(tmp_path, [client], num_classes=3)
 
 
+def test_clients_without_examples_and_ranges_are_kept(tmp_path):
+    rows = [{"x": np.ones((n, 2)), "y": np.arange(n) - 1} for n in (2, 0, 4, 0)]
+    population = disk.write(tmp_path, rows, ignore_label=-1)
+    assert population.sizes.tolist() == [2, 0, 4, 0]
+    data = population.load([0, 1, 3])
+    assert (data.min_size, data.max_size, data.ranges) == (0, 4, (("y", 0, 2),))
+    assert [len(population.client(i)["y"]) for i in range(4)] == [2, 0, 4, 0]
+    assert len(data.client(1)["y"]) == len(data.client(3)["y"]) == 0
+    blocks = list(population.blocks())
+    assert np.sum([block.owners.tolist().count(2) for block in blocks]) == 4
+
+
 def test_no_clients_and_damaged_folders(tmp_path):
-    with pytest.raises(ValueError, match="at least one client"):
+    with pytest.raises(ValueError, match="got 0 clients"):
         disk.write(tmp_path, [])
     disk.write(tmp_path, [{"x": np.zeros((2, 3))}])
     np.save(tmp_path / "sizes.npy", np.array([2, 2]))

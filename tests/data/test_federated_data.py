@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -107,12 +108,29 @@ NAN[3, 1], HUGE[5, 0] = np.nan, 1e300
         ({"x": HUGE}, PARTITION, ValueError, r"examples\['x'\] must be finite, got inf.*\[5, 0\]"),
         ({"x": -NAN}, PARTITION, ValueError, "Clean or impute"),
         ({"x": np.array(list("abcdefg"))}, PARTITION, TypeError, r"examples\['x'\].*numbers, got"),
-        ({"x": np.array([None] * 7)}, PARTITION, TypeError, "must hold numbers, got dtype object"),
+        (
+            {"x": np.array([None] * 7)},
+            PARTITION,
+            TypeError,
+            "must hold numbers, got nothing in row 0",
+        ),
         ({"y": np.arange(7) * 2**30}, PARTITION, ValueError, r"'y'\] must fit int32.*6442450944"),
-        ({"y": np.arange(7)}, PARTITION, ValueError, r"labels.*\[0, 3\).*got 6 in row 6"),
-        ({"y": np.full((7, 2), 5)}, PARTITION, ValueError, "got 5 in row 0"),
+        ({"y": np.arange(7)}, PARTITION, ValueError, r"labels.*\[0, 3\).*got 3 in row 3"),
+        ({"y": np.full((7, 2), 5)}, PARTITION, ValueError, "got 5 in row 0, column 0"),
+        ({"y": np.arange(7) - 4}, PARTITION, ValueError, "got -4 in row 0.*needs ignore_label=-1"),
+        ({"y": np.ones(7)}, PARTITION, TypeError, r"num_classes.*float32. Use y.astype\(int\)"),
+        ({"y": np.ma.array(np.arange(7), mask=np.arange(7) == 2)}, PARTITION, ValueError, "masked"),
+        (
+            {"y": [[0]] * 6 + [[0, 1]]},
+            PARTITION,
+            ValueError,
+            "'y'.*unequal length: 2 values in row",
+        ),
+        ({"x": scipy.sparse.eye_array(7).tocsr()}, PARTITION, TypeError, "toarray"),
+        ({}, {"a": [0]}, TypeError, r"partition must be a list.*\[\*partition.values\(\)\]"),
+        ({}, 3, TypeError, "partition must be a list"),
         ({}, [], ValueError, "at least one client, got an empty list"),
-        ({}, [[0, 1], [], [2], []], ValueError, r"2 of 4 clients have no examples, ids \[1, 3\]"),
+        ({}, [[], []], ValueError, "partition gives none of its 2 clients any example"),
         ({}, [[0, 7]], ValueError, r"row numbers in \[0, 7\), got numbers from 0 to 7"),
         ({}, [[0], [-1, 3]], ValueError, "got numbers from -1 to 3"),
         ({}, [[0.0, 1.0]], TypeError, "integer row numbers, got dtype float64"),
@@ -133,8 +151,31 @@ def test_no_examples_at_all():
 
 def test_labels_that_do_not_count_may_be_negative():
     y = np.array([-1, 0, 2, 0, 1, -1, 0])
-    data = federate(examples(y=y), PARTITION, num_classes=3)
+    data = federate(examples(y=y), PARTITION, num_classes=3, ignore_label=-1)
     assert data.client(1)["y"].tolist() == [0, 0, -1, 2]
+    assert data.ranges == (("y", 0, 2),)
+    with pytest.raises(ValueError, match="ignore_label must be negative"):
+        federate(examples(y=y), PARTITION, ignore_label=0)
+
+
+def test_integers_keep_their_ranges():
+    columns = examples(domain=np.arange(7) * 3, size=np.arange(7.0), x=np.arange(7))
+    data = federate(columns, PARTITION[:2])
+    assert data.ranges == (("y", 0, 2), ("domain", 0, 15))
+    assert data.select([1]).ranges == data.pooled().ranges == data.ranges
+    assert (data.range_of("domain"), data.range_of("size")) == ((0, 15), None)
+
+
+def test_clients_without_examples_keep_their_ids():
+    data = federate(examples(), [[], [4, 0], [], [1, 3], []])
+    assert (data.num_clients, data.num_examples, data.min_size) == (5, 4, 0)
+    assert [len(data.client(i)["y"]) for i in range(5)] == [0, 2, 0, 2, 0]
+    chosen = data.select([4, 3, 0])
+    assert chosen.sizes.tolist() == [0, 2, 0]
+    np.testing.assert_array_equal(chosen.client(1)["x"], examples()["x"][[1, 3]])
+    assert data.pooled().sizes.tolist() == [4]
+    with pytest.raises(ValueError, match=r"none of the clients \[0, 2\] has an example"):
+        data.select([0, 2])
 
 
 @pytest.mark.parametrize(

@@ -240,15 +240,20 @@ def test_exceptions_name_the_stage_and_in_debug_the_client_and_round(key):
     def broken(params, inputs, key=None):
         raise ValueError("broken on purpose")
 
-    algorithm = algorithms.fedavg(
-        Model(MODEL.init, broken),
-        client_optimizer=optax.sgd(0.1),
-        batching=Batching(8),
-        sampler=sampling.uniform(2),
-        width=1,
-    )
+    def of(model):
+        return algorithms.fedavg(
+            model,
+            client_optimizer=optax.sgd(0.1),
+            batching=Batching(8),
+            sampler=sampling.uniform(2),
+            width=1,
+        )
+
+    algorithm = of(Model(MODEL.init, broken))
+    with pytest.raises(ValueError, match="broken on purpose"):
+        algorithm.init(key, initial(key), data)
     with pytest.raises(ValueError, match="broken on purpose") as caught:
-        algorithm.step(key, algorithm.init(key, initial(key), data), data)
+        algorithm.step(key, of(MODEL).init(key, initial(key), data), data)
     assert any("local work" in note for note in caught.value.__notes__)
 
 

@@ -145,7 +145,7 @@ def product(params: Params, inputs: Array) -> Array:
 
 
 def test_adapters_scale_images_unless_told_not_to() -> None:
-    images: Any = np.full((2, 36), 51, np.uint8)
+    images: Any = np.full((2, 1, 36), 51, np.uint8)
     build: list[Callable[..., Model]] = [
         partial(models.from_linen, nn.Dense(3)),
         partial(models.from_nnx, lambda rngs: nnx.Linear(36, 3, rngs=rngs)),

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from fedjax_sim import models
 from fedjax_sim.base import Array
@@ -32,8 +33,12 @@ def test_dropout_keeps_the_mean_and_its_rate() -> None:
 
 
 def test_as_float() -> None:
-    np.testing.assert_array_equal(
-        models.as_float(np.array([0, 1, 255], np.uint8)), np.array([0, 1, 255], np.float32) / 255
-    )
+    image = np.array([[[0, 1, 255]]], np.uint8)
+    np.testing.assert_array_equal(models.as_float(image), image / np.float32(255))
+    for shape in ((3,), (1, 3)):
+        with pytest.raises(
+            TypeError, match=r"a table or flattened images.*astype\('float32'\) / 255"
+        ):
+            models.as_float(image.reshape(shape))
     assert models.as_float(jnp.ones(2, jnp.bfloat16)).dtype == jnp.bfloat16
     assert models.as_float(np.ones(2, np.float32)).dtype == jnp.float32

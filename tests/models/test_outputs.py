@@ -106,11 +106,15 @@ def test_check_outputs_accepts_what_fits() -> None:
             "dtype must be bfloat16 or float16, got float32",
         ),
         (lambda: models.logistic(2, init="zero"), ValueError, "Did you mean 'zeros'"),
-        (lambda: models.mlp(2, hidden=10), TypeError, "hidden must be a sequence"),  # type: ignore[arg-type]
+        (
+            lambda: models.mlp(2, hidden=10),
+            TypeError,
+            "hidden must be a list, each an integer, got 10",
+        ),  # type: ignore[arg-type]
         (lambda: models.mlp(2, hidden=(3, 0)), ValueError, "hidden must be >= 1, got 0"),
         (lambda: models.emnist_cnn(2, dropout=(0.1, 1)), ValueError, "dropout must be < 1"),
         (lambda: models.emnist_cnn(2, dropout=(-0.1, 0)), ValueError, "dropout must lie in"),
-        (lambda: models.emnist_cnn(2, dropout=0.5), ValueError, "two rates"),  # type: ignore[arg-type]
+        (lambda: models.emnist_cnn(2, dropout=0.5), TypeError, "a list of 2"),  # type: ignore[arg-type]
         (lambda: models.char_lstm(2, num_layers=0), ValueError, "num_layers must be >= 1"),
         (lambda: models.build("logistc", 2), ValueError, "Did you mean 'logistic'"),
         (lambda: models.build("mlp", 2, hiden=3), ValueError, "Did you mean 'hidden'"),

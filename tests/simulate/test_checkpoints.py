@@ -1,14 +1,24 @@
 """Runs that are stopped and continued from their checkpoint."""
 
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from fedjax_sim import algorithms, engine, metrics, models, simulate
+from fedjax_sim import aggregators, algorithms, engine, metrics, models, simulate
 from fedjax_sim.data import Batching, federate
+from fedjax_sim.ops import devices
 from fedjax_sim.servers import sampling
+from fedjax_sim.simulate import _fingerprint
 from fedjax_sim.simulate.checkpoints import Checkpoints
 
 MODEL = models.logistic(2)
@@ -27,13 +37,14 @@ def params():
     return MODEL.init(jax.random.key(0), jnp.zeros((1, 3)))
 
 
-def fedadam(learning_rate=0.1):
+def fedadam(learning_rate=0.1, **options):
     return algorithms.fedavg(
         MODEL,
         client_optimizer=optax.sgd(0.3),
         batching=Batching(4),
         sampler=sampling.uniform(3),
         server=optax.adam(learning_rate),
+        **options,
     )
 
 
@@ -52,9 +63,9 @@ def assert_same(a, b):
 @pytest.fixture
 def run(data, params, key):
     def run(algorithm=FEDADAM, **options):
-        options = {"eval_data": {"train": data}, "eval_every": 2, "key": key} | options
-        evaluate = EVALUATE if options["eval_data"] else None
-        return simulate.run(algorithm, params, data, evaluate=evaluate, **options)
+        usual = {"params": params, "data": data, "key": key, "eval_every": 2}
+        usual |= {"evaluate": EVALUATE, "eval_data": {"train": data}}
+        return simulate.run(algorithm, **usual | options)
 
     return run
 
@@ -130,26 +141,152 @@ def test_a_sweep_goes_on(data, params, tmp_path, key):
     assert_same(continued._replace(evaluations=None), whole._replace(evaluations=None))
 
 
-def test_checkpoints_of_other_runs_are_refused(run, key, tmp_path):
+def other_data(data):
+    examples = {name: np.asarray(array) for name, array in data.examples.items()}
+    examples["x"] = examples["x"].copy()
+    examples["x"][7, 1] = np.nextafter(examples["x"][7, 1], 1, dtype=np.float32)
+    starts, sizes = np.asarray(data.starts), np.asarray(data.sizes)
+    return federate(examples, [np.arange(a, a + n) for a, n in zip(starts, sizes, strict=True)])
+
+
+def test_checkpoints_of_other_runs_are_refused(run, data, params, key, tmp_path):
+    """Each with the name of what is another; what the folder holds stays as it was."""
     run(num_rounds=2, checkpoint=tmp_path)
+    before = contents(tmp_path)
     options = {"num_rounds": 4, "checkpoint": tmp_path}
-    with pytest.raises(ValueError, match="run with another key"):
-        run(key=jax.random.fold_in(key, 1), **options)
-    with pytest.raises(ValueError, match=r"it lacks .*state/server/model"):
-        run(SCAFFOLD, **options)
-    with pytest.raises(ValueError, match=r"has .*scores/train/loss/count"):
-        run(eval_data=None, **options)
-    fewer = algorithms.fedavg(
-        MODEL,
-        client_optimizer=optax.sgd(0.3),
-        batching=Batching(4),
-        sampler=sampling.uniform(2),
-        server=optax.adam(0.1),
-    )
-    with pytest.raises(ValueError, match=r"ids in the checkpoint .* is int32 \(2, 3\)"):
-        run(fewer, **options)
+
+    def refused(what, *args, **changes):
+        message = rf"is of a run with another {what}\. Call run as it was called then"
+        with pytest.raises(ValueError, match=message):
+            run(*args, **options | changes)
+        assert contents(tmp_path) == before
+
+    refused("key", key=jax.random.fold_in(key, 1))
+    refused("algorithm", SCAFFOLD)
+    refused("algorithm", fedadam(0.1000001))
+    refused("algorithm", fedadam(aggregator=aggregators.coordinate_median()))
+    refused("train data", eval_data={"train": other_data(data)})
+    refused("training data", data=other_data(data))
+    refused("evaluation, train data", evaluate=None, eval_data=None)
+    refused("train data, test data", eval_data={"test": data})
+    refused("initial parameters", params=jax.tree.map(lambda x: x + 1, params))
+    accuracy = engine.evaluator(MODEL, {"loss": metrics.accuracy})
+    refused("evaluation", evaluate=accuracy)
     with pytest.raises(ValueError, match=r"num_rounds must lie in \[2, inf\), got 1"):
         run(num_rounds=1, checkpoint=tmp_path)
+    with pytest.raises(ValueError, match=r"it lacks \[\] and has \['info/bytes_down', .*keep"):
+        run(keep="nothing", **options)
+    # How it is computed is no other run.
+    whole = run(num_rounds=4)
+    wide = run(fedadam(width=3, mesh=devices.mesh()), segment_rounds=3, **options)
+    np.testing.assert_allclose(wide.params["kernel"], whole.params["kernel"], atol=1e-6)
+
+
+def test_programs_of_other_software_cannot_be_compared(run, key, tmp_path, monkeypatch):
+    run(num_rounds=2, checkpoint=tmp_path)
+    monkeypatch.setattr(_fingerprint, "__version__", "another")
+    options = {"num_rounds": 4, "checkpoint": tmp_path}
+    with pytest.raises(ValueError, match="with another key"):
+        run(fedadam(0.2), key=jax.random.fold_in(key, 1), **options)
+    run(fedadam(0.2), **options)
+
+
+def contents(folder):
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder): path.read_bytes() for path in files}
+
+
+# orbax leaves coroutines behind when it cannot read.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_flipped_bit_is_noticed_or_does_not_matter(run, tmp_path):
+    """Three bits of every file, each on its own."""
+    run(num_rounds=2, checkpoint=tmp_path)
+    whole, written = run(num_rounds=4), contents(tmp_path)
+    rng, refused = np.random.default_rng(3), 0
+    for name, original in written.items():
+        for _ in range(3 if original else 0):
+            damaged = bytearray(original)
+            damaged[rng.integers(len(damaged))] ^= 1 << rng.integers(8)
+            folder = tmp_path.parent / f"copy-{refused}"
+            shutil.copytree(tmp_path, folder)
+            (folder / name).write_bytes(damaged)
+            try:
+                found = run(num_rounds=4, checkpoint=folder)
+            except ValueError as error:
+                assert f"the checkpoint in {folder} is damaged: " in str(error)
+                refused += 1
+            else:
+                assert_same(found, whole)
+            shutil.rmtree(folder)
+    assert refused >= 3
+
+
+@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "default/_METADATA"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null"])
+def test_damaged_metadata_is_named(run, tmp_path, name, text):
+    run(num_rounds=2, checkpoint=tmp_path)
+    (tmp_path / "2" / name).write_text(text)
+    try:
+        found = run(num_rounds=2, checkpoint=tmp_path)
+    except ValueError as error:
+        assert f"the checkpoint in {tmp_path} is damaged: " in str(error)
+    else:
+        assert_same(found, run(num_rounds=2))
+
+
+FINGERPRINT = """
+import sys; sys.path[:0] = sys.argv[1:]
+from fedjax_sim.ops import devices
+devices.use_all_cores(2)
+from simulate import test_checkpoints as here
+print(here.some_fingerprint(mesh=devices.mesh()))
+"""
+
+
+def some_fingerprint(**options):
+    data = federate(
+        {"x": np.ones((5, 3), np.float32), "y": np.arange(5) % 2}, [[0], [1, 2], [3, 4]]
+    )
+    params = MODEL.init(jax.random.key(0), jnp.zeros((1, 3)))
+    evaluate = engine.evaluator(MODEL, {"loss": metrics.cross_entropy}, **options)
+    arguments = (fedadam(**options), jax.random.key(1), params, data, evaluate, {"train": data})
+    return json.dumps(_fingerprint.fingerprint(*arguments))
+
+
+def test_a_run_is_recognised_in_another_process_and_on_more_devices():
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    paths = [str(Path(__file__).parents[1])]
+    command = [sys.executable, "-c", FINGERPRINT, *paths]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert found.stdout.strip() == some_fingerprint(), found.stderr
+
+
+def test_a_full_disk_names_the_folder_and_loses_nothing(run, tmp_path, monkeypatch):
+    whole = run(num_rounds=6)
+    run(num_rounds=2, checkpoint=tmp_path)
+    save = Checkpoints.save
+
+    def full(self, num_rounds, tree):
+        with monkeypatch.context() as patch:
+            patch.setattr(self._orbax, "save", no_space)
+            save(self, num_rounds, tree)
+
+    def no_space(*args, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", full)
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            run(num_rounds=6, checkpoint=tmp_path, checkpoint_every=4)
+    assert str(caught.value).startswith(f"cannot write the checkpoint in {tmp_path}: ")
+    kept = caught.value.result
+    assert kept.num_rounds == 4
+    np.testing.assert_array_equal(kept.info.status, whole.info.status[:4])
+    assert_same(
+        run(num_rounds=6, state=kept.state, first_round=4)._replace(info=None, evaluations=None),
+        whole._replace(info=None, evaluations=None),
+    )
+    assert_same(run(num_rounds=6, checkpoint=tmp_path), whole)  # with space again
 
 
 def test_bad_options(run, tmp_path):

@@ -12,24 +12,24 @@ import pytest
 
 import compilation
 from fedjax_sim import algorithms, engine, metrics, models, simulate
-from fedjax_sim.base import Algorithm, Mean, Model, Report, RoundInfo, Status
-from fedjax_sim.data import Batching, FederatedData, federate
+from fedjax_sim.base import Algorithm, Model, Status
+from fedjax_sim.data import Batching
 from fedjax_sim.ops import devices
 from fedjax_sim.servers import sampling
-from fedjax_sim.simulate import _evaluating, _history
+from walks import (
+    CLASSES,
+    FEATURES,
+    KEY,
+    assert_consistent,
+    assert_equal,
+    distance,
+    path,
+    population,
+    run,
+    walk,
+)
 
-KEY = jax.random.key(11)
-SIZES = (3, 9, 6, 1)
-FEATURES, CLASSES = 3, 2
 PLAIN = models.logistic(CLASSES)
-
-
-@functools.cache
-def population() -> FederatedData:
-    rng = np.random.default_rng(2)
-    x = rng.normal(size=(sum(SIZES), FEATURES))
-    parts = np.split(np.arange(sum(SIZES)), np.cumsum(SIZES)[:-1])
-    return federate({"x": x, "y": (x[:, 0] > 0).astype(int)}, parts)
 
 
 def zeros(key=None):
@@ -66,81 +66,8 @@ FEDAVG = fedavg()
 EVALUATE = engine.evaluator(PLAIN, {"loss": metrics.cross_entropy, "accuracy": metrics.accuracy})
 
 
-def walk(bad_round: Any = -1) -> Algorithm:
-    """A random walk of three numbers with the info of a round: quick to compile."""
-
-    def init(key, params, data):
-        return params, jnp.int32(0)
-
-    def step(key, state, data):
-        position, done = state
-        position = position + jax.random.normal(key, (3,))
-        bad = done == bad_round
-        ones = jnp.ones(2)
-        report = Report(
-            ids=jnp.array([2, 0]),
-            weights=ones,
-            dropped=jnp.array([True, False]) & bad,
-            num_steps=jnp.array([3, 4]),
-            update_norm=ones,
-            loss=ones,
-            num_bytes=ones,
-            clients={},
-        )
-        status = jnp.where(bad, int(Status.NON_FINITE_UPDATE), 0).astype(jnp.int32)
-        here = {"here": position}
-        info = RoundInfo(status, report, {}, here, jnp.float32(0), jnp.float32(0))
-        return (position, done + 1), info
-
-    return Algorithm(init, step, lambda state: state[0])
-
-
-WALK, START = walk(), jnp.arange(3.0)
-
-
-def distance(params, data) -> dict[str, Mean]:
-    """One number a client, so that `Evaluations` has an axis [N]."""
-    ones = jnp.ones(data.num_clients)
-    return {"distance": Mean(jnp.abs(params).sum() * ones, ones)}
-
-
-@functools.cache
-def path(num_rounds: int, bad_round: int = -1) -> tuple[np.ndarray, ...]:
-    """Where the walk is after 0, 1, ... rounds, by a plain loop."""
-    algorithm, data = walk(bad_round), population()
-    state, step = algorithm.init(KEY, START, data), jax.jit(algorithm.step)
-    positions = [np.asarray(state[0])]
-    for r in range(num_rounds):
-        state, _ = step(jax.random.fold_in(KEY, r), state, data)
-        positions.append(np.asarray(state[0]))
-    return tuple(positions)
-
-
-def run(algorithm=WALK, params=START, **options) -> simulate.Result:
-    return simulate.run(algorithm, params, population(), **{"key": KEY, **options})
-
-
-def assert_equal(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
 def assert_close(a, b):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6), a, b)
-
-
-def assert_consistent(result: simulate.Result, first_round: int = 0, same=assert_equal) -> None:
-    """State, params, rounds, info and evaluations of a walk tell the same story."""
-    done = result.num_rounds
-    positions = path(20)
-    assert int(result.state[1]) == done
-    same(result.state[0], positions[done])
-    same(result.params, positions[done])
-    seen = () if result.info is None else tuple(result.info.server["here"])
-    same(seen, positions[first_round + 1 : done + 1])
-    for split in result.evaluations.values.values():
-        assert len(split["distance"].total) == len(result.evaluations.rounds)
-        for r, total in zip(result.evaluations.rounds, split["distance"].total, strict=True):
-            np.testing.assert_allclose(total, np.abs(positions[r]).sum(), rtol=1e-6)
 
 
 def test_a_run_is_a_scan_and_a_plain_loop_bit_for_bit():
@@ -287,17 +214,6 @@ class Interrupting:
         return self.function(*args, **options)
 
 
-class Proxy:
-    """A module with one function replaced, for one importer alone."""
-
-    def __init__(self, module, **replaced):
-        self.module = module
-        self.__dict__.update(replaced)
-
-    def __getattr__(self, name):
-        return getattr(self.module, name)
-
-
 INTERRUPTIBLE: dict[str, Any] = {
     "num_rounds": 7,
     "segment_rounds": 2,
@@ -323,43 +239,48 @@ def test_an_interrupt_while_progress_is_shown(number, always):
     assert result.num_rounds == stops[number]  # the next segment was on its way
 
 
-def test_an_interrupt_while_waiting_for_the_device(monkeypatch):
-    """At every single wait, as Ctrl-C is raised when the device is done."""
-    seen = set()
-    for number in itertools.count(1):
-        asarray = Interrupting(np.asarray, number)
-        monkeypatch.setattr(_history, "np", Proxy(np, asarray=asarray))
-        try:
-            result = interrupted()
-        except KeyboardInterrupt:
-            assert seen == set()  # before the first round there is nothing to keep
-            continue
-        if not result.interrupted:
-            break
-        seen.add(result.num_rounds)
-    assert asarray.calls < number
-    assert seen == {3, 4, 6, 7}
-
-
-@pytest.mark.parametrize(
-    ("number", "num_rounds", "eval_rounds"), [(2, 3, [0]), (3, 6, [0, 3]), (4, 7, [0, 3, 6])]
-)
-def test_an_interrupt_while_evaluating(monkeypatch, number, num_rounds, eval_rounds):
-    def jit(function, **options):
-        compiled = jax.jit(function, **options)
-        return Interrupting(compiled, number) if function is distance else compiled
-
-    monkeypatch.setattr(_evaluating, "jax", Proxy(jax, jit=jit))
-    result = interrupted()
-    assert result.interrupted
-    assert result.num_rounds == num_rounds
-    assert result.evaluations.rounds.tolist() == eval_rounds
-
-
 def test_an_interrupted_run_can_be_continued():
     part = interrupted(progress=Interrupting(lambda told: None, 1))
     rest = run(num_rounds=7, state=part.state, first_round=part.num_rounds)
     assert_equal(rest.state, run(num_rounds=7).state)
+
+
+class Pruned(Exception):
+    """As a search for hyperparameters raises it."""
+
+
+@pytest.mark.parametrize("where", ["progress", "stop_when"])
+def test_an_error_of_a_callback_loses_nothing(where, tmp_path):
+    """It ends the run as Ctrl-C does, and is raised again, with the result."""
+
+    def fail(now):
+        rounds = now.num_rounds if where == "progress" else now.rounds[-1]
+        if rounds == 3:
+            raise Pruned("planted")
+
+    options = {**INTERRUPTIBLE, "eval_data": {"all": population()}}
+    with pytest.raises(Pruned, match="planted") as caught:
+        run(**options, **{where: fail}, checkpoint=tmp_path)
+    result: Any = vars(caught.value)["result"]
+    assert_consistent(result)
+    assert result.num_rounds == (4 if where == "progress" else 3)
+    assert caught.value.__notes__ == [
+        f"The rounds until then, {result.num_rounds} in all, are in this error's `result`."
+    ]
+    whole = run(**options)
+    rest = run(state=result.state, first_round=result.num_rounds, **options)
+    assert_equal(rest.state, whole.state)
+    assert_equal(run(**options, checkpoint=tmp_path)[:5], whole[:5])
+
+
+def test_an_error_before_the_first_round_has_no_result():
+    def fail(evaluations):
+        raise Pruned
+
+    options = {**INTERRUPTIBLE, "eval_data": {"all": population()}}
+    with pytest.raises(Pruned) as caught:
+        run(**options, stop_when=fail)
+    assert not hasattr(caught.value, "result")
 
 
 @pytest.mark.parametrize("bad_round", [0, 3, 6])
@@ -493,6 +414,18 @@ def test_one_trace_serves_every_segment_and_evaluation():
         return once
 
     assert traces(num_rounds=1) == traces(num_rounds=11, segment_rounds=3, eval_every=4)
+
+
+def test_every_number_of_rounds_is_the_same_program():
+    """Below a hundred, where a segment is padded; a streamed run has one more, to draw ahead."""
+    algorithm = fedavg()
+    options: Any = {"evaluate": EVALUATE, "eval_data": {"all": population()}}
+    run(algorithm, zeros(), num_rounds=3, **options)
+    with compilation.counted() as programs:
+        for num_rounds in (1, 2, 7, 50, 99):
+            run(algorithm, zeros(), num_rounds=num_rounds, **options)
+        run(algorithm, zeros(), num_rounds=10, eval_every=4, **options)
+    assert programs == []
 
 
 def test_times_are_measured_apart():

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fedjax_sim.analysis.plots._style import COLOURS, MAX_NAMES, SWEEP, names_of, new_figure
+from fedjax_sim.analysis.plots._style import COLOURS, MAX_NAMES, names_of, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,13 +70,13 @@ def client_distribution(values: Mapping[str, ArrayLike], *, label: str) -> "Figu
         The figure.
 
     Raises:
-        ValueError: If there is nothing to draw, or values are not one a client.
+        ValueError: If there is nothing to draw, or there is more than one value a client.
     """
     for name, each in values.items():
         if np.ndim(each) != 1:
             raise ValueError(
-                f"values of {name!r} must be one a client, [N], got shape {np.shape(each)}. "
-                f"{SWEEP if np.ndim(each) > 1 else ''}".rstrip()
+                f"values of {name!r} must be one a client [N], got shape {np.shape(each)}: take "
+                "one evaluation, one run, and of a metric by class one class."
             )
     finite = {name: np.asarray(each)[np.isfinite(each)] for name, each in values.items()}
     finite = {name: each for name, each in finite.items() if each.size}

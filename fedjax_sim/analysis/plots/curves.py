@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from fedjax_sim import metrics
 from fedjax_sim.analysis.plots._style import COLOURS, SWEEP, new_figure
-from fedjax_sim.base import Mean
+from fedjax_sim.base import Mean, MeanByClass
 from fedjax_sim.simulate import Evaluations, Result
 
 if TYPE_CHECKING:
@@ -18,13 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-Summaries = Mapping[str, Mapping[str, ArrayLike]]
-"""split/metric -> statistic -> [E], or [E, G] of a sweep."""
-
-
 def learning_curves(
     rounds: ArrayLike | Evaluations | Result,
-    summaries: Summaries | None = None,
+    summaries: Mapping[str, Mapping[str, ArrayLike]] | None = None,
     *,
     run: int | None = None,
 ) -> "Figure":
@@ -33,13 +29,13 @@ def learning_curves(
     `learning_curves(result)` is all there is to it. A solid line is the mean over examples, a
     dashed one the worst client, and the band reaches from the 10th to the 90th percentile of the
     clients. Of a sweep, every run is a line of its own, the mean over examples; `run` chooses one
-    and draws it as if it had been alone.
+    and draws it as if it had been alone. A metric by class is drawn over all classes.
 
     Args:
         rounds: what `run` or `sweep` returned, or its evaluations; or [E] rounds done at each
             evaluation.
-        summaries: given if and only if `rounds` are numbers: "split/metric" -> statistic -> [E], or
-            [E, G] of a sweep, as `metrics.summarize` gives them. Only "mean" must be there.
+        summaries: given if and only if `rounds` are numbers: "split/metric" -> statistic -> [E], as
+            `metrics.summarize` gives them. Only "mean" must be there.
         run: the run of a sweep to draw, in [0, G); all of them by default.
 
     Returns:
@@ -53,18 +49,21 @@ def learning_curves(
     if isinstance(evaluations, Evaluations):
         if summaries is not None:
             raise ValueError("give summaries with rounds as numbers only: a result has its own.")
-        rounds, summaries = evaluations.rounds, _summarized(evaluations)
-    at = np.asarray(rounds)
-    if not summaries:
+        at, tables = np.asarray(evaluations.rounds), _summarized(evaluations)
+    else:
+        at = np.asarray(evaluations)
+        tables = {
+            name: {statistic: np.asarray(values) for statistic, values in summary.items()}
+            for name, summary in (summaries or {}).items()
+        }
+        _check_lengths(at, tables)
+    if not tables:
         raise ValueError(
             "summaries must hold at least one metric, got none. A run evaluates if it is given "
             "evaluate= and eval_data=."
         )
-    tables = {
-        name: {statistic: np.asarray(values) for statistic, values in summary.items()}
-        for name, summary in summaries.items()
-    }
-    num_runs = _check_curves(at, tables)
+    shape = next(iter(tables.values()))["mean"].shape
+    num_runs = shape[1] if len(shape) > 1 else None
     if run is not None:
         if num_runs is None or not 0 <= run < num_runs:
             there = "there is one run" if num_runs is None else f"the sweep has {num_runs} runs"
@@ -91,6 +90,8 @@ def _summarized(evaluations: Evaluations) -> dict[str, dict[str, np.ndarray]]:
     spread_of = jax.jit(metrics.summarize, static_argnames="higher_is_better")
 
     def summary(name: str, mean: Mean) -> dict[str, np.ndarray]:
+        if isinstance(mean, MeanByClass):
+            mean = Mean(mean.total.sum(axis=-1), mean.count.sum(axis=-1))
         metric = metrics.METRICS.get(name)
         spread = spread_of(mean, higher_is_better=metric is not None and metric.higher_is_better)
         alone = {"mean"} if mean.count.shape[-1] == 1 else spread.keys()
@@ -104,20 +105,15 @@ def _summarized(evaluations: Evaluations) -> dict[str, dict[str, np.ndarray]]:
     }
 
 
-def _check_curves(at: np.ndarray, tables: Mapping[str, Mapping[str, np.ndarray]]) -> int | None:
-    """The number of runs of a sweep, None for a single run."""
-    shapes = set()
+def _check_lengths(at: np.ndarray, tables: Mapping[str, Mapping[str, np.ndarray]]) -> None:
     for name, summary in tables.items():
         for statistic, values in summary.items():
-            if values.shape[:1] != at.shape or values.ndim > 2:
+            if values.shape != at.shape:
                 raise ValueError(
                     f"{statistic} of {name} must have a value for each of the {at.size} rounds, "
-                    f"[rounds] or [rounds, runs], got shape {values.shape}."
+                    f"got shape {values.shape}: of a sweep give the result itself or take one run, "
+                    "of a metric by class one class."
                 )
-            shapes.add(values.shape[1:])
-    if len(shapes) > 1:
-        raise ValueError(f"all metrics must have equally many runs, got shapes {sorted(shapes)}.")
-    return next((shape[0] for shape in shapes if shape), None)
 
 
 def _draw_spreads(

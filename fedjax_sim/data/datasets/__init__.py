@@ -1,21 +1,28 @@
 """Data sets, on the host: each function returns a `Dataset` of NumPy arrays.
 
-`load` finds one by name; `from_arrays`, `from_csv`, `from_images`, `tff_hdf5` and `text_domains`
-read your own.
+`load` finds one by name. Your own are read by `from_arrays`, `from_table`, `from_images` and
+`text_domains`; those with clients by `from_clients`, `from_leaf`, `from_hdf5`, `from_sqlite`,
+`from_huggingface` and `from_folders`.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from fedjax_sim.data._files import StrPath
+from fedjax_sim.data.datasets.adult import adult
+from fedjax_sim.data.datasets.arrow import from_huggingface
+from fedjax_sim.data.datasets.by_client import from_clients
 from fedjax_sim.data.datasets.catalog import tfds
 from fedjax_sim.data.datasets.dataset import Dataset, from_arrays
+from fedjax_sim.data.datasets.folders import from_folders
 from fedjax_sim.data.datasets.hdf5 import (
     SHAKESPEARE_SYMBOLS,
     federated_emnist,
+    from_hdf5,
     shakespeare,
-    tff_hdf5,
 )
 from fedjax_sim.data.datasets.images import (
     cifar10,
@@ -25,11 +32,14 @@ from fedjax_sim.data.datasets.images import (
     from_images,
     mnist,
 )
-from fedjax_sim.data.datasets.tables import adult, from_csv
+from fedjax_sim.data.datasets.leaf import from_leaf
+from fedjax_sim.data.datasets.sqlite import from_sqlite
+from fedjax_sim.data.datasets.tables import from_csv, from_table
 from fedjax_sim.data.datasets.text import text_domains
 from fedjax_sim.ops import checks
 
 __all__ = [
+    "BY_CLIENT",
     "DATASETS",
     "SHAKESPEARE_SYMBOLS",
     "Dataset",
@@ -40,14 +50,20 @@ __all__ = [
     "fashion_small",
     "federated_emnist",
     "from_arrays",
+    "from_clients",
     "from_csv",
+    "from_folders",
+    "from_hdf5",
+    "from_huggingface",
     "from_images",
+    "from_leaf",
+    "from_sqlite",
+    "from_table",
     "load",
     "mnist",
     "shakespeare",
     "text_domains",
     "tfds",
-    "tff_hdf5",
 ]
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
@@ -62,14 +78,24 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
 }
 """The data sets that `load` and the command line know by name."""
 
+BY_CLIENT: dict[str, Callable[..., Dataset]] = {
+    "leaf": from_leaf,
+    "hdf5": from_hdf5,
+    "sqlite": from_sqlite,
+    "arrow": from_huggingface,
+    "clients": from_folders,
+}
+"""What reads files of your own that have clients: `load` and the command line take KIND:PATH."""
+
 
 def load(name: str, folder: StrPath | None = None, **options: Any) -> Dataset:
     """Load a data set by its name.
 
     Args:
-        name: a key of `DATASETS`, or "tfds:NAME" for any data set of tensorflow-datasets.
-        folder: where its files are; for "tfds:NAME" the `data_dir`. Not needed for "adult" and
-            "fashion_small", which ship with the package.
+        name: a key of `DATASETS`; or "tfds:NAME" for any data set of tensorflow-datasets; or
+            "KIND:PATH" with a key of `BY_CLIENT`, such as "leaf:FOLDER" or "hdf5:FILE".
+        folder: where its files are; for "tfds:NAME" the `data_dir`, for "KIND:PATH" what PATH
+            starts from. Not needed for "adult" and "fashion_small", which ship with the package.
         **options: the further arguments of that function, e.g. `features="mixed"` for "adult".
 
     Returns:
@@ -84,13 +110,27 @@ def load(name: str, folder: StrPath | None = None, **options: Any) -> Dataset:
     if name.startswith("tfds:"):
         where = {} if folder is None else {"data_dir": folder}
         return _call(name, tfds, {"name": name.removeprefix("tfds:"), **where, **options})
-    checks.one_of("data set", name, DATASETS, hint='Any of TFDS: "tfds:NAME".')
+    if is_by_client(name):
+        kind, _, path = name.partition(":")
+        return _call(name, functools.partial(BY_CLIENT[kind], Path(folder or "") / path), options)
+    kinds = ", ".join(f"{kind}:PATH" for kind in BY_CLIENT)
+    hint = f"Any of TFDS: tfds:NAME. Files with clients: {kinds}."
+    checks.one_of("data set", name, DATASETS, hint=hint)
     where = {} if folder is None else {"folder": folder}
     return _call(name, DATASETS[name], {**where, **options})
 
 
+def is_by_client(name: str) -> bool:
+    """Whether `load` takes the name as that of files that have clients."""
+    kind, colon, _ = name.partition(":")
+    return bool(colon) and kind in BY_CLIENT
+
+
 def _call(name: str, function: Callable[..., Dataset], options: dict[str, Any]) -> Dataset:
-    parameters = inspect.signature(function).parameters
+    parameters = {*inspect.signature(function).parameters}
+    if "options" in parameters:  # which are passed on
+        for further in (from_clients, from_arrays):
+            parameters |= {*inspect.signature(further).parameters}
     for option in options:
         if not parameters:
             raise ValueError(f"{name} ships with the package and takes no {option}")

@@ -108,7 +108,7 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
             f"{path} is no IDX file of uint8 with {ndim} axes: it begins with {content[:4].hex()}"
         )
     shape = tuple(np.frombuffer(content, ">i4", ndim, offset=4).tolist())
-    if len(content) - header != math.prod(shape):
+    if min(shape) < 0 or len(content) - header != math.prod(shape):
         raise ValueError(
             f"{path} should hold {shape} = {math.prod(shape):,} bytes by its header, but holds "
             f"{len(content) - header:,}. Get the file again"
@@ -223,3 +223,14 @@ def decode(content: bytes, name: str) -> np.ndarray:
             grey = picture.mode in ("L", "1")
             image = np.asarray(picture.convert("L" if grey else "RGB"))
     return image[..., None] if grey else image
+
+
+def pictures(rows: Sequence[Any], where: str) -> Any:
+    """Rows of values as they are; rows that are each a picture's file, decoded."""
+    if not all(np.size(row) == 1 and isinstance(_only(row), bytes) for row in rows):
+        return rows
+    return [decode(_only(row), f"{where}, row {i}") for i, row in enumerate(rows)]
+
+
+def _only(row: Any) -> Any:
+    return row.item() if isinstance(row, np.ndarray) else row

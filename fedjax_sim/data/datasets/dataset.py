@@ -2,21 +2,21 @@
 
 import hashlib
 import importlib.resources
+import itertools
 import lzma
 import math
-import typing
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedjax_sim.base import Examples, screen
+from fedjax_sim.data._arrays import as_numpy, first, is_text, missing, place
 from fedjax_sim.data._files import read_npz
-from fedjax_sim.ops import checks
+from fedjax_sim.data.datasets._labels import Task, Wanted, read_labels
 
 Groups = Mapping[str, np.ndarray]
-Task = Literal["classification", "multilabel", "regression"]
 
 
 class Dataset(NamedTuple):
@@ -74,96 +74,108 @@ def from_arrays(
     tokens: bool = False,
     ignore_label: int | None = None,
     task: Task = "classification",
+    classes: Sequence[Any] | None = None,
 ) -> Dataset:
     """Make a data set of your own arrays, after checking them.
 
-    Float inputs become float32; bool inputs too; uint8 inputs (images) stay uint8.
+    Arrays may be those of NumPy, JAX or PyTorch, columns of pandas or Arrow, or nested lists.
+
+    Inputs: floats of any kind and bools become float32 and are not scaled. uint8 with two axes or
+    more an example, [M, H, W] or [M, H, W, channels], are images, which models divide by 255; all
+    other integers are refused, because they may be quantities, categories or tokens: the message
+    says how to say which.
+
+    Labels: integers 0 ... K - 1, or text, whose classes are the sorted names. What else could be
+    meant (1 ... K, one-hot rows, -1 and 1, decimals, missing values) is refused with the call that
+    says so.
 
     Args:
         x_train, x_test: [M, ...] inputs with two axes at least.
-        y_train, y_test: [M] integer labels in [0, K); with `tokens` also [M, T], one per token. For
-            "multilabel" [M, K] of 0 and 1, for "regression" numbers, [M] or [M, targets].
+        y_train, y_test: what `task` says.
+            "classification": [M] or [M, 1] integers, bools or text; with `tokens` also [M, T], one
+            for every token.
+            "multilabel": [M, K] of 0 and 1, for examples that have several labels or none.
+            "regression": [M] or [M, targets] numbers, kept in their units.
         name: what the data set is called in reports.
-        num_classes: K. By default the number of class names, or the largest label + 1.
-        class_names: K names.
+        num_classes: K. By default the number of classes, of class names, or the largest label + 1
+            if all below it occur.
+        class_names: K names; of labels that are text the names themselves, in the order to number
+            them.
         train_groups, test_groups: by name, one value per example [M], for partitions by group or
             by natural client.
-        feature_names: names of the columns of x [M, D].
+        feature_names: names of the columns of x [M, D]; by default those of a data frame.
         tokens: x holds token ids (integers >= 0, kept as int32), not quantities.
-        ignore_label: a negative label that counts for nothing, e.g. -1 for padding.
+        ignore_label: a negative label that counts for nothing, e.g. -1 for padding; labels that are
+            missing (None, NaN) become it.
         task: "classification", "multilabel" or "regression".
+        classes: K different values of the labels, which are numbered in that order: [1, 2, 3],
+            ["no", "yes"].
 
     Returns:
         A Dataset.
 
     Raises:
         TypeError: inputs or labels of a type that cannot be meant (text, integers that may be ids
-            or quantities, float labels).
+            or quantities, float labels of a classification, sparse matrices, dates).
         ValueError: lengths or shapes that disagree, no examples, a NaN or an infinity, a label out
-            of range.
+            of range or missing.
 
     >>> x = np.eye(3)
     >>> data = from_arrays(x, [0, 1, 1], x, [0, 1, 0], train_groups={"client": [7, 7, 9]})
     >>> data.num_classes, data.train["x"].dtype.name, data.train_groups["client"].tolist()
     (2, 'float32', [7, 7, 9])
+    >>> data = from_arrays(x, ["no", "yes", "no"], x, ["no", "no", "yes"])
+    >>> data.class_names, data.train["y"].tolist()
+    (('no', 'yes'), [0, 1, 0])
     """
+    columns = _column_names(x_train, x_test)
     train_x, test_x = _inputs("x_train", x_train, tokens), _inputs("x_test", x_test, tokens)
     if train_x.shape[1:] != test_x.shape[1:] or train_x.dtype != test_x.dtype:
         raise ValueError(
             f"x_train is {train_x.dtype} {train_x.shape} and x_test {test_x.dtype} {test_x.shape}: "
             "all axes but the first and the dtype must be equal"
         )
-    checks.one_of("task", task, typing.get_args(Task))
-    if ignore_label is not None and not ignore_label < 0:
-        raise ValueError(f"ignore_label must be negative (-1 is usual), got {ignore_label}")
-    if task == "classification":
-        train_y = _label_array("y_train", y_train, train_x, tokens)
-        test_y = _label_array("y_test", y_test, test_x, tokens)
-    else:
-        train_y = _numbers("y_train", y_train, train_x, task)
-        test_y = _numbers("y_test", y_test, test_x, task)
-        if train_y.shape[1:] != test_y.shape[1:]:
-            raise ValueError(f"y_train has shape {train_y.shape} and y_test {test_y.shape}")
-    if task == "multilabel":
-        num_classes = train_y.shape[1]
-    elif task == "regression":
-        num_classes = 0
-    if num_classes is None:
-        num_classes = len(class_names) or int(max(train_y.max(), test_y.max())) + 1
-    if task != "regression":
-        checks.positive_int("num_classes", num_classes, hint="Are all labels negative?")
-    if class_names and len(class_names) != num_classes:
-        raise ValueError(f"{len(class_names)} class_names for num_classes={num_classes}")
     if feature_names and (len(feature_names),) != train_x.shape[1:]:
         raise ValueError(f"{len(feature_names)} feature_names for x_train of shape {train_x.shape}")
-
-    def labels(name: str, y: np.ndarray) -> np.ndarray:
-        if task == "regression":
-            return y.astype(np.float32)
-        largest = 2 if task == "multilabel" else num_classes
-        return _in_classes(name, y, largest, ignore_label)
-
+    labels = read_labels(
+        ("y_train", y_train, train_x),
+        ("y_test", y_test, test_x),
+        Wanted(task, num_classes, class_names, classes, tokens, ignore_label),
+    )
     return Dataset(
         name=name,
-        train={"x": train_x, "y": labels("y_train", train_y)},
-        test={"x": test_x, "y": labels("y_test", test_y)},
-        num_classes=num_classes,
-        class_names=tuple(class_names),
+        train={"x": train_x, "y": labels.train},
+        test={"x": test_x, "y": labels.test},
+        num_classes=labels.num_classes,
+        class_names=labels.class_names,
         train_groups=_group_arrays("train_groups", train_groups or {}, len(train_x)),
         test_groups=_group_arrays("test_groups", test_groups or {}, len(test_x)),
-        feature_names=tuple(feature_names),
+        feature_names=tuple(feature_names) or columns,
         ignore_label=ignore_label,
         task=task,
     )
 
 
-def _inputs(name: str, values: Any, tokens: bool) -> np.ndarray:
-    x = np.asarray(values)
-    if x.dtype.kind not in "biuf":
-        raise TypeError(
-            f"{name} has dtype {x.dtype}; it must hold numbers. Encode text and categories first "
-            "(from_csv does it)"
+def _column_names(x_train: Any, x_test: Any) -> tuple[str, ...]:
+    """The names of the columns of data frames, which must be the same in both."""
+    train, test = (
+        tuple(map(str, x.columns)) if hasattr(x, "columns") and hasattr(x, "dtypes") else ()
+        for x in (x_train, x_test)
+    )
+    if train and test and train != test:
+        at = next(
+            i for i, pair in enumerate(itertools.zip_longest(train, test)) if len({*pair}) > 1
         )
+        raise ValueError(
+            f"x_train has the columns {[*train[:5]]} and x_test {[*test[:5]]}, which differ at "
+            f"column {at}: pass x_test[x_train.columns]"
+        )
+    return train
+
+
+def _inputs(name: str, values: Any, tokens: bool) -> np.ndarray:
+    x = as_numpy(name, values)
+    _refuse_no_numbers(name, x)
     if x.ndim < 2:
         raise ValueError(
             f"{name} has shape {x.shape}; it needs an axis of examples and one of features. For a "
@@ -174,68 +186,54 @@ def _inputs(name: str, values: Any, tokens: bool) -> np.ndarray:
     if tokens:
         if x.dtype.kind not in "iu":
             raise TypeError(f"{name} has dtype {x.dtype}; with tokens=True it must hold integers")
-        if x.min() < 0:
-            raise ValueError(f"{name} holds the token {x.min()}; token ids must be >= 0")
+        if x.min() < 0 or x.max() >= 2**31:
+            wrong = x.min() if x.min() < 0 else x.max()
+            raise ValueError(
+                f"{name} holds the token {wrong}; token ids must be >= 0 and below 2**31"
+            )
         return x.astype(np.int32)
-    if x.dtype == np.uint8:
-        return x
     if x.dtype.kind in "iu":
-        raise TypeError(
-            f"{name} has dtype {x.dtype}, which could mean two things. For quantities pass "
-            "x.astype('float32'), for images with values 0 to 255 x.astype('uint8'), for token ids "
-            "tokens=True"
-        )
+        return _image(name, x)
     with np.errstate(over="ignore"):
         cast = x.astype(np.float32)
     finite = np.isfinite(cast)
     if not finite.all():
-        row, *column = (int(i) for i in np.argwhere(~finite)[0])
-        where = column[0] if len(column) == 1 else tuple(column)
+        at = first(~finite)
         raise ValueError(
-            f"{name} is not finite in row {row}, column {where}: {x[row, *column]} "
+            f"{name} is not finite in {place(at)}: {x[at]} "
             f"({np.count_nonzero(~finite)} such values). Remove those rows or fill the gaps; "
             "float32 ends at 3.4e38"
         )
     return cast
 
 
-def _label_array(name: str, values: Any, x: np.ndarray, tokens: bool) -> np.ndarray:
-    y = np.asarray(values)
-    if y.dtype.kind not in "biu":
+def _refuse_no_numbers(name: str, x: np.ndarray) -> None:
+    if is_text(x):
+        text = next(value for value in x.ravel().tolist() if isinstance(value, str))
         raise TypeError(
-            f"{name} has dtype {y.dtype}; labels must be integers. Use y.astype(int), or for names "
-            "np.unique(y, return_inverse=True)"
+            f"{name} has dtype {x.dtype} and holds text, such as {text!r}; it must hold "
+            "numbers. Of numbers written as text pass x.astype('float32'); encode categories first "
+            "(from_csv does it)"
         )
-    if y.shape == x.shape[:1] or (tokens and y.shape == x.shape[:2]):
-        return y.astype(np.int64)
-    if len(y.shape) and len(y) != len(x):
-        raise ValueError(f"{name} has {len(y)} labels for {len(x)} rows of inputs")
-    hint = " For one-hot labels use y.argmax(1)." if y.ndim == 2 else ""
-    raise ValueError(f"{name} has shape {y.shape}; one label per example is needed.{hint}")
-
-
-def _numbers(name: str, values: Any, x: np.ndarray, task: Task) -> np.ndarray:
-    """Labels that are numbers: [M] or [M, targets], or [M, K] of 0 and 1."""
-    y = np.asarray(values)
-    if y.dtype.kind not in "biuf":
-        raise TypeError(f"{name} has dtype {y.dtype}; labels of a {task} must be numbers")
-    if y.shape[:1] != x.shape[:1] or y.ndim not in ((2,) if task == "multilabel" else (1, 2)):
-        raise ValueError(f"{name} has shape {y.shape}, which is none of a {task}")
-    if not np.isfinite(y).all():
-        raise ValueError(f"{name} is not finite in row {int(np.argwhere(~np.isfinite(y))[0][0])}")
-    return y
-
-
-def _in_classes(name: str, y: np.ndarray, num_classes: int, ignore_label: int | None) -> np.ndarray:
-    wrong = ((y < 0) | (y >= num_classes)) & (y != ignore_label)
-    if wrong.any():
-        row = int(np.argwhere(wrong)[0][0])
-        declare = "" if ignore_label is not None else " Padding needs ignore_label=-1."
+    if x.dtype == object:
         raise ValueError(
-            f"{name} holds the label {y[wrong][0]} in row {row}; labels must lie in "
-            f"[0, num_classes={num_classes}).{declare}"
+            f"{name} has no value in {place(first(missing(x)))}. Remove those rows or fill the gaps"
         )
-    return y.astype(np.int32)
+
+
+def _image(name: str, x: np.ndarray) -> np.ndarray:
+    """Integers that are an image; what else they may be, only their owner knows."""
+    if x.dtype == np.uint8 and x.ndim >= 3 and x.max() != 1:
+        return x
+    images = "for images with values 0 to 255 x.astype('uint8')"
+    if x.ndim < 3:
+        images = "for flattened images x.astype('float32') / 255"
+    elif x.dtype == np.uint8:
+        images = "for images with values 0 and 1 x.astype('float32')"
+    raise TypeError(
+        f"{name} has dtype {x.dtype} and shape {x.shape}, which could mean several things. For "
+        f"quantities pass x.astype('float32'), {images}, for token ids tokens=True"
+    )
 
 
 def _group_arrays(name: str, groups: Mapping[str, Any], length: int) -> dict[str, np.ndarray]:

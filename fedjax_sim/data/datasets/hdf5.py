@@ -1,14 +1,16 @@
 """Data with natural clients: the HDF5 files of TensorFlow Federated and LEAF."""
 
 import io
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedjax_sim.data._files import StrPath, existing, read_bytes, reading
-from fedjax_sim.data.datasets.dataset import Dataset, from_arrays
+from fedjax_sim.data._files import StrPath, check_expansion, read_bytes, reading
+from fedjax_sim.data.datasets.by_client import divided, fields, gather, split_paths
+from fedjax_sim.data.datasets.dataset import Dataset
 from fedjax_sim.ops import checks
 
 _CHARACTERS = (
@@ -18,59 +20,51 @@ _PAD, _BOS, _EOS, _FIRST = 0, 1, 2, 3
 _OOV = _FIRST + len(_CHARACTERS)
 SHAKESPEARE_SYMBOLS = ("<pad>", "<bos>", "<eos>", *_CHARACTERS, "<oov>")
 """The 90 symbols of `shakespeare`, by their ids."""
+_CHARACTER_IDS = np.full(256, _OOV, np.int32)
+_CHARACTER_IDS[np.frombuffer(_CHARACTERS.encode(), np.uint8)] = np.arange(_FIRST, _OOV)
 
 
-def tff_hdf5(
+def from_hdf5(
     train_path: StrPath,
-    test_path: StrPath,
+    test_path: StrPath | None = None,
     *,
-    x: str = "pixels",
-    y: str = "label",
+    x: str | None = None,
+    y: str | None = None,
     name: str | None = None,
-    num_classes: int | None = None,
-    class_names: Sequence[str] = (),
-    tokens: bool = False,
+    **options: Any,
 ) -> Dataset:
     """Read HDF5 files laid out as `examples/<client>/<field>`, as TensorFlow Federated writes them.
 
     Fits federated EMNIST (fields "pixels", "label"), CIFAR-100 ("image", "label") and files of your
-    own of that layout. The clients are in the groups, under "client".
+    own of that layout. Links to other files are refused.
 
     Args:
-        train_path, test_path: .h5 files, or the same compressed as .h5.xz or .h5.gz.
-        x, y: the fields with the inputs [n, ...] and the integer labels [n] of each client.
+        train_path: an .h5 file, or the same compressed as .h5.xz or .h5.gz.
+        test_path: the same for the test. By default the file beside it with "test" for "train" in
+            its name, if there is one; else a part of each client's examples is kept.
+        x, y: the fields with the inputs [n, ...] and the labels [n] of each client; by default
+            those of the first client, if they are called y, label, labels or target, and x or
+            whatever is left alone.
         name: by default the training file's name.
-        num_classes, class_names, tokens: as in `from_arrays`.
+        **options: as `from_clients`.
 
     Returns:
-        A Dataset; the examples of a client lie side by side, clients in the file's order.
+        A Dataset with the group "client"; the examples of a client lie side by side, clients in
+        the file's order.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a damaged file, another layout, a client without one of the fields, or with
-            inputs and labels of unequal number.
+        ValueError: a damaged file, another layout, a client without one of the fields; and as
+            `from_clients`.
 
     Cost: all examples are held in memory: 2.1 GB for the inputs of federated EMNIST.
     """
-
-    def pairs(client: str, fields: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        if len(fields[x]) != len(fields[y]):
-            raise ValueError(f"client {client!r} has {len(fields[x])} {x} but {len(fields[y])} {y}")
-        return fields[x], fields[y]
-
-    x_train, y_train, train_clients = _gather(existing("train_path", train_path), (x, y), pairs)
-    x_test, y_test, test_clients = _gather(existing("test_path", test_path), (x, y), pairs)
-    return from_arrays(
-        x_train,
-        y_train,
-        x_test,
-        y_test,
-        name=name or Path(train_path).name.split(".")[0],
-        num_classes=num_classes,
-        class_names=class_names,
-        tokens=tokens,
-        train_groups={"client": train_clients},
-        test_groups={"client": test_clients},
+    train, test = split_paths(train_path, test_path)
+    return divided(
+        gather(train, _examples(train, x, y)),
+        None if test is None else gather(test, _examples(test, x, y), may_be_empty=True),
+        name=name or train.name.split(".")[0],
+        **options,
     )
 
 
@@ -94,14 +88,13 @@ def federated_emnist(folder: StrPath = ".", *, only_digits: bool = False) -> Dat
         extension of MNIST to handwritten letters", IJCNN 2017.
     """
     stem = "fed_emnist_digitsonly" if only_digits else "fed_emnist"
-    data = tff_hdf5(
+    return from_hdf5(
         _split_file(folder, f"{stem}_train"),
         _split_file(folder, f"{stem}_test"),
         name="federated_emnist",
         num_classes=10 if only_digits else 62,
+        x_shape=(28, 28, 1),
     )
-    train = data.train | {"x": data.train["x"][..., None]}
-    return data._replace(train=train, test=data.test | {"x": data.test["x"][..., None]})
 
 
 def shakespeare(folder: StrPath = ".", *, sequence_length: int = 80) -> Dataset:
@@ -130,38 +123,41 @@ def shakespeare(folder: StrPath = ".", *, sequence_length: int = 80) -> Dataset:
         AISTATS 2017. Caldas et al., "LEAF: A Benchmark for Federated Settings", 2018.
     """
     checks.positive_int("sequence_length", sequence_length)
-    table = np.full(256, _OOV, np.int32)
-    table[np.frombuffer(_CHARACTERS.encode(), np.uint8)] = np.arange(_FIRST, _OOV)
 
-    def sequences(client: str, fields: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        ids = [
-            np.concatenate(([_BOS], table[np.frombuffer(line, np.uint8)], [_EOS]))
-            for line in fields["snippets"].tolist()
-        ]
-        text = np.concatenate(ids) if ids else np.zeros(1, np.int32)
-        padding = -(len(text) - 1) % sequence_length
-        x = np.pad(text[:-1], (0, padding), constant_values=_PAD)
-        y = np.pad(text[1:], (0, padding), constant_values=-1)
-        return x.reshape(-1, sequence_length), y.reshape(-1, sequence_length)
+    def sequences(path: Path) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+        for client, arrays in _clients(path, lambda available: ("snippets",)):
+            with reading(f"{path}: client {client!r}"):
+                lines = [character_ids(line) for line in arrays["snippets"].tolist()]
+            ids = [np.array([_BOS, *line, _EOS], np.int32) for line in lines]
+            text = np.concatenate(ids) if ids else np.zeros(1, np.int32)
+            padding = -(len(text) - 1) % sequence_length
+            x = np.pad(text[:-1], (0, padding), constant_values=_PAD)
+            y = np.pad(text[1:], (0, padding), constant_values=-1)
+            yield (
+                client,
+                {"x": x.reshape(-1, sequence_length), "y": y.reshape(-1, sequence_length)},
+            )
 
-    x_train, y_train, train_clients = _gather(
-        _split_file(folder, "shakespeare_train"), ("snippets",), sequences
-    )
-    x_test, y_test, test_clients = _gather(
-        _split_file(folder, "shakespeare_test"), ("snippets",), sequences
-    )
-    return from_arrays(
-        x_train,
-        y_train,
-        x_test,
-        y_test,
+    train = _split_file(folder, "shakespeare_train")
+    test = _split_file(folder, "shakespeare_test")
+    return divided(
+        gather(train, sequences(train)),
+        gather(test, sequences(test), may_be_empty=True),
         name="shakespeare",
         class_names=SHAKESPEARE_SYMBOLS,
         tokens=True,
         ignore_label=-1,
-        train_groups={"client": train_clients},
-        test_groups={"client": test_clients},
     )
+
+
+def character_ids(text: str | bytes) -> np.ndarray:
+    """The number in `SHAKESPEARE_SYMBOLS` of each character of a text."""
+    if isinstance(text, bytes):
+        codes = np.frombuffer(text, np.uint8)
+    else:
+        wide = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+        codes = np.minimum(wide, 255)  # which is no character of theirs
+    return _CHARACTER_IDS[codes]
 
 
 def _split_file(folder: StrPath, stem: str) -> Path:
@@ -176,45 +172,88 @@ def _split_file(folder: StrPath, stem: str) -> Path:
     )
 
 
-def _gather(
-    path: Path,
-    fields: Sequence[str],
-    prepare: Callable[[str, dict[str, np.ndarray]], tuple[np.ndarray, np.ndarray]],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Inputs, labels and client of all examples of a file; `prepare` sees one client."""
-    inputs, labels, names, counts = [], [], [], []
-    for client, arrays in _clients(path, fields):
-        try:
-            x, y = prepare(client, arrays)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-        inputs.append(x)
-        labels.append(y)
-        names.append(client)
-        counts.append(len(x))
-    return np.concatenate(inputs), np.concatenate(labels), np.repeat(np.array(names), counts)
+def _examples(
+    path: Path, x: str | None, y: str | None
+) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    chosen: tuple[str, ...] = ()
+
+    def choose(available: Sequence[str]) -> tuple[str, ...]:
+        nonlocal chosen
+        chosen = chosen or fields(path, available, x, y)
+        return chosen
+
+    for client, arrays in _clients(path, choose):
+        yield client, {"x": arrays[chosen[0]], "y": arrays[chosen[1]]}
 
 
-def _clients(path: Path, fields: Sequence[str]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+def _clients(
+    path: Path, choose: Callable[[Sequence[str]], Sequence[str]]
+) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Client and arrays of the fields that `choose` takes of those that are there."""
     import h5py
 
     compressed = path.suffix in (".xz", ".gz")
     source: Any = io.BytesIO(read_bytes(path)) if compressed else path
+    stored = len(source.getbuffer()) if compressed else path.stat().st_size
     with reading(path):
         file = h5py.File(source, "r")
     with file:
-        if "examples" not in file or not len(file["examples"]):
+        names = _names(file, path)
+        clients = _member(file, "examples", path) if "examples" in names else None
+        found = _names(clients, path) if isinstance(clients, h5py.Group) else []
+        if not found:
             raise ValueError(
-                f"{path} has no clients under 'examples', only {[*file]}; the layout must be "
+                f"{path} has no clients under 'examples', only {names}; the layout must be "
                 "examples/<client>/<field>"
             )
-        for client, group in file["examples"].items():
-            lacking = [field for field in fields if field not in group]
+        for client in found:
+            group = _member(clients, client, path)
+            if not isinstance(group, h5py.Group):
+                raise ValueError(f"{path}: client {client!r} is no group of fields")
+            available = _names(group, path)
+            wanted = choose(available)
+            lacking = [field for field in wanted if field not in available]
             if lacking:
                 raise ValueError(
-                    f"{path}: client {client!r} has no field {lacking[0]!r}, but {[*group]}; name "
+                    f"{path}: client {client!r} has no field {lacking[0]!r}, but {available}; name "
                     "the fields with x= and y="
                 )
-            with reading(path):
-                arrays = {field: group[field][:] for field in fields}
-            yield client, arrays
+            yield client, {field: _read(group, field, path, stored) for field in wanted}
+
+
+def _names(group: Any, path: Path) -> list[str]:
+    with reading(path):
+        return [*group]
+
+
+def _member(group: Any, name: str, path: Path) -> Any:
+    """What a group holds by this name; links are not followed: they lead anywhere."""
+    import h5py
+
+    with reading(path):
+        link = group.get(name, getlink=True)
+    if not isinstance(link, h5py.HardLink):
+        target = f"{getattr(link, 'filename', '')} {getattr(link, 'path', '')}"
+        raise ValueError(
+            f"{path}: {name!r} is a link to {target.strip()!r:.100}, which is not followed. Copy "
+            "what it leads to into the file"
+        )
+    with reading(path):
+        return group[name]
+
+
+def _read(group: Any, field: str, path: Path, stored: int) -> np.ndarray:
+    import h5py
+
+    dataset = _member(group, field, path)
+    where = f"{path}: {group.name}/{field}"
+    if not isinstance(dataset, h5py.Dataset):
+        raise ValueError(f"{where} is no array")
+    with reading(where):
+        elsewhere = bool(dataset.external) or dataset.is_virtual
+        num_bytes = math.prod(dataset.shape) * dataset.dtype.itemsize
+    if elsewhere:
+        raise ValueError(f"{where} has its values in another file, which is not read. Copy them")
+    check_expansion(where, num_bytes, stored)
+    with reading(where):
+        return dataset[()]

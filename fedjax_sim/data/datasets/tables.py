@@ -1,401 +1,541 @@
-"""Tables: the Adult census data, and people's own CSV files."""
+"""Tables of anybody's: CSV, Parquet and data frames, as inputs, labels and groups."""
 
-import csv
-from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
+import datetime
+import re
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from fedjax_sim.data._files import StrPath, existing, reading
-from fedjax_sim.data.datasets.dataset import Dataset, from_arrays, read_shipped
+from fedjax_sim.data._files import StrPath
+from fedjax_sim.data.datasets import _table_columns, _table_files
+from fedjax_sim.data.datasets._table_columns import Column, Quantity, Written
+from fedjax_sim.data.datasets._table_files import Table, listed
+from fedjax_sim.data.datasets.dataset import Dataset, from_arrays
 from fedjax_sim.ops import checks
 
-# The categories in the order of UCI's adult.names, so that column 21 of the one-hot features is
-# "Doctorate", as in the published experiments.
-_LEVEL_LISTS = {
-    "workclass": "Private Self-emp-not-inc Self-emp-inc Federal-gov Local-gov State-gov "
-    "Without-pay Never-worked",
-    "education": "Bachelors Some-college 11th HS-grad Prof-school Assoc-acdm Assoc-voc 9th 7th-8th "
-    "12th Masters 1st-4th 10th Doctorate 5th-6th Preschool",
-    "marital-status": "Married-civ-spouse Divorced Never-married Separated Widowed "
-    "Married-spouse-absent Married-AF-spouse",
-    "occupation": "Tech-support Craft-repair Other-service Sales Exec-managerial Prof-specialty "
-    "Handlers-cleaners Machine-op-inspct Adm-clerical Farming-fishing Transport-moving "
-    "Priv-house-serv Protective-serv Armed-Forces",
-    "relationship": "Wife Own-child Husband Not-in-family Other-relative Unmarried",
-    "race": "White Asian-Pac-Islander Amer-Indian-Eskimo Other Black",
-    "sex": "Female Male",
-    "native-country": "United-States Cambodia England Puerto-Rico Canada Germany "
-    "Outlying-US(Guam-USVI-etc) India Japan Greece South China Cuba Iran Honduras Philippines "
-    "Italy Poland Jamaica Vietnam Mexico Portugal Ireland France Dominican-Republic Laos Ecuador "
-    "Taiwan Haiti Columbia Hungary Guatemala Nicaragua Scotland Thailand Yugoslavia El-Salvador "
-    "Trinadad&Tobago Peru Hong Holand-Netherlands",
-}
-ADULT_LEVELS = {column: tuple(levels.split()) for column, levels in _LEVEL_LISTS.items()}
-_NUMBERS = ("age", "fnlwgt", "education-num", "capital-gain", "capital-loss", "hours-per-week")
-_HEADER = (
-    "age workclass fnlwgt education education-num marital-status occupation relationship race sex "
-    "capital-gain capital-loss hours-per-week native-country"
-)
-_ADULT_ROWS = {"train": 32_561, "test": 16_281}
-_MISSING = 255
+LabelTask = Literal["auto", "classification", "regression"]
+Scaling = Literal["minmax", "standard", "none"]
+Fill = Literal["refuse", "drop", "mean", "median"]
+
+_FEW = 20  # as many integers are classes for sure, as many texts may all be different
+_MANY_CATEGORIES = 1_000
+_LONG_TEXT = 200  # characters; longer is no category and no name
 
 
-def adult(features: str = "categorical", *, folder: StrPath | None = None) -> Dataset:
-    """UCI Adult (census income): does a person earn more than 50,000 dollars a year?
-
-    "categorical" are the features of agnostic federated learning: the 8 categorical columns
-    one-hot, blocks of 8, 16, 7, 14, 6, 5, 2 and 41 columns, 99 in all, a missing value ("?") an
-    all-zero block, all 32,561 / 16,281 rows. "mixed" are the 104 features of the adversarial-lens
-    paper: 6 numbers scaled to [0, 1] on the training set and 98 one-hot columns, complete rows
-    only, 30,162 / 15,060. One-hot columns are the categories that occur in the training rows.
-
-    The groups are the raw categorical columns ("education", "race", ...) and "doctorate", whose
-    values are "doctorate" (413 / 181 rows) and "non-doctorate": the two clients of the paper.
-
-    Args:
-        features: "categorical" or "mixed".
-        folder: a folder with UCI's own adult.data and adult.test. By default the copy of the same
-            rows that ships with the package is read.
-
-    Returns:
-        A Dataset of float32 inputs [M, 99] or [M, 104] and two classes.
-
-    Raises:
-        ValueError: unknown features; a damaged, incomplete or unexpected file.
-        FileNotFoundError: no adult.data or adult.test in the folder.
-
-    References:
-        Becker and Kohavi, "Adult", UCI Machine Learning Repository, 1996, CC BY 4.0.
-        Mohri, Sivek, Suresh, "Agnostic Federated Learning", ICML 2019, section 5.
-        Bhagoji et al., "Analyzing Federated Learning through an Adversarial Lens", ICML 2019.
-
-    >>> adult().train["x"].shape, adult("mixed").train["x"].shape
-    ((32561, 99), (30162, 104))
-    """
-    checks.one_of("features", features, ("categorical", "mixed"))
-    arrays = read_shipped("adult.npz.xz") if folder is None else read_uci_adult(folder)
-    codes = {split: arrays[f"{split}_codes"] for split in _ADULT_ROWS}
-    numbers = {split: arrays[f"{split}_numbers"] for split in _ADULT_ROWS}
-    labels = {split: arrays[f"{split}_labels"] for split in _ADULT_ROWS}
-    if features == "mixed":
-        for split in _ADULT_ROWS:
-            complete = (codes[split] != _MISSING).all(axis=1)
-            codes[split] = codes[split][complete]
-            numbers[split] = numbers[split][complete]
-            labels[split] = labels[split][complete]
-
-    groups: dict[str, dict[str, np.ndarray]] = {"train": {}, "test": {}}
-    blocks: dict[str, list[np.ndarray]] = {"train": [], "test": []}
-    names: list[str] = []
-    if features == "mixed":
-        blocks["train"].append(_scaled(numbers["train"], numbers["train"], "minmax"))
-        blocks["test"].append(_scaled(numbers["test"], numbers["train"], "minmax"))
-        names += _NUMBERS
-    for i, (column, levels) in enumerate(ADULT_LEVELS.items()):
-        used = np.intersect1d(codes["train"][:, i], np.arange(len(levels)))
-        names += [f"{column}={levels[code]}" for code in used]
-        for split in _ADULT_ROWS:
-            blocks[split].append(_one_hot(codes[split][:, i], used))
-            known = np.minimum(codes[split][:, i], len(levels))
-            groups[split][column] = np.array([*levels, "?"])[known]
-    for split in _ADULT_ROWS:
-        is_doctorate = groups[split]["education"] == "Doctorate"
-        groups[split]["doctorate"] = np.where(is_doctorate, "doctorate", "non-doctorate")
-    return from_arrays(
-        np.concatenate(blocks["train"], axis=1),
-        labels["train"],
-        np.concatenate(blocks["test"], axis=1),
-        labels["test"],
-        name="adult",
-        class_names=("<=50K", ">50K"),
-        train_groups=groups["train"],
-        test_groups=groups["test"],
-        feature_names=names,
-    )
-
-
-def read_uci_adult(folder: StrPath) -> dict[str, np.ndarray]:
-    """Read UCI's adult.data and adult.test as small arrays, the content of the shipped file.
-
-    Args:
-        folder: where the two files are.
-
-    Returns:
-        For each split: `train_codes` [M, 8] uint8 indices into `ADULT_LEVELS` (255 for "?"),
-        `train_numbers` [M, 6] int32, `train_labels` [M] uint8, and `test_...` alike.
-    """
-    hint = "Adult needs UCI's adult.data and adult.test; without folder= the shipped copy is read"
-    arrays: dict[str, np.ndarray] = {}
-    for split, file in (("train", "adult.data"), ("test", "adult.test")):
-        path = existing("folder", Path(folder) / file, hint)
-        parsed = (_parse_adult(line, path, i) for i, line in enumerate(_lines(path), start=1))
-        rows = [row for row in parsed if row is not None]
-        if len(rows) != _ADULT_ROWS[split]:
-            raise ValueError(
-                f"{path} has {len(rows):,} rows; UCI's has {_ADULT_ROWS[split]:,}. It is "
-                "truncated or another file: get it again, or read your own with from_csv"
-            )
-        codes, numbers, labels = zip(*rows, strict=True)
-        arrays[f"{split}_codes"] = np.array(codes, np.uint8)
-        arrays[f"{split}_numbers"] = np.array(numbers, np.int32)
-        arrays[f"{split}_labels"] = np.array(labels, np.uint8)
-    return arrays
-
-
-def _lines(path: Path) -> list[str]:
-    with reading(path):
-        return path.read_text(encoding="ascii").splitlines()
-
-
-def _parse_adult(line: str, path: Path, number: int) -> tuple[list[int], list[int], int] | None:
-    if not line.strip() or line.startswith("|"):  # the comment that opens adult.test
-        return None
-    *fields, income = (field.strip() for field in line.split(","))
-    record = dict(zip(_HEADER.split(), fields, strict=False))
-    try:
-        codes = [
-            _MISSING if record[column] == "?" else levels.index(record[column])
-            for column, levels in ADULT_LEVELS.items()
-        ]
-        numbers = [int(record[column]) for column in _NUMBERS]
-        label = ("<=50K", ">50K").index(income.removesuffix("."))
-    except (KeyError, ValueError) as error:
-        raise ValueError(
-            f"{path}, line {number}: not a row of UCI Adult ({error}): {line!r}. Get the file again"
-        ) from error
-    return codes, numbers, label
-
-
-def from_csv(
-    train_path: StrPath,
-    test_path: StrPath | None = None,
+def from_table(
+    train: Any,
+    test: Any = None,
     *,
     label_column: str,
     feature_columns: Sequence[str] | None = None,
     categorical_columns: Sequence[str] = (),
+    numeric_columns: Sequence[str] = (),
     group_columns: Sequence[str] = (),
-    scaling: str = "minmax",
+    ignore_columns: Sequence[str] = (),
+    task: LabelTask = "auto",
+    scaling: Scaling = "minmax",
     missing: Sequence[str] = ("", "?"),
-    delimiter: str = ",",
+    fill: Fill = "refuse",
+    decimal: Literal[".", ","] = ".",
+    thousands: str | None = None,
+    date_format: str | None = None,
+    delimiter: str | None = None,
+    encoding: str | None = None,
     test_fraction: float = 0.2,
     seed: int = 0,
     name: str | None = None,
 ) -> Dataset:
-    """Read a data set of your own from CSV files whose first line names the columns.
+    """Make a data set of a table: a CSV or Parquet file, a data frame, or a pyarrow table.
 
-    A column whose training values are all numbers is scaled; one that holds none is one-hot with
-    the categories of the training rows. A category seen in the test rows only, and a missing one,
-    is an all-zero block. A mixture is refused, as it is most often a typing error; list the column
-    in `categorical_columns` if it is meant. Classes are the labels of the training rows, in order.
+    What a column is follows from its training values, in text as in typed columns:
+
+    - Numbers are scaled. "5%" is 0.05. Numbers with zeros in front ("01234") are refused: they are
+      codes or quantities, which `categorical_columns` or `numeric_columns` says.
+    - Dates and times such as 2024-05-31 or 2024-05-31T12:00+02:00 become days since 1970 (UTC), and
+      the feature is named "column [days]"; times of a day and durations such as 7:30 or 7:30:15
+      become hours, "column [hours]". Dates of another form need `date_format`.
+    - Other text, and booleans, are one-hot with the categories of the training rows; a category of
+      the test rows only, or a missing one, is a block of zeros. Numbers listed in
+      `categorical_columns` are compared by value: 1 and 1.0 are one category.
+    - A mixture of numbers and text, numbers with units, identifiers (a column named "id", "x_id" or
+      nothing), free text, and columns of lists are refused: the message names the column, the row,
+      the value, and the options. The index of a pandas frame is no feature.
+
+    The labels are classes if they are text, booleans or at most 20 different integers, in order;
+    they are the targets of a regression if they have decimals. More integers may be either: say by
+    `task`.
 
     Args:
-        train_path: the training rows, or all rows.
-        test_path: the test rows. By default a random `test_fraction` of the rows of `train_path`.
-        label_column: the column with the labels, text or numbers.
-        feature_columns: the inputs; by default all but the label and the groups.
-        categorical_columns: columns to one-hot even if they hold numbers (a postcode).
+        train: the training rows, or all rows: a path, a pandas or polars data frame, a
+            pyarrow.Table, a dict of columns. Files that begin as Parquet does are read as such, all
+            others as text whose first line names the columns, .gz, .bz2, .xz and .zst decompressed.
+        test: the test rows. By default a random `test_fraction` of the rows of `train`.
+        label_column: the column with the labels.
+        feature_columns: the inputs; by default all but the label, the groups and what is ignored.
+        categorical_columns: columns to one-hot even if they hold numbers (a postcode); for the
+            label, its values are classes.
+        numeric_columns: columns that must hold quantities; true and yes are 1, false and no are 0.
         group_columns: columns to keep as groups, e.g. the client. They are inputs only if listed
-            in `feature_columns` as well.
-        scaling: of numbers, by the training rows: "minmax" to [0, 1], "standard" to mean 0 and
+            in `feature_columns` as well. A missing value is the group "?".
+        ignore_columns: columns to leave out.
+        task: "classification", "regression", or "auto".
+        scaling: of quantities, by the training rows: "minmax" to [0, 1], "standard" to mean 0 and
             standard deviation 1, or "none". A constant column becomes 0, unless "none".
-        missing: how a missing value is written.
-        delimiter: one character.
-        test_fraction: in (0, 1), used without `test_path`.
+        missing: how a missing value is written; nulls and NaN are missing too.
+        fill: what is done with rows where a quantity is missing: "refuse" them; "drop" all rows
+            with a missing value of any kind, label included; or put the "mean" or "median" of the
+            training rows there, with a further feature "column=?" that is 1 there, where training
+            rows miss it.
+        decimal: what divides decimals, "." or ",".
+        thousands: what divides thousands, such as "," or "." or " "; by default nothing.
+        date_format: how dates are written unless as 2024-05-31, in the codes of Python's strptime:
+            "%d.%m.%Y", "%m/%d/%Y %H:%M", "%Y%m%d".
+        delimiter: of text files, one character. By default the one of "," ";" "|" and the tabulator
+            that divides the first line.
+        encoding: of text files, such as "latin-1". By default UTF-8, or what a byte order mark
+            says.
+        test_fraction: in (0, 1), used without `test`.
         seed: of the random test rows.
         name: by default the file's name.
 
     Returns:
         A Dataset of float32 inputs [M, D], with feature names such as "age" and "sex=Female".
+        Groups are text.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a column that does not exist, a row with too few fields, a missing number, a
-            label of the test rows that the training rows lack; each names file, line and column.
-    """
-    checks.one_of("scaling", scaling, ("minmax", "standard", "none"))
-    train = _read_csv(existing("train_path", train_path), delimiter)
-    if test_path is not None:
-        test = _read_csv(existing("test_path", test_path), delimiter)
-    else:
-        train, test = _hold_out(train, test_fraction, seed)
-    if feature_columns is None:
-        apart = {label_column, *group_columns}
-        feature_columns = [column for column in train.columns if column not in apart]
-    if not feature_columns:
-        raise ValueError(f"no feature columns are left in {train.path}: it has {[*train.columns]}")
-    for column in (label_column, *feature_columns, *categorical_columns, *group_columns):
-        for table in (train, test):
-            checks.one_of(f"column of {table.path.name}", column, table.columns)
+        TypeError: what is no path and no table; a name where a list of names belongs.
+        ValueError: a column that does not exist or cannot be used as it is; each names the file,
+            the line and the column.
 
-    blocks: list[tuple[np.ndarray, np.ndarray]] = []
-    names: list[str] = []
-    for column in feature_columns:
-        if column not in categorical_columns and _is_numeric(train, column, missing):
-            known = _numbers(train, column, missing)
-            blocks.append(
-                (
-                    _scaled(known, known, scaling),
-                    _scaled(_numbers(test, column, missing), known, scaling),
-                )
-            )
-            names.append(column)
-        else:
-            levels = np.setdiff1d(train.columns[column], [*missing])
-            _refuse_identifiers(train, column, levels, categorical_columns)
-            blocks.append(
-                (_one_hot(train.columns[column], levels), _one_hot(test.columns[column], levels))
-            )
-            names += [f"{column}={level}" for level in levels]
-    classes = _classes(train, label_column, missing)
+    Cost: memory in proportion to the file, plus float32 inputs.
+
+    >>> table = {"age": [31, 52, 44, 67, 29], "smokes": ["no", "yes", "no", "no", "yes"],
+    ...          "ill": ["no", "yes", "no", "yes", "no"]}
+    >>> data = from_table(table, label_column="ill")
+    >>> data.feature_names, data.class_names, data.train["x"].shape
+    (('age', 'smokes=no', 'smokes=yes'), ('no', 'yes'), (4, 3))
+    """
+    checks.count("seed", seed)
+    checks.one_of("scaling", scaling, typing.get_args(Scaling))
+    checks.one_of("fill", fill, typing.get_args(Fill))
+    checks.one_of("task", task, typing.get_args(LabelTask))
+    _check_lists(
+        feature_columns=feature_columns,
+        categorical_columns=categorical_columns,
+        numeric_columns=numeric_columns,
+        group_columns=group_columns,
+        ignore_columns=ignore_columns,
+        missing=missing,
+    )
+    _check_texts(
+        label_column=label_column,
+        thousands=thousands,
+        date_format=date_format,
+        delimiter=delimiter,
+        encoding=encoding,
+        name=name,
+    )
+    written = _written(missing, decimal, thousands, date_format)
+    table = _table_files.read("train", train, delimiter, encoding)
+    if feature_columns is None:
+        apart = {label_column, *group_columns, *ignore_columns, *table.index_columns}
+        features = [column for column in table.columns.column_names if column not in apart]
+    else:
+        features = list(feature_columns)
+    used = [label_column, *features, *group_columns]
+    declared = [*categorical_columns, *numeric_columns]
+    _check_columns(table, [*used, *declared, *ignore_columns], [label_column, *features], declared)
+    if label_column in features:
+        raise ValueError(
+            f"the label {checks.shown(label_column)} is among the feature_columns: take it out"
+        )
+    if not features:
+        raise ValueError(
+            f"no feature columns are left in {table.name}: it has "
+            f"{listed(table.columns.column_names)}"
+        )
+    table = _only(table, used, written, fill)
+
+    def of(rows: Table, column: str) -> Column:
+        return _table_columns.column(rows, column, written)
+
+    if test is None:
+        table, test_table = _hold_out(table, test_fraction, seed)
+    else:
+        test_table = _table_files.read("test", test, delimiter, encoding)
+        _check_columns(test_table, used)
+        test_table = _only(test_table, used, written, fill)
+
+    encoders = [
+        _feature(
+            of(table, column),
+            scaling=scaling,
+            fill=fill,
+            is_category=column in categorical_columns,
+            is_quantity=column in numeric_columns,
+            was_listed=feature_columns is not None,
+        )
+        for column in features
+    ]
+    labels = _labels(
+        of(table, label_column),
+        "classification" if label_column in categorical_columns and task == "auto" else task,
+        is_quantity=label_column in numeric_columns,
+    )
+    groups = {column: _group(of(table, column)) for column in group_columns}
+
+    def inputs(rows: Table) -> np.ndarray:
+        x = np.empty((len(rows.rows), sum(len(each.names) for each in encoders)), np.float32)
+        start = 0
+        for column, encoder in zip(features, encoders, strict=True):
+            stop = start + len(encoder.names)
+            x[:, start:stop] = encoder.encode(of(rows, column))
+            start = stop
+        return x
+
     return from_arrays(
-        np.concatenate([block for block, _ in blocks], axis=1),
-        _codes(train, label_column, classes),
-        np.concatenate([block for _, block in blocks], axis=1),
-        _codes(test, label_column, classes),
-        name=name or Path(train_path).stem,
-        class_names=classes,
-        train_groups={column: train.columns[column] for column in group_columns},
-        test_groups={column: test.columns[column] for column in group_columns},
-        feature_names=names,
+        inputs(table),
+        labels.encode(of(table, label_column)),
+        inputs(test_table),
+        labels.encode(of(test_table, label_column)),
+        name=name or _name(train),
+        class_names=labels.names,
+        train_groups={column: encode(of(table, column)) for column, encode in groups.items()},
+        test_groups={column: encode(of(test_table, column)) for column, encode in groups.items()},
+        feature_names=[name for encoder in encoders for name in encoder.names],
+        task="classification" if labels.names else "regression",
     )
 
 
-class _Table(NamedTuple):
-    path: Path
-    columns: dict[str, np.ndarray]  # of text, [M] each
-    lines: np.ndarray  # [M], for messages
-
-    def take(self, rows: np.ndarray) -> "_Table":
-        columns = {column: values[rows] for column, values in self.columns.items()}
-        return _Table(self.path, columns, self.lines[rows])
+def from_csv(train_path: StrPath, test_path: StrPath | None = None, **options: Any) -> Dataset:
+    """Make a data set of CSV files: `from_table`, whose options it takes, of two paths."""
+    return from_table(train_path, test_path, **options)
 
 
-def _read_csv(path: Path, delimiter: str) -> _Table:
-    rows: list[list[str]] = []
-    lines: list[int] = []
-    with reading(path), path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
-        for row in reader:
-            if row:
-                rows.append([field.strip() for field in row])
-                lines.append(reader.line_num)
-    if len(rows) < 2:
-        raise ValueError(f"{path} needs a line of column names and at least one row")
-    header = rows.pop(0)
-    del lines[0]
-    if len(set(header)) != len(header):
-        twice = sorted({column for column in header if header.count(column) > 1})
-        raise ValueError(f"{path} has more than one column named {twice}")
-    for row, line in zip(rows, lines, strict=True):
-        if len(row) != len(header):
-            raise ValueError(
-                f"{path}, line {line}: {len(row)} fields where the header has {len(header)}. Is "
-                f"the delimiter {delimiter!r} right, or the file truncated?"
+def scaled(values: np.ndarray, train: np.ndarray, scaling: str) -> np.ndarray:
+    """[M, D] values by the statistics of the columns of `train`, in float32; NaN is missing."""
+    if scaling == "none":
+        return values.astype(np.float32)
+    known = train.astype(np.float64)
+    low, high = np.nanmin(known, axis=0), np.nanmax(known, axis=0)
+    if scaling == "minmax":
+        shift, scale = low, high - low
+    else:
+        shift, scale = np.nanmean(known, axis=0), np.nanstd(known, axis=0)
+    # The standard deviation of equal numbers is not 0 but what rounding leaves.
+    constant = low == high
+    return np.where(constant, 0, (values - shift) / np.where(constant, 1, scale)).astype(np.float32)
+
+
+def _check_lists(**lists: Sequence[str] | None) -> None:
+    for argument, values in lists.items():
+        if isinstance(values, str):
+            raise TypeError(
+                f"{argument} must be a list such as [{checks.shown(values)}], got "
+                f"{checks.shown(values)}"
             )
-    values = np.array(rows)
-    return _Table(path, {c: values[:, i] for i, c in enumerate(header)}, np.array(lines))
+        for value in values or ():
+            if not isinstance(value, str):
+                raise TypeError(
+                    f"{argument} must be a list of text, got {checks.shown(value)} in it"
+                )
 
 
-def _hold_out(table: _Table, test_fraction: float, seed: int) -> tuple[_Table, _Table]:
+def _check_texts(**texts: str | None) -> None:
+    for argument, value in texts.items():
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"{argument} must be text, got {checks.shown(value)}")
+
+
+def _written(
+    missing: Sequence[str], decimal: str, thousands: str | None, date_format: str | None
+) -> Written:
+    checks.one_of("decimal", decimal, (".", ","))
+    if thousands is not None and not re.fullmatch(r"[^\w+%-]|_", thousands):
+        raise ValueError(
+            f"thousands must be one mark such as ',' or '.' or ' ', got {checks.shown(thousands)}"
+        )
+    if thousands == decimal:
+        raise ValueError(
+            f"decimal and thousands are both {decimal!r}: one of them must be another mark"
+        )
+    if date_format is not None:
+        some = datetime.datetime(2024, 5, 31, 12, tzinfo=datetime.UTC)
+        try:
+            datetime.datetime.strptime(some.strftime(date_format), date_format)
+        except ValueError as error:
+            raise ValueError(
+                "date_format must be written in the codes of Python's strptime, such as "
+                f"'%d.%m.%Y', got {checks.shown(date_format)} ({error})"
+            ) from error
+    return Written(tuple(missing), decimal, thousands, date_format)
+
+
+def _check_columns(
+    table: Table,
+    named: Iterable[str],
+    learned_from: Sequence[str] = (),
+    declared: Sequence[str] = (),
+) -> None:
+    for column in named:
+        checks.one_of(f"column of {table.name}", column, table.columns.column_names)
+    for column in declared:
+        if column not in learned_from or declared.count(column) > 1:
+            raise ValueError(
+                f"column {checks.shown(column)} of {table.name} is listed in categorical_columns "
+                "or numeric_columns: that is for features and the label only, and in one of the two"
+            )
+
+
+def _only(table: Table, used: Sequence[str], written: Written, fill: str) -> Table:
+    """The columns that are used, and if told so only the rows that miss nothing there."""
+    table = table._replace(columns=table.columns.select(list(dict.fromkeys(used))))
+    if fill != "drop":
+        return table
+    kept = np.ones(len(table.rows), bool)
+    for column in table.columns.column_names:
+        kept &= _table_columns.column(table, column, written).codes >= 0
+    if not kept.any():
+        raise ValueError(f"{table.name} has no row without a missing value: fill='drop' drops all")
+    return table.filter(kept)
+
+
+def _hold_out(table: Table, test_fraction: float, seed: int) -> tuple[Table, Table]:
     checks.in_range("test_fraction", test_fraction, 0, 1)
-    num_rows = len(table.lines)
+    num_rows = len(table.rows)
     num_test = round(test_fraction * num_rows)
     if not 0 < num_test < num_rows:
         raise ValueError(
             f"test_fraction={test_fraction} of {num_rows} rows leaves no rows for training or for "
-            "testing; change it, or give test_path"
+            "testing; change it, or give test rows of their own"
         )
-    order = np.random.default_rng(seed).permutation(num_rows)
-    return table.take(np.sort(order[num_test:])), table.take(np.sort(order[:num_test]))
+    is_test = np.zeros(num_rows, bool)
+    is_test[np.random.default_rng(seed).permutation(num_rows)[:num_test]] = True
+    return table.filter(~is_test), table.filter(is_test)
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def _name(source: Any) -> str:
+    if not isinstance(source, str) and not hasattr(source, "__fspath__"):
+        return "table"
+    path = _table_files.Path(source)
+    return (path.with_suffix("") if path.suffix in _table_files.COMPRESSED else path).stem
 
 
-def _is_numeric(table: _Table, column: str, missing: Sequence[str]) -> bool:
-    present = np.flatnonzero(~np.isin(table.columns[column], [*missing]))
-    if not len(present):
-        raise ValueError(f"{table.path}: column {column!r} holds no values; leave it out")
-    numeric = np.array([_is_number(text) for text in table.columns[column][present]])
-    if numeric.any() and not numeric.all():
-        row = present[~numeric][0]
+# ---------------------------------------------------------------- features
+
+
+class _Feature(NamedTuple):
+    """Columns of x: their names, and how a column of the table becomes them, [M, len(names)]."""
+
+    names: list[str]
+    encode: Callable[[Column], np.ndarray]
+
+
+def _feature(
+    train: Column,
+    *,
+    scaling: str,
+    fill: str,
+    is_category: bool,
+    is_quantity: bool,
+    was_listed: bool,
+) -> _Feature:
+    if not len(train.distinct):
+        raise ValueError(f"{train.title} holds no values; leave it out")
+    if is_category or (train.is_category and not is_quantity):
+        if not is_category:
+            _refuse_identifier(train)
+        return _one_hot(train)
+    found = _table_columns.quantity(train, declared=is_quantity)
+    if not (was_listed or is_quantity):
+        _refuse_named_identifier(train, found is not None)
+    if found is None:
+        _table_columns.refuse_disguised(train)
+        _refuse_identifier(train)
+        return _one_hot(train)
+    if _table_columns.has_leading_zeros(train) and found.what == "numbers" and not is_quantity:
         raise ValueError(
-            f"{table.path}, line {table.lines[row]}: column {column!r} holds numbers, but here "
-            f"{str(table.columns[column][row])!r}. Correct it, add it to missing=, or list the "
-            "column in categorical_columns"
+            f"{train.place(0)} holds numbers with zeros in front. List the column in "
+            "categorical_columns if they are codes, in numeric_columns if they are quantities"
         )
-    return bool(numeric.all())
+    return _quantity(train, found, scaling, fill)
 
 
-def _numbers(table: _Table, column: str, missing: Sequence[str]) -> np.ndarray:
-    text = table.columns[column]
-    absent = np.isin(text, [*missing])
-    bad = absent | ~np.array([_is_number(value) for value in text])
-    values = np.where(bad, "nan", text).astype(np.float64)
-    wrong = ~np.isfinite(values)
-    if wrong.any():
-        row = np.flatnonzero(wrong)[0]
+def _quantity(train: Column, how: Quantity, scaling: str, fill: str) -> _Feature:
+    known = how.read(train)
+    present = known[np.isfinite(known)]
+    missed = len(present) < len(known) and fill != "refuse"
+    substitute = np.median(present) if fill == "median" else np.mean(present)
+
+    def encode(column: Column) -> np.ndarray:
+        values = how.read(column)
+        absent = np.isnan(values)
+        if absent.any() and fill == "refuse":
+            raise ValueError(
+                f"{column.place(-1)} is numeric, but here the value is missing "
+                f"({np.count_nonzero(absent):,} such rows). Set fill to 'mean', 'median' or "
+                "'drop', or list the column in ignore_columns or categorical_columns"
+            )
+        filled = np.where(absent, substitute, values)[:, None]
+        x = scaled(filled, known[:, None], scaling)
+        return np.concatenate([x, absent[:, None]], axis=1) if missed else x
+
+    names = [f"{train.name}{how.unit}", f"{train.name}=?"]
+    return _Feature(names if missed else names[:1], encode)
+
+
+def _one_hot(train: Column) -> _Feature:
+    names_of = _table_columns.naming(train)
+    levels = _table_columns.in_order({*names_of(train)})
+    place = {level: i for i, level in enumerate(levels)}
+
+    def encode(column: Column) -> np.ndarray:
+        places = column.rows(np.array([place.get(n, -1) for n in names_of(column)], np.int64), -1)
+        rows = np.flatnonzero(places >= 0)
+        x = np.zeros((len(places), len(levels)), np.float32)
+        x[rows, places[rows]] = 1
+        return x
+
+    return _Feature([f"{train.name}={level}" for level in levels], encode)
+
+
+def _refuse_identifier(train: Column) -> None:
+    """Raise for text that tells rows apart, or tells a story, and so is no category."""
+    num_values, num_present = len(train.distinct), np.count_nonzero(train.codes >= 0)
+    longest = _table_columns.longest(train)
+    all_different = num_values > _FEW and num_values > num_present / 2
+    if num_values > _MANY_CATEGORIES or all_different or longest > _LONG_TEXT:
         raise ValueError(
-            f"{table.path}, line {table.lines[row]}: column {column!r} is numeric, but here "
-            f"{str(text[row])!r} ({np.count_nonzero(wrong)} such rows). Fill the gaps, remove the "
-            "rows, leave the column out of feature_columns, or list it in categorical_columns"
+            f"{train.title} has {num_values:,} different values in "
+            f"{num_present:,} rows, the longest of {longest:,} characters, such as "
+            f"{train.text(0)}: it looks like an identifier or free text. Put it in "
+            "ignore_columns, in group_columns if its values are the clients, or in "
+            "categorical_columns to have it one-hot all the same"
         )
-    return values[:, None]
 
 
-def _refuse_identifiers(
-    table: _Table, column: str, levels: np.ndarray, categorical_columns: Sequence[str]
-) -> None:
-    if len(levels) > 1_000 and column not in categorical_columns:
+_IDENTIFIER = re.compile(r"|unnamed: *\d+|index|rownames|(.*[^a-z])?(uu)?id", re.IGNORECASE)
+_CAMEL_CASE_IDENTIFIER = re.compile(r".*[a-z]I[Dd]")
+
+
+def _refuse_named_identifier(train: Column, is_quantity: bool) -> None:
+    """Raise for "id", "patient_id", "" and the like, which nobody means as a quantity."""
+    is_named = _IDENTIFIER.fullmatch(train.name) or _CAMEL_CASE_IDENTIFIER.fullmatch(train.name)
+    all_different = len(train.distinct) == len(train.codes) > 1
+    if is_named and (is_quantity or all_different):
+        what = "is by its name an identifier" if train.name else "has no name, as an index has none"
         raise ValueError(
-            f"{table.path}: column {column!r} has {len(levels):,} different values, which looks "
-            "like an identifier. Put it in group_columns, leave it out of feature_columns, or list "
-            "it in categorical_columns to have it one-hot all the same"
+            f"{train.title} {what}. List it in ignore_columns to leave "
+            "it out, in group_columns if its values are the clients, or in numeric_columns or "
+            "categorical_columns if it is a feature"
         )
 
 
-def _classes(table: _Table, column: str, missing: Sequence[str]) -> list[str]:
-    absent = np.flatnonzero(np.isin(table.columns[column], [*missing]))
-    if len(absent):
+# ---------------------------------------------------------------- labels and groups
+
+
+class _Labels(NamedTuple):
+    """Names of classes, none for a regression; and how the label column becomes y."""
+
+    names: list[str]
+    encode: Callable[[Column], np.ndarray]
+
+
+def _labels(train: Column, task: str, *, is_quantity: bool) -> _Labels:
+    if not len(train.distinct):
+        raise _no_label(train)
+    if task != "classification":
+        found = _table_columns.quantity(train, declared=is_quantity)
+        if found is not None and (task == "regression" or _is_target(train, found)):
+            return _targets(found)
+        if found is None:
+            _table_columns.refuse_disguised(train)
+            if task == "regression":
+                raise _table_columns.stray(train, "quantities", 0)
+            _refuse_label_text(train)
+    return _classes(train)
+
+
+def _is_target(train: Column, how: Quantity) -> bool:
+    """Whether quantities as labels are the targets of a regression rather than classes."""
+    values = how.parse(train.distinct, train.written)
+    if how.what == "numbers" and (values % 1 == 0).all():
+        if len(values) <= _FEW:
+            return False
         raise ValueError(
-            f"{table.path}, line {table.lines[absent[0]]}: no label in column {column!r}"
+            f"{train.title}: the labels are {len(values):,} "
+            "different integers, which may be classes or quantities. Set task to "
+            "'classification' or 'regression'"
         )
-    classes = np.unique(table.columns[column]).tolist()
-    return sorted(classes, key=float) if all(map(_is_number, classes)) else classes
+    if how.what == "numbers":
+        return True
+    raise ValueError(
+        f"{train.title}: the labels are {how.what}, such as "
+        f"{train.text(0)}. Set task to 'regression' to learn them as quantities, or to "
+        "'classification'"
+    )
 
 
-def _codes(table: _Table, column: str, classes: Sequence[str]) -> np.ndarray:
-    index = {label: code for code, label in enumerate(classes)}
-    codes = np.array([index.get(label, -1) for label in table.columns[column].tolist()])
-    if (codes < 0).any():
-        row = np.flatnonzero(codes < 0)[0]
+def _targets(how: Quantity) -> _Labels:
+    def encode(column: Column) -> np.ndarray:
+        targets = how.read(column)
+        if np.isnan(targets).any():
+            raise _no_label(column)
+        return targets
+
+    return _Labels([], encode)
+
+
+def _classes(train: Column) -> _Labels:
+    names_of = _table_columns.naming(train)
+    classes = _table_columns.in_order({*names_of(train)})
+    place = {name: i for i, name in enumerate(classes)}
+
+    def encode(column: Column) -> np.ndarray:
+        if (column.codes < 0).any():
+            raise _no_label(column)
+        found = np.array([place.get(name, -1) for name in names_of(column)], np.int64)
+        if (found < 0).any():
+            unknown = int(np.argmin(found))
+            raise ValueError(
+                f"{column.at(unknown)}: the label {column.text(unknown)} does not occur in the "
+                f"training rows, which have {listed(classes)}"
+            )
+        return column.rows(found, -1)
+
+    return _Labels(classes, encode)
+
+
+def _no_label(column: Column) -> ValueError:
+    return ValueError(
+        f"{column.at(-1)}: no label in column {checks.shown(column.name)} "
+        f"({np.count_nonzero(column.codes < 0):,} such rows). Remove them, or set fill to 'drop'"
+    )
+
+
+def _refuse_label_text(train: Column) -> None:
+    num_values = len(train.distinct)
+    if num_values > _MANY_CATEGORIES or (num_values > _FEW and num_values > len(train.codes) / 2):
         raise ValueError(
-            f"{table.path}, line {table.lines[row]}: the label {str(table.columns[column][row])!r} "
-            f"does not occur in the training rows, which have {[*classes]}"
+            f"{train.title}: the labels have {num_values:,} "
+            f"different values in {len(train.codes):,} rows, such as {train.text(0)}. Set task to "
+            "'classification' if they are classes"
         )
-    return codes
 
 
-def _one_hot(values: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """[M] values to [M, len(levels)] float32; a value that is no level gives a row of zeros."""
-    return (values[:, None] == levels[None, :]).astype(np.float32)
+def _group(train: Column) -> Callable[[Column], np.ndarray]:
+    names_of = _table_columns.naming(train)
 
+    def encode(column: Column) -> np.ndarray:
+        longest = _table_columns.longest(column)
+        if longest > _LONG_TEXT:
+            raise ValueError(
+                f"{column.title} has a value of {longest:,} "
+                f"characters, and no group has a name of more than {_LONG_TEXT}"
+            )
+        return column.rows(np.array(names_of(column), str), "?")
 
-def _scaled(values: np.ndarray, train: np.ndarray, scaling: str) -> np.ndarray:
-    """[M, D] values by the statistics of the columns of `train`, in float32."""
-    if scaling == "none":
-        return values.astype(np.float32)
-    known = train.astype(np.float64)
-    if scaling == "minmax":
-        shift, scale = known.min(axis=0), np.ptp(known, axis=0)
-    else:
-        shift, scale = known.mean(axis=0), known.std(axis=0)
-    constant = scale == 0
-    return np.where(constant, 0, (values - shift) / np.where(constant, 1, scale)).astype(np.float32)
+    return encode

@@ -95,7 +95,7 @@ def main(options: Options) -> None:
         seed=options.seed,
     )
     train, test = (
-        federate(examples, partition.by_group(groups["domain"], names=DOMAINS))
+        federate(examples, partition.by_group(groups["domain"], names=DOMAINS), ignore_label=-1)
         for examples, groups in ((text.train, text.train_groups), (text.test, text.test_groups))
     )
     report = study.Study("Language model, two domains", options)

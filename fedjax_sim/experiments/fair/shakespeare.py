@@ -175,7 +175,7 @@ def load_clients(options: Options) -> tuple[FederatedData, FederatedData]:
     def clients(examples: dict[str, Any], groups: np.ndarray, keep: int | None) -> FederatedData:
         mine = np.flatnonzero(np.isin(groups, names))
         parts = partition.by_group(groups[mine], names=names)
-        return federate(examples, [mine[part][:keep] for part in parts])
+        return federate(examples, [mine[part][:keep] for part in parts], ignore_label=-1)
 
     return (
         clients(data.train, data.train_groups["client"], options.max_sequences),
