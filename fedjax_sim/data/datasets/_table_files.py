@@ -68,8 +68,10 @@ def read(argument: str, source: Any, delimiter: str | None, encoding: str | None
     """Read a table from a path, or from anything that pyarrow takes for a table.
 
     A file is Parquet if it begins as Parquet does, else text; .gz, .bz2, .xz and .zst are
-    decompressed.
+    decompressed. A `Table` is one already.
     """
+    if isinstance(source, Table):
+        return source
     if not isinstance(source, str | Path) and not hasattr(source, "__fspath__"):
         return _in_memory(argument, source)
     path = existing(argument, source)
