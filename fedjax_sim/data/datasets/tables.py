@@ -3,7 +3,7 @@
 import datetime
 import re
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -141,23 +141,14 @@ def from_table(
     )
     written = _written(missing, decimal, thousands, date_format)
     table = _table_files.read("train", train, delimiter, encoding)
-    if feature_columns is None:
+    features = feature_columns
+    if features is None:
         apart = {label_column, *group_columns, *ignore_columns, *table.index_columns}
         features = [column for column in table.columns.column_names if column not in apart]
-    else:
-        features = list(feature_columns)
     used = [label_column, *features, *group_columns]
     declared = [*categorical_columns, *numeric_columns]
-    _check_columns(table, [*used, *declared, *ignore_columns], [label_column, *features], declared)
-    if label_column in features:
-        raise ValueError(
-            f"the label {checks.shown(label_column)} is among the feature_columns: take it out"
-        )
-    if not features:
-        raise ValueError(
-            f"no feature columns are left in {table.name}: it has "
-            f"{listed(table.columns.column_names)}"
-        )
+    _check_columns(table, [*used, *declared, *ignore_columns])
+    _check_roles(table, label_column, features, declared, {*used} & {*ignore_columns})
     table = _only(table, used, written, fill)
 
     def of(rows: Table, column: str) -> Column:
@@ -243,6 +234,8 @@ def _check_lists(**lists: Sequence[str] | None) -> None:
                 raise TypeError(
                     f"{argument} must be a list of text, got {checks.shown(value)} in it"
                 )
+        if len({*(values or ())}) < len([*(values or ())]):
+            raise ValueError(f"{argument} lists a name twice: {checks.shown(values)}")
 
 
 def _check_texts(**texts: str | None) -> None:
@@ -275,18 +268,33 @@ def _written(
     return Written(tuple(missing), decimal, thousands, date_format)
 
 
-def _check_columns(
-    table: Table,
-    named: Iterable[str],
-    learned_from: Sequence[str] = (),
-    declared: Sequence[str] = (),
-) -> None:
+def _check_columns(table: Table, named: Iterable[str]) -> None:
     names = table.columns.column_names
     hint = "With one column only: set delimiter to what divides them." * (len(names) == 1)
     for column in {*named} - {*names}:
         checks.one_of(f"column of {table.name}", column, names, hint=hint)
+
+
+def _check_roles(
+    table: Table,
+    label: str,
+    features: Sequence[str],
+    declared: Sequence[str],
+    contradicted: Collection[str],
+) -> None:
+    if contradicted:
+        raise ValueError(
+            f"{table.name}: {listed([*contradicted])} cannot be used and be in ignore_columns"
+        )
+    if label in features:
+        raise ValueError(f"the label {checks.shown(label)} is among the feature_columns")
+    if not features:
+        raise ValueError(
+            f"no feature columns are left in {table.name}: it has "
+            f"{listed(table.columns.column_names)}"
+        )
     for column in declared:
-        if column not in learned_from or declared.count(column) > 1:
+        if column not in (label, *features) or declared.count(column) > 1:
             raise ValueError(
                 f"column {checks.shown(column)} of {table.name} is listed in categorical_columns "
                 "or numeric_columns: that is for features and the label only, and in one of the two"
