@@ -27,6 +27,7 @@ class Goal(NamedTuple):
 
     loss: Loss
     metrics: dict[str, metrics.Metric | ClientMetric]
+    loss_name: str = "loss"
 
 
 GOALS: dict[str, Goal] = {
@@ -45,6 +46,7 @@ GOALS: dict[str, Goal] = {
             "mean_squared_error": metrics.METRICS["mean_squared_error"],
             "r2": metrics.r2,
         },
+        loss_name="mean_squared_error",
     ),
 }
 """By task of the data set; errors of a regression are in the units of its targets."""
@@ -66,13 +68,15 @@ class Dealt(NamedTuple):
     client_names: tuple[str, ...]
 
 
-def deal(options: DataOptions, table: TableOptions, *, seed: int) -> Dealt:
+def deal(chosen: TrainOptions, *, seed: int) -> Dealt:
     """Load the data set and deal it out; the test examples in the clients' proportions if possible.
 
-    They are pooled instead where there are fewer test examples than clients, or where a natural
-    client or a class is in the test set only. A natural client without test examples has none.
+    They are pooled instead where there are fewer test examples than clients, where a class is in
+    the test set only, or where the test has natural clients that do not train; clients may have no
+    test examples.
     """
-    dataset = _load(options, table, seed)
+    options = chosen.data
+    dataset = _load(chosen, seed)
     classes = _classes(dataset)
     if classes is None and options.partition in ("dirichlet", "shards"):
         raise ValueError(
@@ -112,7 +116,12 @@ def _classes(dataset: datasets.Dataset) -> tuple[np.ndarray, np.ndarray] | None:
     )
 
 
-def _load(options: DataOptions, table: TableOptions, seed: int) -> datasets.Dataset:
+def _load(chosen: TrainOptions, seed: int) -> datasets.Dataset:
+    options, table = chosen.data, chosen.table
+    if train_options.has_clients(options.dataset):
+        values = vars(table) | vars(chosen.files)
+        given = {name: value for name, value in values.items() if value is not None}
+        return datasets.load(options.dataset, options.folder, seed=seed, **given)
     if not train_options.is_table(options.dataset):
         return datasets.load(options.dataset, options.folder)
     path = (Path(options.folder or "") / options.dataset).expanduser()
@@ -162,14 +171,13 @@ def _train_partition(
             return partition.quantity_skew(
                 len(labels), num_clients, sigma=given.sigma, seed=seed, min_size=given.min_size
             )
-        case "by_group":
-            groups = dataset.train_groups
-            if not groups:
-                raise ValueError(
-                    f"--partition by_group: {dataset.name} has no groups. Use another partition."
-                )
-            checks.one_of("group", given.group, groups)
-            return partition.by_group(groups[given.group])
+    groups = dataset.train_groups
+    if not groups:
+        raise ValueError(
+            f"--partition by_group: {dataset.name} has no groups. Use another partition."
+        )
+    checks.one_of("group", given.group, groups)
+    return partition.by_group(groups[given.group])
 
 
 def _test_partition(
@@ -182,14 +190,14 @@ def _test_partition(
 ) -> partition.Partition:
     num_test = len(dataset.test["y"])
     pooled = [np.arange(num_test)]
-    if num_test < len(sizes):
-        return pooled
     if options.partition == "by_group":
         names = np.unique(dataset.train_groups[str(options.group)])
         groups = dataset.test_groups.get(str(options.group), np.array([]))
-        if not len(groups) or not np.isin(groups, names).all():
-            return pooled
-        return partition.by_group(groups, names=names, min_size=0)
+        if len(groups) and np.isin(groups, names).all():
+            return partition.by_group(groups, names=names, min_size=0)
+        return pooled
+    if num_test < len(sizes):
+        return pooled
     # Where labels do not tell clients apart, shares of all examples do.
     labels = np.zeros(num_test, np.int64) if classes is None else classes
     shares = np.array(sizes)[:, None] if counts is None else counts
@@ -306,7 +314,7 @@ def _server_optimizer(options: AlgorithmOptions) -> optax.GradientTransformation
 def check_numbers(options: TrainOptions) -> None:
     """Check what no factory can check: it gets optimizers and counts, not these numbers."""
     values = {name: v for name, v in train_options.flat(options).items() if v is not None}
-    for name in ("rounds", "eval_every", "checkpoint_every", "num_clients", "min_size"):
+    for name in ("rounds", "eval_every", "patience", "checkpoint_every", "num_clients", "min_size"):
         if name in values:
             checks.positive_int(name, values[name])
     for name in ("cohort_size", "batch_size"):

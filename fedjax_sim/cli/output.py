@@ -15,7 +15,7 @@ from rich.table import Table
 
 from fedjax_sim import metrics, simulate
 from fedjax_sim.analysis import plots
-from fedjax_sim.analysis.runfolder import RunFolder
+from fedjax_sim.analysis.runfolder import RunFolder, has_checkpoint
 from fedjax_sim.base import Params, Status
 from fedjax_sim.cli import train_options
 from fedjax_sim.cli.build import GOALS, Dealt, Goal
@@ -39,35 +39,55 @@ def default_output(options: TrainOptions) -> Path:
 
 
 def logger_of(
-    folder: RunFolder,
+    begin: Callable[[], RunFolder],
     options: TrainOptions,
     show: Callable[[simulate.Progress], None],
-    check_interrupt: Callable[[], None],
 ) -> Callable[[simulate.Progress], None]:
-    """Show progress, and write a line of metrics.jsonl for every segment of rounds."""
-    first = True
+    """Show progress, and write a line of metrics.jsonl for every segment of rounds.
+
+    begin: gives the run's folder, which may be made when the first line is written.
+    """
+    run, first = options.run, True
+
+    def evaluated(done: int, total: int) -> bool:
+        return done % run.eval_every == 0 or done == total
 
     def progress(now: simulate.Progress) -> None:
         nonlocal first
-        if first and options.run.resume is not None:
-            # What a killed run logged after its last checkpoint is done once more.
-            folder.trim_log(lambda record: record["round"] <= now.first_round)
+        folder = begin()
+        if first and run.resume is not None:
+            folder.edit_log(lambda line: kept(line, now))
         first = False
         show(now)
         done = now.num_rounds
-        evaluated = done % options.run.eval_every == 0 or done == now.total_rounds
         folder.log(
             {
                 "round": done,
                 "seconds": now.seconds,
                 "client_steps": now.client_steps,
                 "status": _status_names(now.status),
-                **(now.latest if evaluated else {}),
+                **(now.latest if evaluated(done, now.total_rounds) else {}),
             }
         )
-        check_interrupt()
+
+    def kept(line: dict[str, Any], now: simulate.Progress) -> dict[str, Any] | None:
+        """A line of the run that is continued, as that run would have written it unstopped."""
+        done = line["round"]
+        if done != now.first_round:
+            # What a killed run logged after its last checkpoint is done once more.
+            return line if done < now.first_round else None
+        periods = (segment_rounds(options), run.eval_every, run.checkpoint_every or done + 1)
+        if all(done % period for period in periods):
+            return None
+        metrics = evaluated(done, now.total_rounds)
+        return {name: x for name, x in line.items() if metrics or "/" not in name}
 
     return progress
+
+
+def segment_rounds(options: TrainOptions) -> int:
+    """Rounds between two lines of metrics.jsonl, at most."""
+    return min(options.run.eval_every, 10)
 
 
 def _status_names(status: Status) -> list[str]:
@@ -127,7 +147,6 @@ def write(
             },
         },
     )
-    client_steps = _client_steps(result)
     status = Status(0)
     bytes_down = bytes_up = 0.0
     if result.info is not None:
@@ -141,6 +160,7 @@ def write(
         {
             "rounds": result.num_rounds,
             "interrupted": result.interrupted,
+            "stopped_early": result.stopped_early or None,
             "error": None if failure is None else str(failure),
             "status": _status_names(status),
             "final": {
@@ -154,13 +174,13 @@ def write(
             "num_clients": dealt.train.num_clients,
             "num_test_clients": dealt.test.num_clients,
             "num_parameters": trees.num_parameters(params),
-            "client_steps": client_steps,
+            "client_steps": result.client_steps,
             "bytes_down": bytes_down,
             "bytes_up": bytes_up,
             "seconds": result.seconds,
             "compile_seconds": result.compile_seconds,
             "rounds_per_second": _rate(result.num_rounds, result.seconds),
-            "client_steps_per_second": _rate(client_steps, result.seconds),
+            "client_steps_per_second": _rate(result.client_steps, result.seconds),
             "peak_memory_bytes": _peak_memory_bytes(),
         },
     )
@@ -201,12 +221,6 @@ def _write_pictures(
             f"client_{pictured}.png",
             plots.client_distribution(by_client, label=pictured.replace("_", " ")),
         )
-
-
-def _client_steps(result: simulate.Result) -> int:
-    if result.info is None:
-        return 0
-    return int(result.info.cohort.num_steps.sum(dtype=np.int64))
 
 
 def _rate(count: int, seconds: float) -> float:
@@ -317,11 +331,13 @@ def closing(folder: RunFolder, options: TrainOptions, result: simulate.Result) -
     """What was done, how fast, where it lies and how to go on."""
     seconds = f"{result.seconds:.1f} s and {result.compile_seconds:.1f} s of compilation"
     speed = f"{_rate(result.num_rounds, result.seconds):,.1f} rounds/s"
-    steps = f"{_rate(_client_steps(result), result.seconds):,.0f} client-steps/s"
+    steps = f"{_rate(result.client_steps, result.seconds):,.0f} client-steps/s"
     how = "interrupted after" if result.interrupted else "did"
-    resumes = result.interrupted and options.run.checkpoint_every is not None
+    why = f"stopped early: {result.stopped_early}\n" * bool(result.stopped_early)
+    goes_on = result.num_rounds < options.training.rounds and not result.stopped_early
+    resumes = goes_on and options.run.checkpoint_every is not None and has_checkpoint(folder.path)
     return (
-        f"{how} {result.num_rounds} rounds in {seconds}: {speed}, {steps}\n"
+        f"{why}{how} {result.num_rounds} rounds in {seconds}: {speed}, {steps}\n"
         f"results: {folder.path}/ (results.json, metrics.jsonl, per_client.npz, params.npz, "
         "pictures)" + f"\ncontinue: fedjax-sim train --resume {folder.path}" * resumes
     )

@@ -221,7 +221,7 @@ IMAGES = np.arange(4 * 2 * 2, dtype=np.uint8).reshape(4, 2, 2)
         (scipy.sparse.csr_array(X), r"x_train is a sparse matrix.*x_train.toarray\(\)"),
         ([[1, 2], [3], [4, 5], [6, 7]], "1 value.* in row 1, 2 values in row 0"),
         (pa.array([[1, 2], [3], [4, 5], [6, 7]]), "unequal length"),
-        (X.astype(str), r"holds text, such as '0.0'.*x.astype\('float32'\).*from_csv"),
+        (X.astype(str), r"holds text, such as '0.0'.*x.astype\('float32'\).*from_table"),
         (pd.DataFrame({"a": [1, 2, 3, 4], "b": list("uvwx")}), "'u' in row 0, column 1"),
         ([[1.0, None]] * 4, "no value in row 0, column 1"),
         (pd.DataFrame({"a": [1, None, 2, 3]}, dtype="Int64"), "not finite in row 1, column 0"),
