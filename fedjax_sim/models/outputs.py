@@ -7,6 +7,7 @@ from jax.typing import ArrayLike
 
 from fedjax_sim.base import Array, Key, Model, Params, PyTree
 from fedjax_sim.data.fitting import outputs_of
+from fedjax_sim.ops.arguments import checked
 from fedjax_sim.ops.per_example import check_model
 
 
@@ -54,6 +55,7 @@ def check_outputs(
         )
 
 
+@checked
 def scaled_outputs(model: Model, *, shift: ArrayLike, scale: ArrayLike) -> Model:
     """Give the outputs of a model in the units of the targets: shift + scale * outputs.
 
