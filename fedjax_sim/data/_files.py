@@ -17,9 +17,12 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 StrPath = str | os.PathLike[str]
 
@@ -172,6 +175,21 @@ def check_dtype(dtype: np.dtype, path: object) -> None:
             f"{path} holds an array of {dtype}{why}. Save arrays of numbers, such as "
             "np.asarray(values, np.float32)"
         )
+
+
+def read_parquet(path: Path) -> "pa.Table":
+    """Read the table of a Parquet file."""
+    from pyarrow import parquet
+
+    with reading(path):
+        file = parquet.ParquetFile(path, page_checksum_verification=True)
+        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+        num_bytes = sum(max(group.total_byte_size, 8 * group.num_rows) for group in groups)
+    check_expansion(path, num_bytes, path.stat().st_size)
+    with reading(path):
+        table = file.read()
+        table.validate(full=True)
+    return table
 
 
 def read_json(path: Path) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fedjax_sim.data._files import existing, read_bytes, reading
+from fedjax_sim.data._files import existing, read_bytes, read_parquet, reading
 from fedjax_sim.ops import checks
 
 if TYPE_CHECKING:
@@ -77,7 +77,9 @@ def read(argument: str, source: Any, delimiter: str | None, encoding: str | None
         raise ValueError(f"{argument}: {path} is a folder. Name the file with the table")
     with reading(path), path.open("rb") as file:
         is_parquet = file.read(4) == b"PAR1"
-    return _parquet(path) if is_parquet else _csv(path, read_bytes(path), delimiter, encoding)
+    if is_parquet:
+        return _typed(path.name, read_parquet(path))
+    return _csv(path, read_bytes(path), delimiter, encoding)
 
 
 def _in_memory(argument: str, source: Any) -> Table:
@@ -103,14 +105,6 @@ def _in_memory(argument: str, source: Any) -> Table:
             "and values of one type"
         ) from error
     return _typed(f"the table given as {argument}", table)
-
-
-def _parquet(path: Path) -> Table:
-    from pyarrow import parquet
-
-    with reading(path):
-        table = parquet.read_table(path, partitioning=None)
-    return _typed(path.name, table)
 
 
 def _typed(name: str, table: "pa.Table") -> Table:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_sim.data._files import StrPath
+from fedjax_sim.data._files import StrPath, reading
 from fedjax_sim.data.datasets.dataset import Dataset, from_arrays
 from fedjax_sim.ops import checks
 
@@ -149,7 +149,9 @@ def _keys(info: Any, input_key: str | None, label_key: str | None) -> tuple[str,
 
 def _columns(source: Any, keys: Sequence[str], name: str) -> dict[str, np.ndarray]:
     values: dict[str, list[Any]] = {key: [] for key in keys}
-    for example in source:
+    for number in range(len(source)):
+        with reading(f"{name} of TFDS, example {number}"):
+            example = source[number]
         for key in keys:
             value = example[key]
             values[key].append(value.decode() if isinstance(value, bytes) else value)
