@@ -581,6 +581,21 @@ def test_sqlite_refuses(tmp_path: Path, statements: list, message: str) -> None:
     assert path.read_bytes() == before and [*tmp_path.iterdir()] == [path]
 
 
+def test_sqlite_that_is_being_written_to_is_refused(tmp_path: Path) -> None:
+    path = database(tmp_path / "mine.sqlite", *fedjax((b"a", packed(ARRAYS), 2)))
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("INSERT INTO federated_data VALUES (?, ?, ?)", (b"b", packed(ARRAYS), 2))
+    connection.commit()
+    with pytest.raises(
+        ValueError, match=r"mine.sqlite is not whole: some of it is in mine.sqlite-"
+    ):
+        datasets.from_sqlite(path)
+    connection.close()
+    data = datasets.from_sqlite(path, test_fraction=0.5)
+    assert np.unique(data.train_groups["client"]).tolist() == ["a", "b"]
+
+
 def test_sqlite_has_odd_names_pictures_and_text(tmp_path: Path) -> None:
     message = tf_example_pb2.Example()
     message.features.feature["image"].bytes_list.value.append(png(PICTURES[0]))
