@@ -266,6 +266,9 @@ class RunOptions:
 
     Attributes:
         eval_every: Rounds between evaluations on all training and test examples, at least 1.
+        patience: Stop when --patience-metric has not improved for so many rounds, at least 1. By
+            default the run goes on.
+        patience_metric: Split and metric that --patience looks at, such as train/accuracy.
         seed: Of the partition, the initial model and the training; in [0, 2^32).
         output: Folder for the results.
         overwrite: Replace an earlier run in --output.
@@ -279,6 +282,11 @@ class RunOptions:
     """
 
     eval_every: int = 10
+    patience: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
+    patience_metric: Annotated[
+        str | None,
+        tyro.conf.arg(metavar="SPLIT/METRIC", help_behavior_hint="(default: the test's loss)"),
+    ] = None
     seed: int = 0
     output: Annotated[
         Path | None,
@@ -422,6 +430,7 @@ def resumed(path: str | os.PathLike[str]) -> TrainOptions:
 
 _NEW_AT_RESUME = (
     *("rounds", "width", "on_error", "eval_every", "checkpoint_every"),
+    *("patience", "patience_metric"),
     *("resume", "debug"),
 )
 
