@@ -440,6 +440,8 @@ def test_hugging_face_refuses(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"holds no .arrow or .parquet files"):
         datasets.from_huggingface(tmp_path)
     path = write_parquet(tmp_path / "p", TRAIN, TEST)
+    with pytest.raises(ValueError, match=r"p has the split 'test', but no 'dev'; name it with"):
+        datasets.from_huggingface(path, train_split="dev")
     (path / "data" / "train-00001-of-00002.parquet").unlink()
     with pytest.raises(FileNotFoundError, match=r"holds 1 of the 2 files train-\.\.\.-of-00002"):
         datasets.from_huggingface(path)

@@ -70,11 +70,17 @@ def from_huggingface(
         name = name or path.resolve().name.split(".")[0]
     else:
         splits = source if isinstance(source, Mapping) else {train_split: source}
-        tables = {split: _table(data) for split, data in splits.items()}
-        where = {split: f"split {split!r}" for split in splits}
+        used = [split for split in (train_split, test_split) if split in splits]
+        tables = {split: _table(splits[split]) for split in used}
+        where = {split: f"split {split!r}" for split in used}
+        if train_split not in splits:
+            raise ValueError(
+                f"source has the splits {[*splits]}, but no {train_split!r}; name it with "
+                "train_split="
+            )
     if train_split not in tables:
         raise ValueError(
-            f"the data set has the splits {[*tables]}, but no {train_split!r}; name it with "
+            f"{path} has the split {test_split!r}, but no {train_split!r}; name it with "
             "train_split="
         )
     train = tables[train_split]
