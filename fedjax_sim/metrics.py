@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from fedjax_sim.base import Array, ClientMetric, Mean, MeanByClass
 from fedjax_sim.ops import checks, grouped
+from fedjax_sim.ops.arguments import checked
 from fedjax_sim.ops.per_example import as_numbers, check_function, described
 
 
@@ -307,6 +308,7 @@ def _confusion(outputs: Array, data: Any) -> tuple[_Labelled, _Table, Array]:
     return rows, counts, ~jnp.isfinite(rows.outputs).all(1) | (rows.labels >= num_classes)
 
 
+@checked
 def f1(average: Literal["macro", "micro", "binary"] = "macro") -> ClientMetric:
     """F1 of every client: 2 hits / (labels + predictions), by class; higher is better.
 
@@ -322,8 +324,6 @@ def f1(average: Literal["macro", "micro", "binary"] = "macro") -> ClientMetric:
     Raises:
         ValueError: another average; when it is traced, "binary" for K other than 2.
     """
-    checks.one_of("average", average, ("macro", "micro", "binary"))
-
     def fn(outputs: Array, data: Any) -> Mean:
         rows, (hits, true, predicted), wrong = _confusion(outputs, data)
         if average == "binary":
@@ -353,6 +353,7 @@ balanced_accuracy = ClientMetric(_balanced_accuracy, higher_is_better=True)
 """Mean of a client's accuracies on each of the classes that it has; NaN as for `f1`."""
 
 
+@checked
 def calibration_error(num_bins: int = 15) -> ClientMetric:
     """Expected calibration error of every client: how far confidence is from accuracy.
 
@@ -415,6 +416,7 @@ those that vary. A client whose labels are all equal is left out (scikit-learn s
 """
 
 
+@checked
 def each_client(
     fn: Callable[[Array, Array, Array], Any], *, higher_is_better: bool = False
 ) -> ClientMetric:

@@ -4,9 +4,10 @@ from typing import Any
 
 from fedjax_sim.base import Model, Params
 from fedjax_sim.data.fitting import outputs_of
-from fedjax_sim.ops.per_example import check_model
+from fedjax_sim.ops.arguments import checked
 
 
+@checked
 def check_outputs(
     model: Model,
     params: Params,
@@ -31,7 +32,6 @@ def check_outputs(
         ValueError: naming the shapes or the number of classes that do not fit.
         TypeError: if the model does not take the dtype of the inputs, or gives no single array.
     """
-    check_model(model)
     outputs = outputs_of(model, params, inputs)
     if labels is not None and outputs.shape[:-1] != tuple(labels.shape):
         raise ValueError(

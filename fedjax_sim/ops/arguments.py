@@ -162,9 +162,21 @@ def fitting(name: str, value: Any, kind: Any) -> Any:
         return _plain(value, kind)
     if typing.get_origin(kind) is typing.Literal and isinstance(value, str):
         checks.one_of(name, value, typing.get_args(kind))
+    raise TypeError(
+        f"{name} must be {described(kind)}, got {_got(value, kind)}.{_hint(value, kind)}"
+    )
+
+
+def _hint(value: Any, kind: Any) -> str:
+    """What to do."""
     names = {getattr(each, "__name__", "") for each in _alternatives(kind)}
-    hint = "".join(text for of, text in _HINTS.items() if of in names)
-    raise TypeError(f"{name} must be {described(kind)}, got {_got(value, kind)}.{hint}")
+    of = value if isinstance(value, type) else type(value)
+    for library, adapter in (("flax.nnx", "from_nnx"), ("flax.linen", "from_linen")):
+        # Told by name, since Flax may not be loaded.
+        is_module = any(f"{base.__module__}.".startswith(f"{library}.") for base in of.__mro__)
+        if "Model" in names and is_module:
+            return f" It is a {library} module: give models.{adapter}(...)."
+    return "".join(text for of, text in _HINTS.items() if of in names)
 
 
 def _plain(value: Any, kind: Any) -> Any:

@@ -14,7 +14,7 @@ from flax import linen, nnx
 
 import compilation
 import fedjax_sim as fs
-from fedjax_sim.ops.per_example import check_model, per_example
+from fedjax_sim.ops.per_example import per_example
 from small_task import CLASSES, KEY, MODEL, SIZES, params, population
 
 SIZE = 8
@@ -137,13 +137,12 @@ class Deep(nnx.Linear):
 
 
 NO_MODELS = {
-    "nnx": (lambda: Deep(3, 2, rngs=nnx.Rngs(0)), r"the flax.nnx module Deep: use models.from_nnx"),
-    "nnx class": (lambda: Deep, r"the flax.nnx module Deep"),
-    "linen": (lambda: Linen(), r"the flax.linen module Linen: use models.from_linen\(...\)"),
-    "functions": (lambda: (jnp.ones, jnp.ones), r"models.from_functions\(init, apply\)"),
+    "nnx": (lambda: Deep(3, 2, rngs=nnx.Rngs(0)), r"a Deep. It is a flax.nnx module: give models."),
+    "nnx class": (lambda: Deep, r"It is a flax.nnx module: give models.from_nnx\(...\)"),
+    "linen": (lambda: Linen(), r"It is a flax.linen module: give models.from_linen\(...\)"),
+    "functions": (lambda: (jnp.ones, jnp.ones), r"from_nnx and from_functions wrap others"),
     "name": (lambda: "mlp", r"got 'mlp'"),
-    "none": (lambda: None, r"got None"),
-    "factory": (lambda: fs.models.logistic, r"got a logistic"),
+    "factory": (lambda: fs.models.logistic, r"call it, logistic\(num_classes\)"),
 }
 
 
@@ -151,7 +150,7 @@ NO_MODELS = {
 def test_what_is_no_model_is_refused_with_the_adapter(name: str) -> None:
     make, message = NO_MODELS[name]
     with pytest.raises(TypeError, match=rf"model must be a Model.*{message}"):
-        check_model(make())
+        fs.evaluator(make(), {"accuracy": fs.metrics.accuracy})
 
 
 # Every public function that takes a loss, a metric or a model.
@@ -210,7 +209,7 @@ def test_the_functions_are_found() -> None:
 @pytest.mark.parametrize(("name", "make"), [*factories("model")])
 def test_a_module_for_a_model_is_refused_everywhere(name: str, make: Any) -> None:
     needed = {"params": 0, "inputs": np.ones((1, 3))} if name == "models.check_outputs" else {}
-    with pytest.raises(TypeError, match=r"flax.nnx module Deep: use models.from_nnx"):
+    with pytest.raises(TypeError, match=r"flax.nnx module: give models.from_nnx"):
         make(model=Deep(3, 2, rngs=nnx.Rngs(0)), **needed)
 
 
