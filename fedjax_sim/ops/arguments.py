@@ -17,13 +17,13 @@ import jax
 import numpy as np
 import optax
 
-from fedjax_sim.ops import checks
+from fedjax_sim.base import Model
+from fedjax_sim.ops import checks, per_example
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 _HINTS = {
-    "Model": " fs.models has some, and from_linen, from_nnx and from_functions wrap others.",
     "GradientTransformation": " A number alone is none: optax.sgd(0.1).",
     "Batching": " Such as fs.Batching(32).",
 }
@@ -162,21 +162,11 @@ def fitting(name: str, value: Any, kind: Any) -> Any:
         return _plain(value, kind)
     if typing.get_origin(kind) is typing.Literal and isinstance(value, str):
         checks.one_of(name, value, typing.get_args(kind))
-    raise TypeError(
-        f"{name} must be {described(kind)}, got {_got(value, kind)}.{_hint(value, kind)}"
-    )
-
-
-def _hint(value: Any, kind: Any) -> str:
-    """What to do."""
+    if kind is Model and not inspect.isfunction(value):
+        per_example.check_model(value)  # knows which adapter makes one
     names = {getattr(each, "__name__", "") for each in _alternatives(kind)}
-    of = value if isinstance(value, type) else type(value)
-    for library, adapter in (("flax.nnx", "from_nnx"), ("flax.linen", "from_linen")):
-        # Told by name, since Flax may not be loaded.
-        is_module = any(f"{base.__module__}.".startswith(f"{library}.") for base in of.__mro__)
-        if "Model" in names and is_module:
-            return f" It is a {library} module: give models.{adapter}(...)."
-    return "".join(text for of, text in _HINTS.items() if of in names)
+    hint = "".join(text for of, text in _HINTS.items() if of in names)
+    raise TypeError(f"{name} must be {described(kind)}, got {_got(value, kind)}.{hint}")
 
 
 def _plain(value: Any, kind: Any) -> Any:

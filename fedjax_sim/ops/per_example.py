@@ -12,10 +12,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim.base import Array, ClientMetric, Mean, MeanByClass, PyTree
+from fedjax_sim.base import Array, ClientMetric, Mean, MeanByClass, Model, PyTree
 
 PerExample = Callable[[PyTree, Array], Mean]
 """fn(outputs [B, ...], labels [B, ...]) -> Mean of [B], or MeanByClass of [B, K]."""
+
+
+def check_model(model: Any) -> None:
+    """Raise unless `model` is a Model.
+
+    Raises:
+        TypeError: it says which adapter makes one of a Flax module.
+    """
+    if isinstance(model, Model):
+        return
+    kind = model if isinstance(model, type) else type(model)
+    for library, adapter in (("flax.nnx", "from_nnx"), ("flax.linen", "from_linen")):
+        # Told by name, since Flax may not be loaded.
+        if any(f"{base.__module__}.".startswith(f"{library}.") for base in kind.__mro__):
+            raise TypeError(
+                f"model must be a Model, got the {library} module {kind.__name__}: use "
+                f"models.{adapter}(...)."
+            )
+    raise TypeError(
+        f"model must be a Model, such as models.logistic(10), got {described(model)}. "
+        "models.from_functions(init, apply) makes one of two functions, models.from_linen and "
+        "models.from_nnx of a Flax module."
+    )
 
 
 def check_outputs(outputs: PyTree, size: int) -> None:

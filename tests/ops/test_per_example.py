@@ -137,11 +137,12 @@ class Deep(nnx.Linear):
 
 
 NO_MODELS = {
-    "nnx": (lambda: Deep(3, 2, rngs=nnx.Rngs(0)), r"a Deep. It is a flax.nnx module: give models."),
-    "nnx class": (lambda: Deep, r"It is a flax.nnx module: give models.from_nnx\(...\)"),
-    "linen": (lambda: Linen(), r"It is a flax.linen module: give models.from_linen\(...\)"),
-    "functions": (lambda: (jnp.ones, jnp.ones), r"from_nnx and from_functions wrap others"),
+    "nnx": (lambda: Deep(3, 2, rngs=nnx.Rngs(0)), r"the flax.nnx module Deep: use models.from_nnx"),
+    "nnx class": (lambda: Deep, r"the flax.nnx module Deep"),
+    "linen": (lambda: Linen(), r"the flax.linen module Linen: use models.from_linen\(...\)"),
+    "functions": (lambda: (jnp.ones, jnp.ones), r"models.from_functions\(init, apply\)"),
     "name": (lambda: "mlp", r"got 'mlp'"),
+    "none": (lambda: None, r"got None"),
     "factory": (lambda: fs.models.logistic, r"call it, logistic\(num_classes\)"),
 }
 
@@ -180,6 +181,8 @@ ARGUMENTS: dict[str, Any] = {
     "boost": 2.0,
     "targets": TARGETS,
     "names": "kernel",
+    "shift": 0.0,
+    "scale": 1.0,
 }
 
 
@@ -209,7 +212,7 @@ def test_the_functions_are_found() -> None:
 @pytest.mark.parametrize(("name", "make"), [*factories("model")])
 def test_a_module_for_a_model_is_refused_everywhere(name: str, make: Any) -> None:
     needed = {"params": 0, "inputs": np.ones((1, 3))} if name == "models.check_outputs" else {}
-    with pytest.raises(TypeError, match=r"flax.nnx module: give models.from_nnx"):
+    with pytest.raises(TypeError, match=r"flax.nnx module Deep: use models.from_nnx"):
         make(model=Deep(3, 2, rngs=nnx.Rngs(0)), **needed)
 
 
