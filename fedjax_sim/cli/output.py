@@ -18,8 +18,9 @@ from fedjax_sim.analysis import plots
 from fedjax_sim.analysis.runfolder import RunFolder, has_checkpoint
 from fedjax_sim.base import Params, Status
 from fedjax_sim.cli import train_options
-from fedjax_sim.cli.build import METRICS, Dealt
+from fedjax_sim.cli.build import GOALS, Dealt, Goal
 from fedjax_sim.cli.train_options import TrainOptions
+from fedjax_sim.data.datasets import Dataset
 from fedjax_sim.ops import trees
 
 Summaries = dict[str, dict[str, dict[str, np.ndarray]]]
@@ -107,13 +108,13 @@ def shown_log() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def summarize(evaluations: simulate.Evaluations) -> Summaries:
+def summarize(evaluations: simulate.Evaluations, goal: Goal) -> Summaries:
     """How every metric spreads over clients, at every evaluation; one client has only a mean."""
     # Compiled at once: operation by operation it takes longer than many a run.
     spread_of = jax.jit(metrics.summarize, static_argnames="higher_is_better")
 
     def summary(name: str, mean: Any) -> dict[str, np.ndarray]:
-        spread = spread_of(mean, higher_is_better=METRICS[name].higher_is_better)
+        spread = spread_of(mean, higher_is_better=goal.metrics[name].higher_is_better)
         kept = spread if mean.count.shape[-1] > 1 else {"mean": spread["mean"]}
         return {statistic: np.asarray(values) for statistic, values in kept.items()}
 
@@ -205,18 +206,20 @@ def _write_pictures(
     folder.save_figure(
         "learning_curves.png", plots.learning_curves(result.evaluations.rounds, curves)
     )
+    pictured = next(iter(GOALS[dealt.dataset.task].metrics))
     last = {
-        split: jax.tree.map(lambda x: x[-1], by_name["accuracy"])
+        split: jax.tree.map(lambda x: x[-1], by_name[pictured])
         for split, by_name in result.evaluations.values.items()
     }
-    accuracies = {
+    by_client = {
         split: mean.total[mean.count > 0] / mean.count[mean.count > 0]
         for split, mean in last.items()
         if mean.count.size > 1
     }
-    if any(np.isfinite(each).any() for each in accuracies.values()):
+    if any(np.isfinite(each).any() for each in by_client.values()):
         folder.save_figure(
-            "client_accuracy.png", plots.client_distribution(accuracies, label="accuracy")
+            f"client_{pictured}.png",
+            plots.client_distribution(by_client, label=pictured.replace("_", " ")),
         )
 
 
@@ -247,7 +250,7 @@ def card_of(options: TrainOptions, dealt: Dealt, params: Params) -> Table:
         "data",
         f"{dealt.dataset.name}: {len(dealt.dataset.train['y']):,} training and "
         f"{len(dealt.dataset.test['y']):,} test examples, "
-        f"{dealt.dataset.num_classes} classes",
+        f"{_outputs(dealt.dataset)}",
     )
     card.add_row(
         "clients",
@@ -264,6 +267,20 @@ def card_of(options: TrainOptions, dealt: Dealt, params: Params) -> Table:
     )
     card.add_row("device", f"{jax.device_count()} x {device.device_kind}")
     return card
+
+
+def _outputs(dataset: Dataset) -> str:
+    """What a model of the data tells, in words."""
+    number = dataset.num_outputs
+    if dataset.task == "multilabel":
+        return f"{number} labels, of which an example may have several"
+    if dataset.task == "classification":
+        return f"{number} classes"
+    values = dataset.train["y"]
+    return (
+        f"{number} target{'s' * (number > 1)} from {values.min():.4g} to {values.max():.4g}, "
+        "scaled to mean 0 and deviation 1 for the loss; errors below are unscaled"
+    )
 
 
 def _some_options(options: TrainOptions, choice: str) -> str:
@@ -298,11 +315,16 @@ def summary_table(summaries: Summaries) -> Table:
     for split, by_name in summaries.items():
         for name, summary in by_name.items():
             cells = [
-                f"{summary[statistic][-1]:.3f}" if statistic in summary else ""
+                _shown(float(summary[statistic][-1])) if statistic in summary else ""
                 for statistic in _COLUMNS
             ]
             table.add_row(f"{split} {name}", *cells)
     return table
+
+
+def _shown(value: float) -> str:
+    """A number with three decimals, or four digits where it is large."""
+    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.4g}"
 
 
 def closing(folder: RunFolder, options: TrainOptions, result: simulate.Result) -> str:

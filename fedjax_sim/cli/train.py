@@ -13,7 +13,15 @@ from fedjax_sim import engine, simulate
 from fedjax_sim.analysis.runfolder import CHECKPOINTS, RunFolder, check_output, has_checkpoint
 from fedjax_sim.base import Algorithm, Key, Params
 from fedjax_sim.cli import train_options
-from fedjax_sim.cli.build import METRICS, build_algorithm, build_model, check_numbers, deal
+from fedjax_sim.cli.build import (
+    GOALS,
+    Goal,
+    build_algorithm,
+    build_loss,
+    build_model,
+    check_numbers,
+    deal,
+)
 from fedjax_sim.cli.interrupts import signals_ignored, stopped_by_signals
 from fedjax_sim.cli.output import (
     card_of,
@@ -26,7 +34,7 @@ from fedjax_sim.cli.output import (
     summary_table,
     write,
 )
-from fedjax_sim.cli.train_options import TrainOptions
+from fedjax_sim.cli.train_options import RunOptions, TrainOptions
 from fedjax_sim.data import FederatedData
 from fedjax_sim.ops import checks, devices
 
@@ -47,8 +55,6 @@ def main(options: TrainOptions) -> int:
     train_options.check_resumed(options)
     check_numbers(options)
     output = options.run.output or default_output(options)
-    names = [f"{split}/{name}" for split in ("train", "test") for name in METRICS]
-    checks.one_of("--patience-metric", options.run.patience_metric, names)
     if options.run.resume is None:
         check_output(output, overwrite=options.run.overwrite)
     elif not has_checkpoint(output):
@@ -56,13 +62,15 @@ def main(options: TrainOptions) -> int:
             f"--resume {output}: there is no checkpoint in it to continue from. Start the run "
             f"again: --config {output / 'config.toml'}, with another --output or --overwrite."
         )
-    dealt = deal(options.data, options.table, seed=options.run.seed)
+    dealt = deal(options, seed=options.run.seed)
+    goal = GOALS[dealt.dataset.task]
+    stop_when = _patience(options.run, goal)
     options = _fitted(given, options, dealt.train.num_clients)
     # Split first: a key that is both split and folded gives equal keys for unequal uses.
     init_key, run_key = jax.random.split(jax.random.key(options.run.seed))
     model, params = build_model(options, dealt.dataset, init_key)
     mesh = devices.mesh() if jax.device_count() > 1 and not options.run.debug else None
-    algorithm = build_algorithm(options.training, model, mesh)
+    algorithm = build_algorithm(options.training, model, build_loss(dealt.dataset), mesh)
     train = dealt.train if mesh is None else devices.replicate(dealt.train, mesh)
     jax.eval_shape(algorithm.init, run_key, params, dealt.train)  # refuses what cannot run
 
@@ -71,13 +79,15 @@ def main(options: TrainOptions) -> int:
     begin = functools.cache(lambda: _begun(output, options))
     if options.run.resume is None:
         begin()  # the folder of a run that is continued stays as it is until all is checked
-    evaluate = engine.evaluator(model, METRICS, mesh=mesh)
+    evaluate = engine.evaluator(model, goal.metrics, mesh=mesh)
     splits = {"train": train, "test": dealt.test}
     with stopped_by_signals():
-        result, failure = _simulated(algorithm, params, splits, run_key, evaluate, begin, options)
+        result, failure = _simulated(
+            algorithm, params, splits, run_key, evaluate, stop_when, begin, options
+        )
         with signals_ignored():  # an impatient Ctrl-C must not lose what is done
             folder = begin()
-            summaries = summarize(result.evaluations)
+            summaries = summarize(result.evaluations, goal)
             try:
                 write(folder, dealt, params, result, summaries, failure)
             except OSError as error:
@@ -118,25 +128,32 @@ def _fitted(given: TrainOptions, options: TrainOptions, num_clients: int) -> Tra
     return options
 
 
+def _patience(run: RunOptions, goal: Goal) -> simulate.StopWhen | None:
+    """What ends the run early, if it was asked for."""
+    if run.patience is None:
+        return None
+    scores = [(split, name) for split in ("train", "test") for name in goal.metrics]
+    metric = run.patience_metric or f"test/{goal.loss_name}"
+    checks.one_of("--patience-metric", metric, ["/".join(score) for score in scores])
+    higher = goal.metrics[metric.partition("/")[2]].higher_is_better
+    return simulate.patience(metric, rounds=run.patience, higher_is_better=higher)
+
+
 def _simulated(
     algorithm: Algorithm,
     params: Params,
     splits: dict[str, FederatedData],
     key: Key,
     evaluate: simulate.Evaluate,
+    stop_when: simulate.StopWhen | None,
     begin: Callable[[], RunFolder],
     options: TrainOptions,
 ) -> tuple[simulate.Result, Exception | None]:
     """Run the rounds, shown and logged; what was done and, if something went wrong, what."""
     run = options.run
-    checkpoint, stop_when = None, None
+    checkpoint = None
     if run.checkpoint_every is not None:
         checkpoint = run.resume / CHECKPOINTS if run.resume else begin().checkpoints()
-    if run.patience is not None:
-        metric = METRICS[run.patience_metric.partition("/")[2]]
-        stop_when = simulate.patience(
-            run.patience_metric, rounds=run.patience, higher_is_better=metric.higher_is_better
-        )
     with simulate.progress_bar() as show, shown_log():
         try:
             result = simulate.run(

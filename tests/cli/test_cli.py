@@ -21,7 +21,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from fedjax_sim import experiments, models, simulate
+from federated_files import PLAIN, WRITERS
+from fedjax_sim import experiments, metrics, models, simulate
 from fedjax_sim.analysis.runfolder import RunFolder, load_params
 from fedjax_sim.cli import build, train_options
 from fedjax_sim.cli import main as cli
@@ -201,7 +202,7 @@ def test_every_kind_of_algorithm_trains_in_its_own_way() -> None:
         {"algorithm": "agnostic", "mixture_learning_rate": 0.5},
     ):
         options = training_options(batch_size=4, **choice)
-        algorithm = build.build_algorithm(options, model)
+        algorithm = build.build_algorithm(options, model, metrics.cross_entropy)
         params = {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}
         result = simulate.run(algorithm, params, data, key=jax.random.key(1), num_rounds=40)
         loss = result.info.cohort.loss.mean(axis=1)
@@ -266,7 +267,7 @@ def test_natural_clients_keep_their_names(tmp_path: Path, monkeypatch: pytest.Mo
 def deal(**options: Any) -> build.Dealt:
     values = {"num_clients": 5, **options}
     resolved = train_options.resolve(train_options.replaced(TrainOptions(), values))
-    return build.deal(resolved.data, resolved.table, seed=3)
+    return build.deal(resolved, seed=3)
 
 
 @pytest.mark.parametrize("partition", ["iid", "dirichlet", "shards", "quantity_skew"])
@@ -492,6 +493,42 @@ def test_what_is_no_run_to_continue(
     assert "no --checkpoint-every" in capsys.readouterr().err
     assert run("train", "--resume", tmp_path) == 2
     assert "no run in it" in capsys.readouterr().err
+
+
+def test_files_that_have_clients(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their clients are the population without a word, and one may have no test examples."""
+    train = ["train", "--model", "logistic", "--cohort-size", "all", "--rounds", 2, "--width", 1]
+    runs = []
+    plain = [{name.replace("雪", "q"): rows for name, rows in split.items()} for split in PLAIN]
+    for name in ("leaf", "parquet"):
+        kind, write = WRITERS[name]
+        (tmp_path / name).mkdir()
+        path = write(tmp_path / name, *plain)
+        output = tmp_path / f"{name}-run"
+        assert run(*train, "--dataset", f"{kind}:{path}", "--output", output) == 0
+        assert "5, by_group (group client): 1 to 5 examples" in capsys.readouterr().out
+        runs.append(arrays(output))
+        with np.load(output / "params.npz") as params:
+            runs[-1] |= dict(params)
+    assert runs[0]["client_names"].tolist() == sorted(plain[0])
+    assert runs[0]["evaluations/test/accuracy/count"][0].tolist() == [2, 4, 0, 1, 3]
+    for other in runs[1:]:
+        assert other.keys() == runs[0].keys()
+        for key, array in runs[0].items():
+            np.testing.assert_array_equal(other[key], array)
+
+    path = f"leaf:{tmp_path / 'leaf'}"
+    for wrong, message in (
+        (["--dataset", path, "--x-shape", 4, 1], r"cannot become x_shape=\(4, 1\)"),
+        (["--dataset", path, "--client-column", "a"], "unknown option of leaf:.* 'client_column'"),
+        (["--dataset", path, "--decimal", ","], "unknown option of leaf:.* 'decimal'"),
+        (["--dataset", "adult", "--x", "a"], r"--x: for files that have clients .* only, but"),
+        (["--dataset", "leave:x"], r"unknown data set 'leave:x'.*leaf:PATH"),
+        (["--dataset", "leaf:nowhere"], r"nowhere does not exist"),
+    ):
+        assert run("train", *wrong, "--output", tmp_path / "other") == 2
+        assert re.search(message, capsys.readouterr().err.replace("\n", " ")), message
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_table_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -807,3 +844,53 @@ def test_every_experiment_keeps_the_contract(name: str) -> None:
     assert {"output", "overwrite"} <= {f.name for f in dataclasses.fields(module.Options)}
     assert callable(module.main) and module.__doc__
     assert run("reproduce", name, "--help") == 0
+
+
+def houses(path: Path, *, regions: int = 4) -> None:
+    """Prices that are linear in two features, in a table of 400 rows; the last region is small."""
+    rng = np.random.default_rng(0)
+    area, age = rng.uniform(40, 200, 400), rng.uniform(0, 100, 400)
+    price = 50_000.5 + 2_500 * area - 700 * age + rng.normal(0, 5_000, 400)
+    region = np.where(np.arange(400) == 0, regions - 1, rng.integers(0, regions - 1, 400))
+    rows = zip(area.round(2), age.round(2), price.round(2), region, strict=True)
+    lines = ["area,age,price,region", *(f"{a},{b},{p},r{r}" for a, b, p, r in rows)]
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def test_a_regression_from_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    houses(tmp_path / "price.csv")
+    args = [
+        *("train", "--dataset", tmp_path / "price.csv", "--label", "price"),
+        *("--partition", "dirichlet", "--num-clients", 5, "--rounds", 30, "--model", "logistic"),
+        *("--client-learning-rate", 0.3, "--eval-every", 30, "--output", tmp_path / "run"),
+    ]
+    assert run(*args) == 0
+    shown = capsys.readouterr().out
+    assert "1 target from" in shown and "mean_absolute_error" in shown
+    final = read(tmp_path / "run" / "results.json")["final"]["test"]
+    # The noise has a deviation of 5,000: its mean size is 5,000 sqrt(2 / pi) = 3,989.
+    assert 3_000 < final["mean_absolute_error"]["mean"] < 6_000
+    assert 9e6 < final["mean_squared_error"]["mean"] < 60e6
+    assert final["r2"]["mean"] > 0.95
+    assert "client_mean_absolute_error.png" in names(tmp_path / "run")
+    assert "label_counts.png" not in names(tmp_path / "run")
+    population = deal(dataset=str(tmp_path / "price.csv"), label="price", partition="shards")
+    means = [population.train.client(i)["y"].mean() for i in range(5)]
+    assert np.std(means) > 20_000  # clients differ in their targets
+
+
+def test_a_client_without_test_rows_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    houses(tmp_path / "price.csv")
+    args = [
+        *("train", "--dataset", tmp_path / "price.csv", "--label", "price", "--group", "region"),
+        *("--partition", "by_group", "--rounds", 1, "--model", "logistic", "--seed", 1),
+        *("--output", tmp_path / "run"),
+    ]
+    assert run(*args) == 0
+    saved = arrays(tmp_path / "run")
+    assert saved["client_names"].tolist() == ["r0", "r1", "r2", "r3"]
+    count = saved["evaluations/test/mean_absolute_error/count"][-1]
+    assert count[3] == 0 and (count[:3] > 0).all() and saved["client_sizes"][3] == 1
+    assert "pooled" not in capsys.readouterr().out
