@@ -11,7 +11,7 @@ from fedjax_sim import engine, simulate
 from fedjax_sim.analysis.runfolder import RunFolder, check_output
 from fedjax_sim.base import Algorithm, Key, Params
 from fedjax_sim.cli import train_options
-from fedjax_sim.cli.build import METRICS, build_algorithm, build_model, check_numbers, deal
+from fedjax_sim.cli.build import METRICS, build_algorithm, build_model, deal
 from fedjax_sim.cli.interrupts import graceful_interrupt, signal_handlers
 from fedjax_sim.cli.output import (
     card_of,
@@ -41,7 +41,6 @@ def main(options: TrainOptions) -> int:
     _use_all_cores()
     given, options = options, train_options.resolve(options)
     train_options.check_resumed(options)
-    check_numbers(options)
     output = options.run.output or default_output(options)
     if options.run.resume is None:
         check_output(output, overwrite=options.run.overwrite)
