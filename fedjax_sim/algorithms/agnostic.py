@@ -117,7 +117,6 @@ def agnostic(
         Mohri, Sivek, Suresh, "Agnostic Federated Learning", ICML 2019, figure 3 (Stochastic-AFL and
         Optimistic Stochastic-AFL).
     """
-    optimizers.check("optimizer", optimizer)
     checks.one_of("estimator", estimator, ("per_domain", "weighted", "uniform"))
     checks.one_of("output", output, ("average", "last"))
     checks.in_range("skewness", skewness, 0.0)

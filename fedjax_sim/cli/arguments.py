@@ -73,15 +73,13 @@ def check(args: Sequence[str], options: type, ranges: Mapping[str, Range], *, co
         many = any(typing.get_origin(each) is tuple for each in _alternatives(kind))
         while rest and not equals and not rest[0].startswith("--") and (many or not values):
             values.append(rest.pop(0))
+        of = _inner(kind) if many else kind
         if not values:
-            raise ValueError(
-                f"{flag(name)} needs a value: {described(_inner(kind) if many else kind)}."
-            )
+            raise ValueError(f"{flag(name)} needs a value: {described(of)}.")
         if values == ["None"] and types.NoneType in _alternatives(kind):
             continue
         for each in values:
-            inner = _inner(kind) if many else kind
-            converted(flag(name), each, inner, ranges.get(name), read=_from_text)
+            converted(flag(name), each, of, ranges.get(name), read=_from_text)
 
 
 def converted(name: str, value: Any, kind: Any, within: Range | None, *, read: Any = None) -> Any:

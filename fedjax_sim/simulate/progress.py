@@ -1,8 +1,10 @@
 """What a run tells while it goes on, and the bar that shows it."""
 
 import contextlib
+import io
+import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fedjax_sim.base import Status
 
@@ -30,11 +32,12 @@ class Progress(NamedTuple):
 def progress_bar(title: str = "training") -> Iterator[Callable[[Progress], None]]:
     """Show a progress bar for `run`: rounds, rounds/s, client-steps/s, time left, newest metrics.
 
+    In a notebook it is text that is replaced in place, without widgets.
+
     with progress_bar("fedavg") as show:
         run(..., progress=show)
     """
     from rich.console import Console, Group
-    from rich.live import Live
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
     from rich.text import Text
@@ -48,9 +51,8 @@ def progress_bar(title: str = "training") -> Iterator[Callable[[Progress], None]
     )
     task = bar.add_task(title, total=None, speed="compiling")
     latest = Text(style="dim")
-
-    console = Console()
-    with Live(Group(bar, latest), console=console):
+    showing = _in_notebook if Console().is_jupyter else _in_terminal
+    with showing(Group(bar, latest)) as refresh:
 
         def show(progress: Progress) -> None:
             seconds = max(progress.seconds, 1e-9)
@@ -62,7 +64,46 @@ def progress_bar(title: str = "training") -> Iterator[Callable[[Progress], None]
             bar.update(
                 task, total=progress.total_rounds, completed=progress.num_rounds, speed=speed
             )
+            refresh()
 
         yield show
+
+
+@contextlib.contextmanager
+def _in_terminal(picture: Any) -> Iterator[Callable[[], None]]:
+    """Rich draws by itself, four times a second."""
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console()
+    with Live(picture, console=console):
+        yield lambda: None
     if not console.is_terminal:
         console.line()  # a terminal gets one from Live
+
+
+@contextlib.contextmanager
+def _in_notebook(picture: Any) -> Iterator[Callable[[], None]]:
+    """Plain text in one output of the cell: rich itself wants ipywidgets there."""
+    from IPython.display import display
+    from rich.console import Console
+
+    def drawn() -> dict[str, str]:
+        console = Console(file=io.StringIO(), width=100, force_jupyter=False, color_system=None)
+        with console.capture() as capture:
+            console.print(picture)
+        return {"text/plain": capture.get().rstrip()}
+
+    output = display(drawn(), raw=True, display_id=True)
+    newest = time.monotonic()
+
+    def refresh() -> None:
+        nonlocal newest
+        if time.monotonic() - newest > 0.25:
+            newest = time.monotonic()
+            output.update(drawn(), raw=True)
+
+    try:
+        yield refresh
+    finally:
+        output.update(drawn(), raw=True)

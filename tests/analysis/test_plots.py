@@ -1,3 +1,4 @@
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedjax_sim.analysis import plots
+from fedjax_sim.base import Mean, MeanByClass
+from fedjax_sim.simulate import Evaluations, Result
 
 
 def drawn_bars(axes: Axes) -> np.ndarray:
@@ -236,7 +239,37 @@ def test_needs_neither_pyplot_nor_matplotlib_at_import(tmp_path: Path) -> None:
         (lambda: plots.learning_curves([0], {}), "at least one metric"),
         (
             lambda: plots.learning_curves([0, 1], {"loss": {"mean": [1.0]}}),
-            r"mean of loss must have a value for each of the 2 rounds, got shape \(1,\)",
+            r"mean of loss must have a value for each of the 2 rounds.*got shape \(1,\)",
+        ),
+        (
+            lambda: plots.learning_curves([0], {"a": {"mean": [[1, 2]]}}),
+            r"got shape \(1, 2\): of a sweep give the result itself or take one run",
+        ),
+        (
+            lambda: plots.learning_curves(evaluated((2,)), run=2),
+            "run must be that of a sweep, got 2, but the sweep has 2 runs",
+        ),
+        (
+            lambda: plots.learning_curves([0], {"a": {"mean": [1]}}, run=0),
+            "got 0, but there is one run",
+        ),
+        (
+            lambda: plots.minimax_path(np.ones((4, 6, 2)), np.ones((4, 6, 2)), ["a", "b"]),
+            r"must have shape \[rounds, 2\], got \(4, 6, 2\). The arrays of a sweep",
+        ),
+        (
+            lambda: plots.ranges(
+                {"a": np.ones((4, 6, 2))},
+                {"a": np.ones((4, 6, 2))},
+                label="",
+                inner_label="",
+                outer_label="",
+            ),
+            r"inner and outer of 'a' must have shape \[rounds, 2\].*The arrays of a sweep",
+        ),
+        (
+            lambda: plots.histograms({"a": {"b": np.ones((6, 2))}}, [0, 1, 2], x="", y=""),
+            r"counts of 'a' must have shape \(2,\), one a bin, got \(6, 2\). The arrays of a sweep",
         ),
         (lambda: plots.client_distribution({}, label=""), "at least one finite value"),
         (lambda: plots.client_distribution({"a": [np.nan]}, label=""), "at least one finite"),
@@ -258,6 +291,79 @@ def test_needs_neither_pyplot_nor_matplotlib_at_import(tmp_path: Path) -> None:
 def test_bad_input(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def evaluated(runs: tuple[int, ...]) -> Evaluations:
+    """Three evaluations of five clients, by a metric of the package and by one's own."""
+    rng = np.random.default_rng(0)
+    counts = np.full((3, *runs, 5), 4.0)
+    values = {
+        split: {name: Mean(4 * rng.random(counts.shape), counts) for name in ("accuracy", "own")}
+        for split in ("train", "test")
+    }
+    return Evaluations(np.array([0, 5, 10]), values)
+
+
+def test_learning_curves_of_a_result() -> None:
+    evaluations = evaluated(())
+    result = Result({}, (), 10, None, evaluations, 1.0, 1.0)
+    for given in (result, evaluations):
+        accuracy, own = plots.learning_curves(given).axes
+        assert (accuracy.get_ylabel(), own.get_ylabel()) == ("accuracy", "own")
+        assert [line.get_linestyle() for line in accuracy.lines] == ["-", "--", "-", "--"]
+        assert [line.get_linestyle() for line in own.lines] == ["-", "-"]  # which is worse?
+        assert len(accuracy.collections) == len(own.collections) == 2
+        mean = evaluations.values["train"]["accuracy"]
+        drawn = accuracy.lines[0].get_ydata()
+        np.testing.assert_allclose(drawn, (mean.total / mean.count).mean(axis=1), rtol=1e-6)
+        worst = accuracy.lines[1].get_ydata()
+        np.testing.assert_allclose(worst, (mean.total / mean.count).min(axis=1), rtol=1e-6)
+    by_class = MeanByClass(np.full((3, 5, 2), 1.0), np.full((3, 5, 2), 4.0))
+    recall = Evaluations(evaluations.rounds, {"test": {"recall": by_class}})
+    assert plots.learning_curves(recall).axes[0].lines[0].get_ydata().tolist() == [0.25] * 3
+    nothing = Evaluations(np.array([], int), {})
+    with pytest.raises(ValueError, match="evaluate= and eval_data="):
+        plots.learning_curves(nothing)
+    with pytest.raises(ValueError, match="summaries with rounds as numbers only"):
+        plots.learning_curves(result, {"a": {"mean": [1, 2, 3]}})
+
+
+@pytest.mark.parametrize("num_runs", [6, 11])
+def test_learning_curves_of_a_sweep_are_a_line_for_each_run(num_runs: int) -> None:
+    evaluations = evaluated((num_runs,))
+    figure = plots.learning_curves(evaluations)
+    for axes, name in zip(figure.axes, ("accuracy", "own"), strict=True):
+        drawn = np.array([line.get_ydata() for line in axes.lines])
+        expected = [evaluations.values[split][name] for split in ("train", "test")]
+        means = [(mean.total / mean.count).mean(axis=2).T for mean in expected]
+        np.testing.assert_allclose(drawn, np.concatenate(means), rtol=1e-6)
+        assert (
+            len({str(line.get_color()) + line.get_linestyle() for line in axes.lines})
+            == 2 * num_runs
+        )
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    named = range(6) if num_runs == 6 else (0, 10)
+    assert names == [f"{split} run {i}" for split in ("train", "test") for i in named]
+
+    one = plots.learning_curves(evaluations, run=4)
+    alone = evaluated((num_runs,))
+    chosen = {
+        split: {k: Mean(v.total[:, 4], v.count[:, 4]) for k, v in by_name.items()}
+        for split, by_name in alone.values.items()
+    }
+    same = plots.learning_curves(Evaluations(alone.rounds, chosen))
+    for axes, other in zip(one.axes, same.axes, strict=True):
+        for line, twin in zip(axes.lines, other.lines, strict=True):
+            np.testing.assert_array_equal(line.get_ydata(), twin.get_ydata())
+
+
+def test_a_notebook_shows_what_is_returned() -> None:
+    """By the protocol of IPython, which needs no pyplot for it."""
+    figure = plots.learning_curves([0, 1], {"loss": {"mean": [2.0, 1.0]}})
+    picture, shown = figure._repr_png_()  # type: ignore[attr-defined]
+    assert picture.startswith(b"\x89PNG") and shown == {"width": 500}
+    again = pickle.loads(pickle.dumps(figure))
+    assert again._repr_png_()[0].startswith(b"\x89PNG")
 
 
 def test_tradeoff_marks_means_and_spread():

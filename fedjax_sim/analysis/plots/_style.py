@@ -1,5 +1,7 @@
 """The house style: colours, figures and names along an axis."""
 
+import functools
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -24,16 +26,30 @@ _STYLE: Any = {
     "image.cmap": "Blues",  # nothing is white, and lightness alone carries the value
 }
 MAX_NAMES = 40  # that fit along an axis
+SWEEP = "The arrays of a sweep have an axis of runs, [G]: draw one run, such as values[:, 0]."
 
 
 @contextmanager
 def new_figure(width: float, height: float) -> Iterator["Figure"]:
-    """An empty figure of `width` x `height` inches; inside the block the house style holds."""
+    """An empty figure of `width` x `height` inches; inside the block the house style holds.
+
+    A notebook shows it by itself, whether pyplot was set up or not.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context(_STYLE):
-        yield Figure(figsize=(width, height), dpi=150, layout="constrained")
+        figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+        # Notebooks ask for this; matplotlib's own figures are shown by pyplot alone.
+        figure._repr_png_ = functools.partial(_png, figure)  # type: ignore[attr-defined]
+        yield figure
+
+
+def _png(figure: "Figure") -> tuple[bytes, dict[str, int]]:
+    """The picture, and how large a notebook should show it: 100 pixels an inch."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    return picture.getvalue(), {"width": round(100 * figure.get_figwidth())}
 
 
 def names_of(argument: str, names: Sequence[str] | None, length: int) -> list[str]:

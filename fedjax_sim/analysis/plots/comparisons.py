@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fedjax_sim.analysis.plots._style import COLOURS, MAX_NAMES, new_figure
+from fedjax_sim.analysis.plots._style import COLOURS, MAX_NAMES, SWEEP, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -207,11 +207,20 @@ def histograms(
 
     Returns:
         The figure.
+
+    Raises:
+        ValueError: If a shape does not fit.
     """
-    contrasting = (COLOURS[0], *COLOURS[5:])
+    contrasting, num_bins = (COLOURS[0], *COLOURS[5:]), np.size(edges) - 1
     with new_figure(1.5 + 2.2 * len(counts), 2.8) as figure:
         panels = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
         for axes, (name, series) in zip(panels, counts.items(), strict=True):
+            wrong = [np.shape(each) for each in series.values() if np.shape(each) != (num_bins,)]
+            if wrong:
+                raise ValueError(
+                    f"counts of {name!r} must have shape ({num_bins},), one a bin, got {wrong[0]}. "
+                    f"{SWEEP if len(wrong[0]) > 1 else ''}".rstrip()
+                )
             drawn = [
                 axes.stairs(np.asarray(each, float), np.asarray(edges), color=colour)
                 for each, colour in zip(series.values(), itertools.cycle(contrasting), strict=False)

@@ -3,71 +3,173 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fedjax_sim.analysis.plots._style import COLOURS, new_figure
+from fedjax_sim import metrics
+from fedjax_sim.analysis.plots._style import COLOURS, SWEEP, new_figure
+from fedjax_sim.base import Mean, MeanByClass
+from fedjax_sim.simulate import Evaluations, Result
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
 def learning_curves(
-    rounds: ArrayLike, summaries: Mapping[str, Mapping[str, ArrayLike]]
+    rounds: ArrayLike | Evaluations | Result,
+    summaries: Mapping[str, Mapping[str, ArrayLike]] | None = None,
+    *,
+    run: int | None = None,
 ) -> "Figure":
     """Draw how metrics and their spread over clients develop, one panel a metric.
 
-    A solid line is the mean over examples, a dashed one the worst client, and the band reaches from
-    the 10th to the 90th percentile of the clients.
+    `learning_curves(result)` is all there is to it. A solid line is the mean over examples, a
+    dashed one the worst client, and the band reaches from the 10th to the 90th percentile of the
+    clients. Of a sweep, every run is a line of its own, the mean over examples; `run` chooses one
+    and draws it as if it had been alone. A metric by class is drawn over all classes.
 
     Args:
-        rounds: [E] rounds done at each evaluation.
-        summaries: "split/metric" -> statistic -> [E], as `metrics.summarize` gives them. Only
-            "mean" must be there.
+        rounds: what `run` or `sweep` returned, or its evaluations; or [E] rounds done at each
+            evaluation.
+        summaries: given if and only if `rounds` are numbers: "split/metric" -> statistic -> [E], as
+            `metrics.summarize` gives them. Only "mean" must be there.
+        run: the run of a sweep to draw, in [0, G); all of them by default.
 
     Returns:
         The figure.
 
     Raises:
-        ValueError: If there is nothing to draw, or a length differs from that of `rounds`.
+        ValueError: If there is nothing to draw, a length differs from that of `rounds`, or there is
+            no such run.
     """
-    at = np.asarray(rounds)
-    if not summaries:
-        raise ValueError("summaries must hold at least one metric, got none.")
-    for name, summary in summaries.items():
-        for statistic, values in summary.items():
-            if np.shape(values) != at.shape:
-                raise ValueError(
-                    f"{statistic} of {name} must have a value for each of the {at.size} rounds, "
-                    f"got shape {np.shape(values)}: of a sweep take one run, of a metric by class "
-                    "one class."
-                )
-    splits = list(dict.fromkeys(name.rpartition("/")[0] for name in summaries))
-    panels = list(dict.fromkeys(name.rpartition("/")[2] for name in summaries))
+    evaluations = rounds.evaluations if isinstance(rounds, Result) else rounds
+    if isinstance(evaluations, Evaluations):
+        if summaries is not None:
+            raise ValueError("give summaries with rounds as numbers only: a result has its own.")
+        at, tables = np.asarray(evaluations.rounds), _summarized(evaluations)
+    else:
+        at = np.asarray(evaluations)
+        tables = {
+            name: {statistic: np.asarray(values) for statistic, values in summary.items()}
+            for name, summary in (summaries or {}).items()
+        }
+        _check_lengths(at, tables)
+    if not tables:
+        raise ValueError(
+            "summaries must hold at least one metric, got none. A run evaluates if it is given "
+            "evaluate= and eval_data=."
+        )
+    shape = next(iter(tables.values()))["mean"].shape
+    num_runs = shape[1] if len(shape) > 1 else None
+    if run is not None:
+        if num_runs is None or not 0 <= run < num_runs:
+            there = "there is one run" if num_runs is None else f"the sweep has {num_runs} runs"
+            raise ValueError(f"run must be that of a sweep, got {run}, but {there}.")
+        tables = {n: {k: v[:, run] for k, v in each.items()} for n, each in tables.items()}
+    splits = list(dict.fromkeys(name.rpartition("/")[0] for name in tables))
+    panels = list(dict.fromkeys(name.rpartition("/")[2] for name in tables))
     with new_figure(1.5 + 3.5 * len(panels), 3) as figure:
         panel = dict(zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True))
-        lines: dict[str, Artist] = {}
-        band = None
-        is_plain = all(set(summary) == {"mean"} for summary in summaries.values())
-        for name, summary in summaries.items():
-            split, _, metric = name.rpartition("/")
-            axes, colour = panel[metric], COLOURS[splits.index(split) % len(COLOURS)]
-            if {"percentile_10", "percentile_90"} <= summary.keys():
-                ends = summary["percentile_10"], summary["percentile_90"]
-                axes.fill_between(at, *ends, color=colour, alpha=0.15, linewidth=0)
-                band = "band: 10th to 90th\npercentile of clients"
-            for statistic, text, dashes in (("mean", "mean", "-"), ("worst", "worst client", "--")):
-                if statistic in summary:
-                    # A single evaluation is a point, which no line shows.
-                    style = {"color": colour, "linestyle": dashes, "marker": "." * (at.size == 1)}
-                    label = split if split and is_plain else f"{split} {text}".strip()
-                    lines[label], *_ = axes.plot(at, summary[statistic], **style)
+        for metric, axes in panel.items():
             axes.set(xlabel="round", ylabel=metric)
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.grid(visible=True)
-        figure.legend(lines.values(), lines.keys(), title=band, loc="outside right upper")
+        if num_runs is not None and run is None:
+            lines, title = _draw_runs(at, tables, panel, splits, num_runs), None
+        else:
+            lines, title = _draw_spreads(at, tables, panel, splits)
+        figure.legend(lines.values(), lines.keys(), title=title, loc="outside right upper")
     return figure
+
+
+def _summarized(evaluations: Evaluations) -> dict[str, dict[str, np.ndarray]]:
+    """The worst client only of metrics of the package, whose good direction is known."""
+    spread_of = jax.jit(metrics.summarize, static_argnames="higher_is_better")
+
+    def summary(name: str, mean: Mean) -> dict[str, np.ndarray]:
+        if isinstance(mean, MeanByClass):
+            mean = Mean(mean.total.sum(axis=-1), mean.count.sum(axis=-1))
+        metric = metrics.METRICS.get(name)
+        spread = spread_of(mean, higher_is_better=metric is not None and metric.higher_is_better)
+        alone = {"mean"} if mean.count.shape[-1] == 1 else spread.keys()
+        left_out = {"worst"} if metric is None else set()
+        return {k: np.asarray(v) for k, v in spread.items() if k in alone and k not in left_out}
+
+    return {
+        f"{split}/{name}": summary(name, mean)
+        for split, by_name in evaluations.values.items()
+        for name, mean in by_name.items()
+    }
+
+
+def _check_lengths(at: np.ndarray, tables: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    for name, summary in tables.items():
+        for statistic, values in summary.items():
+            if values.shape != at.shape:
+                raise ValueError(
+                    f"{statistic} of {name} must have a value for each of the {at.size} rounds, "
+                    f"got shape {values.shape}: of a sweep give the result itself or take one run, "
+                    "of a metric by class one class."
+                )
+
+
+def _draw_spreads(
+    at: np.ndarray,
+    tables: Mapping[str, Mapping[str, np.ndarray]],
+    panel: "Mapping[str, Axes]",
+    splits: Sequence[str],
+) -> "tuple[dict[str, Artist], str | None]":
+    """One run: a colour for each split; the lines by name, and what the band is."""
+    lines: dict[str, Artist] = {}
+    band = None
+    is_plain = all(set(summary) == {"mean"} for summary in tables.values())
+    for name, summary in tables.items():
+        split, _, metric = name.rpartition("/")
+        axes, colour = panel[metric], COLOURS[splits.index(split) % len(COLOURS)]
+        if {"percentile_10", "percentile_90"} <= summary.keys():
+            ends = summary["percentile_10"], summary["percentile_90"]
+            axes.fill_between(at, *ends, color=colour, alpha=0.15, linewidth=0)
+            band = "band: 10th to 90th\npercentile of clients"
+        for statistic, text, dashes in (("mean", "mean", "-"), ("worst", "worst client", "--")):
+            if statistic in summary:
+                # A single evaluation is a point, which no line shows.
+                style: Any = {"color": colour, "linestyle": dashes, "marker": "." * (at.size == 1)}
+                label = split if split and is_plain else f"{split} {text}".strip()
+                lines[label], *_ = axes.plot(at, summary[statistic], **style)
+    return lines, band
+
+
+def _draw_runs(
+    at: np.ndarray,
+    tables: Mapping[str, Mapping[str, np.ndarray]],
+    panel: "Mapping[str, Axes]",
+    splits: Sequence[str],
+    num_runs: int,
+) -> "dict[str, Artist]":
+    """A sweep: a colour for each run, dashes for each split; the first and the last of many named.
+
+    Many runs go from blue to yellow in their order.
+    """
+    from matplotlib import colormaps
+
+    few = num_runs <= len(COLOURS)
+    colours = COLOURS if few else colormaps["viridis"](np.linspace(0, 1, num_runs))
+    named = range(num_runs) if few else (0, num_runs - 1)
+    lines: dict[str, Artist] = {}
+    for name, summary in tables.items():
+        split, _, metric = name.rpartition("/")
+        dashes = ("-", "--", ":", "-.")[splits.index(split) % 4]
+        for run in range(num_runs):
+            style: Any = {"color": colours[run], "linestyle": dashes, "linewidth": 1}
+            line, *_ = panel[metric].plot(
+                at, summary["mean"][:, run], marker="." * (at.size == 1), **style
+            )
+            if run in named:
+                lines[f"{split} run {run}".strip()] = line
+    return lines
 
 
 def minimax_path(
@@ -103,7 +205,8 @@ def minimax_path(
         ):
             if values.ndim != 2 or values.shape[1] != len(names):
                 raise ValueError(
-                    f"{label} must have shape [rounds, {len(names)}], got {values.shape}."
+                    f"{label} must have shape [rounds, {len(names)}], got {values.shape}. "
+                    f"{SWEEP if values.ndim > 2 else ''}".rstrip()
                 )
             at = np.arange(1, len(values) + 1)
             for i, name in enumerate(names):
@@ -176,6 +279,9 @@ def ranges(
 
     Returns:
         The figure.
+
+    Raises:
+        ValueError: If a shape does not fit.
     """
     from matplotlib.ticker import LogFormatter
 
@@ -183,6 +289,11 @@ def ranges(
         panels = figure.subplots(1, len(outer), sharey=True, squeeze=False)[0]
         for axes, name in zip(panels, outer, strict=True):
             band, lines = np.asarray(outer[name], float), np.asarray(inner[name], float)
+            if not band.shape == lines.shape == (len(band), 2):
+                raise ValueError(
+                    f"inner and outer of {name!r} must have shape [rounds, 2], got {lines.shape} "
+                    f"and {band.shape}. {SWEEP if band.ndim > 2 else ''}".rstrip()
+                )
             at = first + np.arange(len(band))
             area = axes.fill_between(at, *band.T, color=COLOURS[0], alpha=0.25, linewidth=0)
             drawn = axes.plot(at, lines, color=COLOURS[5], marker=".", markersize=3)
