@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from fedjax_sim.base import Array, ClientMetric, Mean, MeanByClass
 from fedjax_sim.ops import checks, grouped
+from fedjax_sim.ops.arguments import checked
 from fedjax_sim.ops.per_example import as_numbers, check_function, described
 
 
@@ -195,6 +196,78 @@ def mean_absolute_error(outputs: Array, labels: Array) -> Mean:
     return _per_example(jnp.abs(difference), jnp.ones(labels.shape, bool))
 
 
+def huber(delta: float = 1.0) -> Callable[[Array, Array], Mean]:
+    """Loss that is half the squared error up to `delta` and grows linearly beyond.
+
+    0.5 d^2 for |d| <= delta, else delta (|d| - delta / 2): targets far off pull less than under
+    the squared error.
+
+    Args:
+        delta: > 0, in the units of the labels.
+
+    Returns:
+        A loss of outputs and labels as for `mean_squared_error`.
+
+    >>> huber()(jnp.array([[0.5], [3.0]]), jnp.zeros(2)).total.tolist()
+    [0.125, 2.5]
+    """
+    checks.in_range("delta", delta, 0.0, open_low=True)
+
+    def loss(outputs: Array, labels: Array) -> Mean:
+        distance = jnp.abs(_difference(outputs, labels))
+        near = jnp.minimum(distance, delta)
+        each = near * (distance - 0.5 * near)
+        return _per_example(each, jnp.ones(labels.shape, bool))
+
+    return loss
+
+
+def _yes_or_no(outputs: Array, labels: Array) -> tuple[Array, Array, Array]:
+    """Safe logits, labels as floats (NaN above 1) and which of them count."""
+    if outputs.shape not in (labels.shape, (*labels.shape, 1)):
+        raise ValueError(
+            f"outputs have shape {outputs.shape} and labels {labels.shape}: they must be equal, a "
+            "logit for every label, or outputs must have one more axis of length 1."
+        )
+    counted = labels >= 0
+    logits = jnp.where(counted, outputs.reshape(labels.shape), 0).astype(jnp.float32)
+    return logits, jnp.where(labels <= 1, labels, jnp.nan).astype(jnp.float32), counted
+
+
+def sigmoid_cross_entropy(outputs: Array, labels: Array) -> Mean:
+    """Cross-entropy of labels that are each there or not, averaged over the labels of an example.
+
+    For examples with several labels (`task="multilabel"`), or one yes or no.
+
+    Args:
+        outputs: [B, K] logits, or [B] or [B, 1] for labels [B]; computed in float32.
+        labels: [B, K] or [B], 1 for yes and 0 for no, or probabilities. A negative label is not
+            counted; one above 1 gives NaN.
+
+    Returns:
+        Mean of [B] totals and [B] numbers of labels that count.
+
+    Raises:
+        ValueError: if the shapes do not fit.
+
+    >>> sigmoid_cross_entropy(jnp.zeros((1, 3)), jnp.array([[1, 0, -1]])).count.tolist()
+    [2.0]
+    """
+    logits, labels, counted = _yes_or_no(outputs, labels)
+    each = jax.nn.relu(logits) - logits * labels + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+    return _per_example(each, counted)
+
+
+def _sigmoid_accuracy(outputs: Array, labels: Array) -> Mean:
+    logits, labels, counted = _yes_or_no(outputs, labels)
+    right = jnp.where(labels > 0.5, logits > 0, logits <= 0) & ~jnp.isnan(logits)
+    return _per_example(right.astype(jnp.float32), counted)
+
+
+sigmoid_accuracy = Metric(_sigmoid_accuracy, higher_is_better=True)
+"""Fraction of labels that are on the right side of 1/2; as for `sigmoid_cross_entropy`."""
+
+
 def _difference(outputs: Array, labels: Array) -> Array:
     if outputs.shape not in (labels.shape, (*labels.shape, 1)):
         raise ValueError(
@@ -210,6 +283,8 @@ METRICS: dict[str, Metric] = {
     "accuracy": accuracy,
     "mean_squared_error": Metric(mean_squared_error),
     "mean_absolute_error": Metric(mean_absolute_error),
+    "sigmoid_cross_entropy": Metric(sigmoid_cross_entropy),
+    "sigmoid_accuracy": sigmoid_accuracy,
 }
 """Metrics by name."""
 
@@ -307,6 +382,7 @@ def _confusion(outputs: Array, data: Any) -> tuple[_Labelled, _Table, Array]:
     return rows, counts, ~jnp.isfinite(rows.outputs).all(1) | (rows.labels >= num_classes)
 
 
+@checked
 def f1(average: Literal["macro", "micro", "binary"] = "macro") -> ClientMetric:
     """F1 of every client: 2 hits / (labels + predictions), by class; higher is better.
 
@@ -353,6 +429,7 @@ balanced_accuracy = ClientMetric(_balanced_accuracy, higher_is_better=True)
 """Mean of a client's accuracies on each of the classes that it has; NaN as for `f1`."""
 
 
+@checked
 def calibration_error(num_bins: int = 15) -> ClientMetric:
     """Expected calibration error of every client: how far confidence is from accuracy.
 
@@ -415,6 +492,7 @@ those that vary. A client whose labels are all equal is left out (scikit-learn s
 """
 
 
+@checked
 def each_client(
     fn: Callable[[Array, Array, Array], Any], *, higher_is_better: bool = False
 ) -> ClientMetric:

@@ -1050,6 +1050,11 @@ MODELS = {
     "from_functions": Row(models.from_functions, _functions, (_VECTORS, (4, CLASSES))),
     "from_linen": Row(models.from_linen, _linen, (_VECTORS, (4, CLASSES))),
     "from_nnx": Row(models.from_nnx, _nnx, (_VECTORS, (4, CLASSES))),
+    "scaled_outputs": Row(
+        models.scaled_outputs,
+        lambda: models.scaled_outputs(models.mlp(CLASSES, hidden=(4,)), shift=3.0, scale=2.0),
+        (_VECTORS, (4, CLASSES)),
+    ),
     "freeze": Row(
         models.freeze,
         lambda: models.freeze(models.mlp(CLASSES, hidden=(4,)), "dense_0/*"),

@@ -143,7 +143,9 @@ def bucketing(aggregator: Aggregator, *, bucket_size: int) -> Aggregator:
         live, _ = pairwise.finite(updates, weights)
         # Who counts comes first, in random order, so that only the last buckets are short.
         order = jnp.argsort(jnp.where(live, jax.random.uniform(key, live.shape), 2))
-        places = jnp.zeros(num_slots, jnp.int32).at[order].set(jnp.arange(num_slots))
+        places = (
+            jnp.zeros(num_slots, jnp.int32).at[order].set(jnp.arange(num_slots, dtype=jnp.int32))
+        )
         num_buckets = -(-num_slots // bucket_size)
         members = ((places // bucket_size)[None] == jnp.arange(num_buckets)[:, None]) & live[None]
         counts = members.sum(axis=1).astype(jnp.float32)

@@ -66,7 +66,6 @@ def loss_weighted(
     """FedAvg with weights exp(log_weights(losses)) and the mean update times `scale`."""
     losses_of = engine.cohort_loss(model, loss, num_examples=loss_examples)
     after = optax.sgd(1.0) if server is None else server
-    optimizers.check("server", after)
 
     def init(key: Key, params: Params, data: FederatedData) -> WeightedState:
         return WeightedState(

@@ -31,7 +31,6 @@ from fedjax_sim.data.fitting import check_fit
 from fedjax_sim.engine import contracts
 from fedjax_sim.ops import checks, optimizers, trees
 from fedjax_sim.ops.arguments import checked
-from fedjax_sim.ops.per_example import check_model
 
 
 class AgnosticState(NamedTuple):
@@ -118,8 +117,6 @@ def agnostic(
         Mohri, Sivek, Suresh, "Agnostic Federated Learning", ICML 2019, figure 3 (Stochastic-AFL and
         Optimistic Stochastic-AFL).
     """
-    check_model(model)
-    optimizers.check("optimizer", optimizer)
     checks.one_of("estimator", estimator, ("per_domain", "weighted", "uniform"))
     checks.one_of("output", output, ("average", "last"))
     checks.in_range("skewness", skewness, 0.0)

@@ -128,7 +128,6 @@ def agnostic_fedavg(
         num_domains=domains.number if domains else 1,
     )
     optimizer = optax.sgd(1.0) if server is None else server
-    optimizers.check("server", optimizer)
 
     def init(key: Key, params: Params, data: FederatedData) -> AgnosticAveragingState:
         check_domains(domains, data)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _CONFIG = "config.json"
 _LOG = "metrics.jsonl"
-_CHECKPOINTS = "checkpoints"
+CHECKPOINTS = "checkpoints"
 _PACKAGES = ("jax", "jaxlib", "numpy", "flax", "optax")
 
 
@@ -81,12 +81,13 @@ class RunFolder:
             raise FileNotFoundError(f"there is no run in {self.path} to continue.")
         if not resume:
             check_output(self.path, overwrite=overwrite)
-        self.path.mkdir(parents=True, exist_ok=True)
+        # A folder that was not there a moment ago is another run's that began at the same time.
+        self.path.mkdir(parents=True, exist_ok=self.path.exists())
         for name in earlier or ():
             self._partial(name).unlink(missing_ok=True)
             if name == _CONFIG or resume:
                 continue  # config.json is replaced below: until then it says whose the others are
-            if name == _CHECKPOINTS and (self.path / name).is_dir():
+            if name == CHECKPOINTS and (self.path / name).is_dir():
                 shutil.rmtree(self.path / name)
             else:
                 (self.path / name).unlink(missing_ok=True)
@@ -107,35 +108,50 @@ class RunFolder:
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
-        """Give the path to write file `name` to; it gets its name when the block ends well."""
+        """Give the path to write file `name` to; it gets its name when the block ends well.
+
+        Then it is whole, and on the disk: neither a crash nor a full disk leaves half of it.
+        """
         if not _is_plain(name):
             raise ValueError(f"name must be a plain file name without folders, got {name!r}.")
         self._claim(name)
+        with self._replacing(name) as partial:
+            yield partial
+
+    @contextlib.contextmanager
+    def _replacing(self, name: str) -> Iterator[Path]:
         partial = self._partial(name)
         try:
-            yield partial
-            partial.replace(self.path / name)
+            with _named(self.path / name):
+                yield partial
+                with partial.open("rb+") as file:
+                    os.fsync(file.fileno())
+                partial.replace(self.path / name)
         finally:
             partial.unlink(missing_ok=True)
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl and hand it to the operating system at once."""
         self._claim(_LOG)
-        with (self.path / _LOG).open("a", encoding="utf-8") as file:
+        with _named(self.path / _LOG), (self.path / _LOG).open("a", encoding="utf-8") as file:
             file.write(_dumps(record) + "\n")
 
-    def trim_log(self, keep: Callable[[dict[str, Any]], bool]) -> None:
-        """Drop lines of metrics.jsonl, and the last one if a killed process left it unfinished."""
+    def edit_log(self, edit: Callable[[dict[str, Any]], dict[str, Any] | None]) -> None:
+        """Replace every line of metrics.jsonl by what `edit` gives, None to drop it.
+
+        A line that a killed process, or a full disk, left unfinished is dropped.
+        """
         log = self.path / _LOG
         lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+        edited = [edit(record) for record in map(_record, lines) if record is not None]
         with self.writing(_LOG) as path:
-            kept = [f"{line}\n" for line in lines if line.endswith("}") and keep(json.loads(line))]
+            kept = [_dumps(record) + "\n" for record in edited if record is not None]
             path.write_text("".join(kept), encoding="utf-8")
 
     def checkpoints(self) -> Path:
         """The folder for the run's checkpoints; it is deleted when the run is replaced."""
-        self._claim(_CHECKPOINTS)
-        return self.path / _CHECKPOINTS
+        self._claim(CHECKPOINTS)
+        return self.path / CHECKPOINTS
 
     def save_json(self, name: str, value: Any) -> None:
         """Write a JSON file; takes what `plain` takes."""
@@ -186,9 +202,8 @@ class RunFolder:
         if name in files:
             return
         files.append(name)
-        partial = self._partial(_CONFIG)
-        partial.write_text(_dumps(self._config, indent=2) + "\n", encoding="utf-8")
-        partial.replace(self.path / _CONFIG)
+        with self._replacing(_CONFIG) as partial:
+            partial.write_text(_dumps(self._config, indent=2) + "\n", encoding="utf-8")
 
 
 def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -216,6 +231,32 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> No
             f"output {path} holds files ({holds}) but no {_CONFIG} of an earlier run, so nothing "
             "in it is touched. Choose another --output, or empty the folder yourself."
         )
+
+
+def has_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Whether a run's folder holds a checkpoint to go on from; it may be damaged."""
+    folder = Path(path).expanduser() / CHECKPOINTS
+    return folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    """A line of metrics.jsonl; None if it is no whole one."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("round"), int) else None
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name the file in an OSError that does not, such as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise type(error)(error.errno, os.strerror(error.errno), str(path)) from error
 
 
 def _files_of_earlier_run(path: Path) -> list[str] | None:

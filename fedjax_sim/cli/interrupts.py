@@ -1,47 +1,44 @@
-"""Ctrl-C, kept from losing rounds that are done."""
+"""What signals do while a run goes on, and while its results are written."""
 
 import contextlib
-import os
 import signal
-from collections.abc import Callable, Iterator
-from types import FrameType
+import threading
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 
 @contextlib.contextmanager
-def graceful_interrupt() -> Iterator[Callable[[], None]]:
-    """Delay Ctrl-C to where `check` is called; a second one acts at once.
+def stopped_by_signals() -> Iterator[None]:
+    """Inside, Ctrl-C and what a scheduler sends before it kills (SIGTERM) act alike.
 
-    A KeyboardInterrupt may arrive between any two steps of the interpreter, so it could lose a
-    segment of rounds that was taken from the device but not stored yet. What a scheduler sends
-    before it kills (SIGTERM) is handled alike.
+    `simulate.run` delays them to where no round is lost.
     """
-    asked = raised = False
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        message = b"\nstopping after the rounds under way; Ctrl-C again stops at once\n"
-        os.write(2, message)  # printing is not safe inside a signal handler
-
-    def check() -> None:
-        nonlocal raised
-        if asked and not raised:
-            raised = True
-            raise KeyboardInterrupt
-
-    with signal_handlers(handle):
-        yield check
+    with signal_handlers(
+        {
+            signal.SIGINT: signal.default_int_handler,
+            signal.SIGTERM: lambda number, frame: signal.raise_signal(signal.SIGINT),
+        }
+    ):
+        yield
 
 
 @contextlib.contextmanager
-def signal_handlers(handler: Any) -> Iterator[None]:
-    """Handle SIGINT and SIGTERM by `handler` inside the block."""
-    previous = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+def signals_ignored() -> Iterator[None]:
+    """Let no signal in the way of what must not be lost."""
+    with signal_handlers(dict.fromkeys((signal.SIGINT, signal.SIGTERM), signal.SIG_IGN)):
+        yield
+
+
+@contextlib.contextmanager
+def signal_handlers(handlers: Mapping[int, Any]) -> Iterator[None]:
+    """Handle signals so inside the block. In another thread than the main one nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
         for number, before in previous.items():
-            signal.signal(number, before)
+            # None stands for a handler that is not Python's, which cannot be set again.
+            signal.signal(number, signal.SIG_DFL if before is None else before)

@@ -222,7 +222,7 @@ def _datasets(args: list[str]) -> int:
     if args:
         print("usage: fedjax-sim datasets\n\nList the data sets, and how to get them.")
         return 0 if args[0] in ("-h", "--help") else 2
-    from fedjax_sim.data.datasets import DATASETS
+    from fedjax_sim.data.datasets import BY_CLIENT, DATASETS
 
     table = Table("name", "what", "how to get it", box=box.SIMPLE_HEAD)
     table.columns[0].no_wrap = True
@@ -240,10 +240,14 @@ def _datasets(args: list[str]) -> int:
         "FILE.csv",
         "A table of your own, also .tsv, .txt or .parquet.",
         "--label names its column with the labels",
+        end_section=True,
     )
+    for kind, function in BY_CLIENT.items():
+        what = (inspect.getdoc(function) or "").partition("\n")[0]
+        table.add_row(f"{kind}:PATH", what, "files of your own that have clients")
     console = Console(highlight=False)
     console.print(table)
     console.print(
-        "More data of your own: datasets.from_images, from_arrays and from_hdf5 of the library."
+        "More data of your own: datasets.from_images, from_arrays and from_clients of the library."
     )
     return 0

@@ -15,11 +15,12 @@ from rich.table import Table
 
 from fedjax_sim import metrics, simulate
 from fedjax_sim.analysis import plots
-from fedjax_sim.analysis.runfolder import RunFolder
+from fedjax_sim.analysis.runfolder import RunFolder, has_checkpoint
 from fedjax_sim.base import Params, Status
 from fedjax_sim.cli import train_options
-from fedjax_sim.cli.build import METRICS, Dealt
+from fedjax_sim.cli.build import GOALS, Dealt, Goal
 from fedjax_sim.cli.train_options import TrainOptions
+from fedjax_sim.data.datasets import Dataset
 from fedjax_sim.ops import trees
 
 Summaries = dict[str, dict[str, dict[str, np.ndarray]]]
@@ -38,35 +39,55 @@ def default_output(options: TrainOptions) -> Path:
 
 
 def logger_of(
-    folder: RunFolder,
+    begin: Callable[[], RunFolder],
     options: TrainOptions,
     show: Callable[[simulate.Progress], None],
-    check_interrupt: Callable[[], None],
 ) -> Callable[[simulate.Progress], None]:
-    """Show progress, and write a line of metrics.jsonl for every segment of rounds."""
-    first = True
+    """Show progress, and write a line of metrics.jsonl for every segment of rounds.
+
+    begin: gives the run's folder, which may be made when the first line is written.
+    """
+    run, first = options.run, True
+
+    def evaluated(done: int, total: int) -> bool:
+        return done % run.eval_every == 0 or done == total
 
     def progress(now: simulate.Progress) -> None:
         nonlocal first
-        if first and options.run.resume is not None:
-            # What a killed run logged after its last checkpoint is done once more.
-            folder.trim_log(lambda record: record["round"] <= now.first_round)
+        folder = begin()
+        if first and run.resume is not None:
+            folder.edit_log(lambda line: kept(line, now))
         first = False
         show(now)
         done = now.num_rounds
-        evaluated = done % options.run.eval_every == 0 or done == now.total_rounds
         folder.log(
             {
                 "round": done,
                 "seconds": now.seconds,
                 "client_steps": now.client_steps,
                 "status": _status_names(now.status),
-                **(now.latest if evaluated else {}),
+                **(now.latest if evaluated(done, now.total_rounds) else {}),
             }
         )
-        check_interrupt()
+
+    def kept(line: dict[str, Any], now: simulate.Progress) -> dict[str, Any] | None:
+        """A line of the run that is continued, as that run would have written it unstopped."""
+        done = line["round"]
+        if done != now.first_round:
+            # What a killed run logged after its last checkpoint is done once more.
+            return line if done < now.first_round else None
+        periods = (segment_rounds(options), run.eval_every, run.checkpoint_every or done + 1)
+        if all(done % period for period in periods):
+            return None
+        metrics = evaluated(done, now.total_rounds)
+        return {name: x for name, x in line.items() if metrics or "/" not in name}
 
     return progress
+
+
+def segment_rounds(options: TrainOptions) -> int:
+    """Rounds between two lines of metrics.jsonl, at most."""
+    return min(options.run.eval_every, 10)
 
 
 def _status_names(status: Status) -> list[str]:
@@ -87,13 +108,13 @@ def shown_log() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def summarize(evaluations: simulate.Evaluations) -> Summaries:
+def summarize(evaluations: simulate.Evaluations, goal: Goal) -> Summaries:
     """How every metric spreads over clients, at every evaluation; one client has only a mean."""
     # Compiled at once: operation by operation it takes longer than many a run.
     spread_of = jax.jit(metrics.summarize, static_argnames="higher_is_better")
 
     def summary(name: str, mean: Any) -> dict[str, np.ndarray]:
-        spread = spread_of(mean, higher_is_better=METRICS[name].higher_is_better)
+        spread = spread_of(mean, higher_is_better=goal.metrics[name].higher_is_better)
         kept = spread if mean.count.shape[-1] > 1 else {"mean": spread["mean"]}
         return {statistic: np.asarray(values) for statistic, values in kept.items()}
 
@@ -126,7 +147,6 @@ def write(
             },
         },
     )
-    client_steps = _client_steps(result)
     status = Status(0)
     bytes_down = bytes_up = 0.0
     if result.info is not None:
@@ -140,6 +160,7 @@ def write(
         {
             "rounds": result.num_rounds,
             "interrupted": result.interrupted,
+            "stopped_early": result.stopped_early or None,
             "error": None if failure is None else str(failure),
             "status": _status_names(status),
             "final": {
@@ -153,13 +174,13 @@ def write(
             "num_clients": dealt.train.num_clients,
             "num_test_clients": dealt.test.num_clients,
             "num_parameters": trees.num_parameters(params),
-            "client_steps": client_steps,
+            "client_steps": result.client_steps,
             "bytes_down": bytes_down,
             "bytes_up": bytes_up,
             "seconds": result.seconds,
             "compile_seconds": result.compile_seconds,
             "rounds_per_second": _rate(result.num_rounds, result.seconds),
-            "client_steps_per_second": _rate(client_steps, result.seconds),
+            "client_steps_per_second": _rate(result.client_steps, result.seconds),
             "peak_memory_bytes": _peak_memory_bytes(),
         },
     )
@@ -185,25 +206,21 @@ def _write_pictures(
     folder.save_figure(
         "learning_curves.png", plots.learning_curves(result.evaluations.rounds, curves)
     )
+    pictured = next(iter(GOALS[dealt.dataset.task].metrics))
     last = {
-        split: jax.tree.map(lambda x: x[-1], by_name["accuracy"])
+        split: jax.tree.map(lambda x: x[-1], by_name[pictured])
         for split, by_name in result.evaluations.values.items()
     }
-    accuracies = {
+    by_client = {
         split: mean.total[mean.count > 0] / mean.count[mean.count > 0]
         for split, mean in last.items()
         if mean.count.size > 1
     }
-    if any(np.isfinite(each).any() for each in accuracies.values()):
+    if any(np.isfinite(each).any() for each in by_client.values()):
         folder.save_figure(
-            "client_accuracy.png", plots.client_distribution(accuracies, label="accuracy")
+            f"client_{pictured}.png",
+            plots.client_distribution(by_client, label=pictured.replace("_", " ")),
         )
-
-
-def _client_steps(result: simulate.Result) -> int:
-    if result.info is None:
-        return 0
-    return int(result.info.cohort.num_steps.sum(dtype=np.int64))
 
 
 def _rate(count: int, seconds: float) -> float:
@@ -233,7 +250,7 @@ def card_of(options: TrainOptions, dealt: Dealt, params: Params) -> Table:
         "data",
         f"{dealt.dataset.name}: {len(dealt.dataset.train['y']):,} training and "
         f"{len(dealt.dataset.test['y']):,} test examples, "
-        f"{dealt.dataset.num_classes} classes",
+        f"{_outputs(dealt.dataset)}",
     )
     card.add_row(
         "clients",
@@ -250,6 +267,20 @@ def card_of(options: TrainOptions, dealt: Dealt, params: Params) -> Table:
     )
     card.add_row("device", f"{jax.device_count()} x {device.device_kind}")
     return card
+
+
+def _outputs(dataset: Dataset) -> str:
+    """What a model of the data tells, in words."""
+    number = dataset.num_outputs
+    if dataset.task == "multilabel":
+        return f"{number} labels, of which an example may have several"
+    if dataset.task == "classification":
+        return f"{number} classes"
+    values = dataset.train["y"]
+    return (
+        f"{number} target{'s' * (number > 1)} from {values.min():.4g} to {values.max():.4g}, "
+        "scaled to mean 0 and deviation 1 for the loss; errors below are unscaled"
+    )
 
 
 def _some_options(options: TrainOptions, choice: str) -> str:
@@ -284,22 +315,29 @@ def summary_table(summaries: Summaries) -> Table:
     for split, by_name in summaries.items():
         for name, summary in by_name.items():
             cells = [
-                f"{summary[statistic][-1]:.3f}" if statistic in summary else ""
+                _shown(float(summary[statistic][-1])) if statistic in summary else ""
                 for statistic in _COLUMNS
             ]
             table.add_row(f"{split} {name}", *cells)
     return table
 
 
+def _shown(value: float) -> str:
+    """A number with three decimals, or four digits where it is large."""
+    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.4g}"
+
+
 def closing(folder: RunFolder, options: TrainOptions, result: simulate.Result) -> str:
     """What was done, how fast, where it lies and how to go on."""
     seconds = f"{result.seconds:.1f} s and {result.compile_seconds:.1f} s of compilation"
     speed = f"{_rate(result.num_rounds, result.seconds):,.1f} rounds/s"
-    steps = f"{_rate(_client_steps(result), result.seconds):,.0f} client-steps/s"
+    steps = f"{_rate(result.client_steps, result.seconds):,.0f} client-steps/s"
     how = "interrupted after" if result.interrupted else "did"
-    resumes = result.interrupted and options.run.checkpoint_every is not None
+    why = f"stopped early: {result.stopped_early}\n" * bool(result.stopped_early)
+    goes_on = result.num_rounds < options.training.rounds and not result.stopped_early
+    resumes = goes_on and options.run.checkpoint_every is not None and has_checkpoint(folder.path)
     return (
-        f"{how} {result.num_rounds} rounds in {seconds}: {speed}, {steps}\n"
+        f"{why}{how} {result.num_rounds} rounds in {seconds}: {speed}, {steps}\n"
         f"results: {folder.path}/ (results.json, metrics.jsonl, per_client.npz, params.npz, "
         "pictures)" + f"\ncontinue: fedjax-sim train --resume {folder.path}" * resumes
     )

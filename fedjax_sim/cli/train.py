@@ -1,29 +1,40 @@
 """What `fedjax-sim train` does: deal out the data, train, and leave a folder of results."""
 
 import contextlib
+import functools
 import os
-import signal
+from collections.abc import Callable
+from pathlib import Path
 
 import jax
 from rich.console import Console
 
 from fedjax_sim import engine, simulate
-from fedjax_sim.analysis.runfolder import RunFolder, check_output
+from fedjax_sim.analysis.runfolder import CHECKPOINTS, RunFolder, check_output, has_checkpoint
 from fedjax_sim.base import Algorithm, Key, Params
 from fedjax_sim.cli import train_options
-from fedjax_sim.cli.build import METRICS, build_algorithm, build_model, check_numbers, deal
-from fedjax_sim.cli.interrupts import graceful_interrupt, signal_handlers
+from fedjax_sim.cli.build import (
+    GOALS,
+    Goal,
+    build_algorithm,
+    build_loss,
+    build_model,
+    check_numbers,
+    deal,
+)
+from fedjax_sim.cli.interrupts import signals_ignored, stopped_by_signals
 from fedjax_sim.cli.output import (
     card_of,
     closing,
     default_output,
     logger_of,
+    segment_rounds,
     shown_log,
     summarize,
     summary_table,
     write,
 )
-from fedjax_sim.cli.train_options import TrainOptions
+from fedjax_sim.cli.train_options import RunOptions, TrainOptions
 from fedjax_sim.data import FederatedData
 from fedjax_sim.ops import checks, devices
 
@@ -35,8 +46,9 @@ def main(options: TrainOptions) -> int:
         0, or 130 after Ctrl-C: everything done until then is written.
 
     Raises:
-        RuntimeError: a round went wrong; everything done until then is written.
-        ValueError, TypeError, OSError: wrong options or data; no folder is made.
+        RuntimeError: a round went wrong, or the disk is full; what was done is written as far as
+            it can be.
+        ValueError, TypeError, OSError: wrong options or data; no folder is made or changed.
     """
     _use_all_cores()
     given, options = options, train_options.resolve(options)
@@ -45,41 +57,65 @@ def main(options: TrainOptions) -> int:
     output = options.run.output or default_output(options)
     if options.run.resume is None:
         check_output(output, overwrite=options.run.overwrite)
-    dealt = deal(options.data, options.table, seed=options.run.seed)
+    elif not has_checkpoint(output):
+        raise FileNotFoundError(
+            f"--resume {output}: there is no checkpoint in it to continue from. Start the run "
+            f"again: --config {output / 'config.toml'}, with another --output or --overwrite."
+        )
+    dealt = deal(options, seed=options.run.seed)
+    goal = GOALS[dealt.dataset.task]
+    stop_when = _patience(options.run, goal)
     options = _fitted(given, options, dealt.train.num_clients)
     # Split first: a key that is both split and folded gives equal keys for unequal uses.
     init_key, run_key = jax.random.split(jax.random.key(options.run.seed))
     model, params = build_model(options, dealt.dataset, init_key)
     mesh = devices.mesh() if jax.device_count() > 1 and not options.run.debug else None
-    algorithm = build_algorithm(options.training, model, mesh)
+    algorithm = build_algorithm(options.training, model, build_loss(dealt.dataset), mesh)
     train = dealt.train if mesh is None else devices.replicate(dealt.train, mesh)
     jax.eval_shape(algorithm.init, run_key, params, dealt.train)  # refuses what cannot run
 
     console = Console(highlight=False)
     console.print(card_of(options, dealt, params))
-    folder = RunFolder(
-        output,
-        train_options.flat(options),
-        overwrite=options.run.overwrite,
-        resume=options.run.resume is not None,
-    )
-    folder.save_text("config.toml", train_options.dump_toml(options))
-    evaluate = engine.evaluator(model, METRICS, mesh=mesh)
+    begin = functools.cache(lambda: _begun(output, options))
+    if options.run.resume is None:
+        begin()  # the folder of a run that is continued stays as it is until all is checked
+    evaluate = engine.evaluator(model, goal.metrics, mesh=mesh)
     splits = {"train": train, "test": dealt.test}
-    result, failure = _simulated(algorithm, params, splits, run_key, evaluate, folder, options)
-    with signal_handlers(signal.SIG_IGN):  # an impatient Ctrl-C must not lose what is done
-        summaries = summarize(result.evaluations)
-        write(folder, dealt, params, result, summaries, failure)
-        console.print(summary_table(summaries))
-        console.print(closing(folder, options, result), markup=False, soft_wrap=True)
-    if failure is not None:
+    with stopped_by_signals():
+        result, failure = _simulated(
+            algorithm, params, splits, run_key, evaluate, stop_when, begin, options
+        )
+        with signals_ignored():  # an impatient Ctrl-C must not lose what is done
+            folder = begin()
+            summaries = summarize(result.evaluations, goal)
+            try:
+                write(folder, dealt, params, result, summaries, failure)
+            except OSError as error:
+                failure = failure or error
+            console.print(summary_table(summaries))
+            console.print(closing(folder, options, result), markup=False, soft_wrap=True)
+    if isinstance(failure, simulate.SimulationError):
         # The hints after the first sentence are for users of the library.
         what = str(failure).partition(". ")[0]
         raise RuntimeError(
             f"{what}. Lower the learning rates, go on without such updates by --on-error continue, "
             f"or look closer with --debug. What was done is in {folder.path}/."
         ) from failure
+    if failure is not None:
+        raise RuntimeError(
+            f"{failure}. The run ended after {result.num_rounds} rounds; what could be written of "
+            f"them is in {folder.path}/."
+        ) from failure
     return 130 if result.interrupted else 0
+
+
+def _begun(output: Path, options: TrainOptions) -> RunFolder:
+    """The run's folder, with its options written."""
+    resumes = options.run.resume is not None
+    values = train_options.flat(options)
+    folder = RunFolder(output, values, overwrite=options.run.overwrite, resume=resumes)
+    folder.save_text("config.toml", train_options.dump_toml(options))
+    return folder
 
 
 def _fitted(given: TrainOptions, options: TrainOptions, num_clients: int) -> TrainOptions:
@@ -92,22 +128,33 @@ def _fitted(given: TrainOptions, options: TrainOptions, num_clients: int) -> Tra
     return options
 
 
+def _patience(run: RunOptions, goal: Goal) -> simulate.StopWhen | None:
+    """What ends the run early, if it was asked for."""
+    if run.patience is None:
+        return None
+    scores = [(split, name) for split in ("train", "test") for name in goal.metrics]
+    metric = run.patience_metric or f"test/{goal.loss_name}"
+    checks.one_of("--patience-metric", metric, ["/".join(score) for score in scores])
+    higher = goal.metrics[metric.partition("/")[2]].higher_is_better
+    return simulate.patience(metric, rounds=run.patience, higher_is_better=higher)
+
+
 def _simulated(
     algorithm: Algorithm,
     params: Params,
     splits: dict[str, FederatedData],
     key: Key,
     evaluate: simulate.Evaluate,
-    folder: RunFolder,
+    stop_when: simulate.StopWhen | None,
+    begin: Callable[[], RunFolder],
     options: TrainOptions,
-) -> tuple[simulate.Result, simulate.SimulationError | None]:
-    """Run the rounds, shown and logged; what was done and, if a round went wrong, why."""
+) -> tuple[simulate.Result, Exception | None]:
+    """Run the rounds, shown and logged; what was done and, if something went wrong, what."""
     run = options.run
-    with (
-        simulate.progress_bar() as show,
-        shown_log(),
-        graceful_interrupt() as check_interrupt,
-    ):
+    checkpoint = None
+    if run.checkpoint_every is not None:
+        checkpoint = run.resume / CHECKPOINTS if run.resume else begin().checkpoints()
+    with simulate.progress_bar() as show, shown_log():
         try:
             result = simulate.run(
                 algorithm,
@@ -118,15 +165,18 @@ def _simulated(
                 evaluate=evaluate,
                 eval_data=splits,
                 eval_every=run.eval_every,
-                segment_rounds=min(run.eval_every, 10),
-                progress=logger_of(folder, options, show, check_interrupt),
+                segment_rounds=segment_rounds(options),
+                progress=logger_of(begin, options, show),
                 on_error=options.training.on_error,
-                checkpoint=None if run.checkpoint_every is None else folder.checkpoints(),
+                checkpoint=checkpoint,
                 checkpoint_every=run.checkpoint_every,
+                stop_when=stop_when,
                 debug=run.debug,
             )
-        except simulate.SimulationError as error:
-            return error.result, error
+        except Exception as error:
+            if "result" not in vars(error):
+                raise  # nothing was done yet
+            return vars(error)["result"], error
     return result, None
 
 

@@ -79,13 +79,15 @@ class DataOptions:
         dataset: Data set by name (`fedjax-sim datasets` lists them), tfds:NAME for any of
             tensorflow-datasets, or a table of your own: a file that ends in .csv, .tsv or .txt,
             whose first line names the columns, or in .parquet. Numbers are scaled, text is one-hot,
-            and a fifth of the rows is for tests.
+            and a fifth of the rows is for tests. Files that have clients are KIND:PATH, such as
+            leaf:FOLDER, hdf5:FILE, sqlite:FILE, arrow:FOLDER or clients:FOLDER (a folder or a file
+            each).
         label: The column of the table with the classes, or with the quantity to be learned.
         folder: Folder with the data set's own files.
         partition: Who owns what. iid: equal mixtures and sizes. dirichlet: label skew of strength
             --alpha. shards: a few classes a client. quantity_skew: equal mixtures, unequal sizes.
-            by_group: natural clients. The test examples are dealt out in the same proportions if
-            there are enough.
+            by_group: natural clients, the default for files that have them. The test examples are
+            dealt out in the same proportions if there are enough.
         num_clients: Clients in the population, at least 1.
         alpha: Dirichlet concentration, > 0: 0.1 is strong label skew, 100 almost none.
         shards_per_client: Shards of the sorted examples that a client gets: about its number of
@@ -103,7 +105,13 @@ class DataOptions:
         Path | None,
         tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: where it is found)"),
     ] = None
-    partition: Literal["iid", "dirichlet", "shards", "quantity_skew", "by_group"] = "dirichlet"
+    partition: Annotated[
+        Literal["iid", "dirichlet", "shards", "quantity_skew", "by_group"] | None,
+        tyro.conf.arg(
+            metavar="iid|dirichlet|shards|quantity_skew|by_group",
+            help_behavior_hint="(default: dirichlet; by_group for KIND:PATH)",
+        ),
+    ] = None
     num_clients: Annotated[int | None, _part("num_clients", "INT")] = None
     alpha: Annotated[float | None, _part("alpha", "FLOAT")] = None
     shards_per_client: Annotated[int | None, _part("shards_per_client", "INT")] = None
@@ -119,7 +127,7 @@ def _reader(metavar: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class TableOptions:
-    """How a table of your own is read; these are arguments of `datasets.from_table`.
+    """How a table of your own is read, also one of each client; arguments of `datasets.from_table`.
 
     Attributes:
         task: What the labels are: classes, or the targets of a regression. By default text and at
@@ -162,6 +170,28 @@ class TableOptions:
     delimiter: Annotated[str | None, _reader("MARK")] = None
     encoding: Annotated[str | None, _reader("NAME")] = None
     test_fraction: Annotated[float | None, _reader("FLOAT")] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ClientFileOptions:
+    """How files that have clients, KIND:PATH, are read; arguments of their readers.
+
+    Attributes:
+        x: The field or column with the inputs. By default x, or what there is beside the labels.
+        y: The field or column with the labels. By default y, label, labels or target.
+        client_column: Of arrow and parquet files, the column that names the client. By default
+            client or client_id.
+        x_shape: Shape of an input, such as 28 28 1, where files hold rows of numbers.
+        x_dtype: What inputs are that are integers: float32 for quantities, uint8 for pixels.
+        num_classes: Number of classes, where not all of them occur.
+    """
+
+    x: Annotated[str | None, _reader("NAME")] = None
+    y: Annotated[str | None, _reader("NAME")] = None
+    client_column: Annotated[str | None, _reader("NAME")] = None
+    x_shape: Annotated[tuple[int, ...] | None, _reader("INT [INT ...]")] = None
+    x_dtype: Annotated[Literal["float32", "uint8"] | None, _reader("float32|uint8")] = None
+    num_classes: Annotated[int | None, _reader("INT")] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,6 +266,9 @@ class RunOptions:
 
     Attributes:
         eval_every: Rounds between evaluations on all training and test examples, at least 1.
+        patience: Stop when --patience-metric has not improved for so many rounds, at least 1. By
+            default the run goes on.
+        patience_metric: Split and metric that --patience looks at, such as train/accuracy.
         seed: Of the partition, the initial model and the training; in [0, 2^32).
         output: Folder for the results.
         overwrite: Replace an earlier run in --output.
@@ -249,6 +282,11 @@ class RunOptions:
     """
 
     eval_every: int = 10
+    patience: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
+    patience_metric: Annotated[
+        str | None,
+        tyro.conf.arg(metavar="SPLIT/METRIC", help_behavior_hint="(default: the test's loss)"),
+    ] = None
     seed: int = 0
     output: Annotated[
         Path | None,
@@ -269,6 +307,7 @@ class TrainOptions:
 
     data: DataOptions = DataOptions()
     table: TableOptions = TableOptions()
+    files: ClientFileOptions = ClientFileOptions()
     model: ModelOptions = ModelOptions()
     training: AlgorithmOptions = AlgorithmOptions()
     run: RunOptions = RunOptions()
@@ -312,6 +351,8 @@ def resolve(options: TrainOptions) -> TrainOptions:
     0.3
     """
     values = flat(options)
+    by_client = has_clients(options.data.dataset)
+    values["partition"] = values["partition"] or ("by_group" if by_client else "dirichlet")
     chosen = dict(values)
     for name, (choice, defaults) in DEFAULTS.items():
         if values[name] is None:
@@ -335,13 +376,26 @@ def resolve(options: TrainOptions) -> TrainOptions:
             f"or .parquet), and belongs to it alone: got --dataset {options.data.dataset} and "
             f"--label {options.data.label}."
         )
-    useless = [flag(n) for n, value in vars(options.table).items() if value is not None]
-    if useless and not is_own:
-        raise ValueError(
-            f"{', '.join(useless)}: for a table of your own only, but --dataset is "
-            f"{options.data.dataset}."
-        )
+    for group, takes_it, what in (
+        (options.table, is_own or by_client, "a table of your own"),
+        (options.files, by_client, "files that have clients (KIND:PATH)"),
+    ):
+        useless = [flag(name) for name, value in vars(group).items() if value is not None]
+        if useless and not takes_it:
+            raise ValueError(
+                f"{', '.join(useless)}: for {what} only, but --dataset is {options.data.dataset}."
+            )
     return replaced(options, values)
+
+
+def has_clients(dataset: str) -> bool:
+    """Whether --dataset is KIND:PATH, files of the user's own that have clients.
+
+    >>> has_clients("leaf:data/femnist"), has_clients("tfds:mnist"), has_clients("C:/mine.csv")
+    (True, False, False)
+    """
+    kind, colon, _ = dataset.partition(":")
+    return bool(colon) and len(kind) > 1 and kind != "tfds"  # one letter is a drive's
 
 
 def is_table(dataset: str) -> bool:
@@ -350,7 +404,7 @@ def is_table(dataset: str) -> bool:
     >>> is_table("data/Patients.CSV.gz"), is_table("adult")
     (True, False)
     """
-    return (
+    return not has_clients(dataset) and (
         re.search(r"\.(csv|tsv|txt|parquet|pq)(\.(gz|bz2|xz|zst))?$", dataset.lower()) is not None
     )
 
@@ -376,6 +430,7 @@ def resumed(path: str | os.PathLike[str]) -> TrainOptions:
 
 _NEW_AT_RESUME = (
     *("rounds", "width", "on_error", "eval_every", "checkpoint_every"),
+    *("patience", "patience_metric"),
     *("resume", "debug"),
 )
 
@@ -444,7 +499,7 @@ def dump_toml(options: TrainOptions) -> str:
     Left out are the output folder and what does not change the results.
 
     >>> print(dump_toml(TrainOptions()).splitlines()[:2])
-    ['dataset = "fashion_small"', 'partition = "dirichlet"']
+    ['dataset = "fashion_small"', 'model = "mlp"']
     """
     values = {name: value for name, value in flat(options).items() if name not in _NOT_REPEATED}
     lines = [f"{name} = {_toml(value)}\n" for name, value in values.items() if value is not None]

@@ -116,7 +116,6 @@ def local_steps(
     def value(params: Params, leaves: Leaves, batch: Batch, key: Key, extra: PyTree) -> Any:
         return objective(leaves._replace(trained=params), batch, key, extra)
 
-    optimizers.check("client_optimizer", optimizer, of_round=True)
     value_and_gradient = jax.value_and_grad(value, has_aux=True)
 
     def begin(key: Key, client_state: PyTree, message: Message, client: Client) -> Work:

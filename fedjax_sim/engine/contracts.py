@@ -4,8 +4,7 @@ Each function takes a part and gives the same part, which checks what it returns
 and dtype. What is wrong raises with the name of the part's function and the right form.
 """
 
-import reprlib
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,16 +27,14 @@ from fedjax_sim.base import (
     Uplink,
     Upload,
 )
-from fedjax_sim.data import Batching, FederatedData
-from fedjax_sim.ops import trees
+from fedjax_sim.data import FederatedData
+from fedjax_sim.ops import checks, trees
 
 Info = dict[str, Array]
-_Part = TypeVar("_Part")
 
 
 def rule(part: ClientRule) -> ClientRule:
     """Check that steps keep the work alike, and what `finish` gives."""
-    _be("rule", part, ClientRule, "clients.local_sgd(model, optax.sgd(0.1), loss=...)")
 
     def step(key: Key, work: PyTree, message: Message, batch: Batch) -> PyTree:
         new = part.step(key, work, message, batch)
@@ -69,7 +66,6 @@ def rule(part: ClientRule) -> ClientRule:
 
 def sampler(part: Sampler) -> Sampler:
     """Check the cohort."""
-    _be("sampler", part, Sampler, "sampling.uniform(10)")
 
     def apply(key: Key, state: PyTree, sizes: Array, round: Array) -> tuple[PyTree, Cohort]:
         given = part.apply(key, state, sizes, round)
@@ -97,7 +93,6 @@ def sampler(part: Sampler) -> Sampler:
 
 def server(part: Server) -> Server:
     """Check the message, and that the state stays alike."""
-    _be("server", part, Server, "servers.server_optimizer(optax.sgd(1.0))")
 
     def broadcast(
         key: Key, state: PyTree, draft: Message, cohort: Cohort, data: FederatedData
@@ -143,7 +138,6 @@ def server(part: Server) -> Server:
 
 def aggregator(part: Aggregator) -> Aggregator:
     """Check the state and the info; the aggregate is checked by `check_aggregate`."""
-    _be("aggregator", part, Aggregator, "aggregators.mean()")
     if (part.summand is None) != (part.from_sum is None):
         raise ValueError("aggregator must have both summand and from_sum, or neither.")
 
@@ -191,7 +185,6 @@ def check_aggregate(aggregate: PyTree, like: PyTree, num_slots: int) -> None:
 
 def attack(part: Attack) -> Attack:
     """Check that the updates stay alike."""
-    _be("attack", part, Attack, "attacks.sign_flip()")
 
     def apply(
         key: Key,
@@ -213,7 +206,6 @@ def attack(part: Attack) -> Attack:
 
 def uplink(part: Uplink) -> Uplink:
     """Check what is sent and what the server makes of it."""
-    _be("uplink", part, Uplink, "uplink.clip(1.0)")
 
     def apply(
         key: Key, state: PyTree, message: Message, update: PyTree, weight: Array
@@ -236,11 +228,6 @@ def check_received(received: PyTree, update: PyTree) -> None:
     _alike("uplink.receive", "the update", received, update)
 
 
-def batching(value: Batching) -> Batching:
-    """Check that it is a Batching."""
-    return _be("batching", value, Batching, "Batching(batch_size=32)")
-
-
 def check_run(key: Key, data: FederatedData) -> None:
     """Raise unless `key` is a JAX key and `data` a population."""
     if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
@@ -249,7 +236,10 @@ def check_run(key: Key, data: FederatedData) -> None:
         raise TypeError(
             f"key must be a typed JAX key, such as jax.random.key(0){hint}, got {_kind(key)}."
         )
-    _be("data", data, FederatedData, "federate(examples, partition)")
+    if not isinstance(data, FederatedData):
+        raise TypeError(
+            f"data must be FederatedData, such as federate(examples, partition), got {_kind(data)}."
+        )
 
 
 def check_params(params: Params) -> None:
@@ -265,19 +255,6 @@ def check_params(params: Params) -> None:
                 f"params must be arrays of floating point, got {_form(leaf)} for {name!r}. Convert "
                 "it, or let the model's kinds call it Kind.FROZEN: nothing trains it."
             )
-
-
-def _be(name: str, value: _Part, contract: type, example: str) -> _Part:
-    if isinstance(value, contract):
-        return value
-    call = ""
-    if callable(value) and hasattr(value, "__name__"):
-        call = f" Call it: {name}={value.__name__}(...)."
-    article = "an" if contract.__name__[0] in "AU" else "a"
-    raise TypeError(
-        f"{name} must be {article} {contract.__name__}, such as {example}, got {_kind(value)}."
-        f"{call}"
-    )
 
 
 def _items(name: str, form: str, given: Any) -> tuple:
@@ -355,7 +332,7 @@ def _form(value: Any) -> str:
 def _kind(value: Any) -> str:
     """What kind of thing a value is, for an error."""
     if value is None or isinstance(value, int | float | str):
-        return reprlib.repr(value)
+        return checks.shown(value)
     return _form(value) if hasattr(value, "dtype") else f"a {type(value).__name__}"
 
 

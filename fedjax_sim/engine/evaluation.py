@@ -224,7 +224,7 @@ def _parts(metrics: Metrics) -> _Parts:
         if isinstance(metric, ClientMetric):
             whole[name] = metric
         else:
-            each[name] = per_example(metric, f"metric {name!r}", by_class=True)
+            each[name] = per_example(metric, f"metric {name!r}", is_loss=False)
     return _Parts(each, whole)
 
 

@@ -163,7 +163,7 @@ def federated(
         contracts.sampler(sampler),
         aggregator,
         contracts.server(server),
-        contracts.batching(batching),
+        batching,
         None if uplink is None else contracts.uplink(uplink),
         None if attack is None else contracts.attack(attack),
         malicious,

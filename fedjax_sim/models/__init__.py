@@ -11,7 +11,7 @@ give them to `from_functions`, or a Flax module to its adapter.
     linen, nnx       from_linen, from_nnx: Flax modules
     precision        mixed_precision: any of them in half precision
     freezing         freeze: any of them with leaves that do not learn
-    outputs          check_outputs: does a model fit the data?
+    outputs          check_outputs: does a model fit the data? scaled_outputs: in units of targets
     catalog          MODELS, build: models by name
     layers           what the models are made of, and how parameters start
 """
@@ -24,7 +24,7 @@ from fedjax_sim.models.layers import Activation, as_float
 from fedjax_sim.models.linear import logistic, mlp
 from fedjax_sim.models.linen import from_linen
 from fedjax_sim.models.nnx import from_nnx
-from fedjax_sim.models.outputs import check_outputs
+from fedjax_sim.models.outputs import check_outputs, scaled_outputs
 from fedjax_sim.models.precision import mixed_precision
 from fedjax_sim.models.recurrent import char_lstm
 
@@ -46,5 +46,6 @@ __all__ = [
     "mixed_precision",
     "mlp",
     "mnist_cnn",
+    "scaled_outputs",
     "simple_cnn",
 ]

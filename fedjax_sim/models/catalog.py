@@ -21,16 +21,17 @@ MODELS: dict[str, Callable[..., Model]] = {
     "lenet": lenet,
     "char_lstm": char_lstm,
 }
-"""Models by name, each a function of the number of classes and keyword options."""
+"""Models by name, each a function of the number of outputs and keyword options."""
 
 
 @checked
-def build(name: str, num_classes: int, **options: Any) -> Model:
+def build(name: str, num_outputs: int, **options: Any) -> Model:
     """Build a model by its name in `MODELS`.
 
     Args:
         name: a key of `MODELS`.
-        num_classes: K, the vocabulary size for `char_lstm`.
+        num_outputs: numbers an example: the classes, the labels or the targets, see
+            `Dataset.num_outputs`; the vocabulary size for `char_lstm`.
         **options: keyword options of that factory.
 
     Returns:
@@ -47,4 +48,4 @@ def build(name: str, num_classes: int, **options: Any) -> Model:
     known = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
     for option in options:
         checks.one_of(f"option of model {name!r}:", option, known)
-    return MODELS[name](num_classes, **options)
+    return MODELS[name](num_outputs, **options)

@@ -8,7 +8,6 @@ import jax
 from fedjax_sim.base import Kind, Model, Params, PyTree
 from fedjax_sim.ops import trees
 from fedjax_sim.ops.arguments import checked
-from fedjax_sim.ops.per_example import check_model
 
 
 @checked
@@ -37,7 +36,6 @@ def freeze(model: Model, names: str | Sequence[str]) -> Model:
     >>> sorted(trees.flat_dict(split(params, model.kinds).trained))
     ['dense_1/bias', 'dense_1/kernel']
     """
-    check_model(model)
     patterns = [names] if isinstance(names, str) else list(names)
 
     def kinds(params: Params) -> PyTree:

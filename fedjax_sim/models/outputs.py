@@ -1,8 +1,11 @@
-"""Does a model fit the data? Told by shapes alone."""
+"""Does a model fit the data, told by shapes alone; and in which units its outputs are."""
 
 from typing import Any
 
-from fedjax_sim.base import Model, Params
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from fedjax_sim.base import Array, Key, Model, Params, PyTree
 from fedjax_sim.data.fitting import outputs_of
 from fedjax_sim.ops.per_example import check_model
 
@@ -49,3 +52,38 @@ def check_outputs(
             f"the model gives {num_outputs} outputs per example, but labels reach "
             f"{int(labels.max())}: build it with num_classes >= {int(labels.max()) + 1}."
         )
+
+
+def scaled_outputs(model: Model, *, shift: ArrayLike, scale: ArrayLike) -> Model:
+    """Give the outputs of a model in the units of the targets: shift + scale * outputs.
+
+    Models start with outputs of about 0 and 1, but prices have a mean of 250,000. With the mean and
+    the standard deviation of the training targets a model trains as well on them as on standard
+    ones, if the loss is in units of `scale` too:
+
+        model = scaled_outputs(mlp(1), shift=mean, scale=std)
+        loss = lambda outputs, y: mean_squared_error((outputs - mean) / std, (y - mean) / std)
+
+    Args:
+        model: any model.
+        shift, scale: numbers, or arrays that broadcast to the outputs [B, ...].
+
+    Returns:
+        A Model with the params of `model`; its outputs are float32.
+    """
+
+    def in_units(outputs: Array) -> Array:
+        return jnp.asarray(shift, jnp.float32) + jnp.asarray(scale, jnp.float32) * outputs
+
+    def apply(params: Params, inputs: Array, key: Key | None = None) -> Array:
+        return in_units(model.apply(params, inputs, key))
+
+    apply_train = model.apply_train
+    if apply_train is None:
+        return model._replace(apply=apply)
+
+    def scaled_train(params: Params, inputs: Array, key: Key, mask: Array) -> tuple[Array, PyTree]:
+        outputs, moved = apply_train(params, inputs, key, mask)
+        return in_units(outputs), moved
+
+    return model._replace(apply=apply, apply_train=scaled_train)

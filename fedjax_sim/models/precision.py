@@ -10,7 +10,6 @@ from fedjax_sim.base import Array, Key, Model, Params, split
 from fedjax_sim.models import layers
 from fedjax_sim.ops import checks
 from fedjax_sim.ops.arguments import checked
-from fedjax_sim.ops.per_example import check_model
 
 
 @checked
@@ -41,7 +40,6 @@ def mixed_precision(model: Model, dtype: Any = jnp.bfloat16) -> Model:
     References:
         Micikevicius et al., Mixed Precision Training, ICLR 2018 (float32 master weights).
     """
-    check_model(model)
     half = _half(dtype)
 
     def rounded(tree: Params) -> Params:

@@ -17,13 +17,13 @@ import jax
 import numpy as np
 import optax
 
-from fedjax_sim.ops import checks
+from fedjax_sim.base import Model
+from fedjax_sim.ops import checks, per_example
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 _HINTS = {
-    "Model": " fs.models has some, and from_linen, from_nnx and from_functions wrap others.",
     "GradientTransformation": " A number alone is none: optax.sgd(0.1).",
     "Batching": " Such as fs.Batching(32).",
 }
@@ -162,6 +162,8 @@ def fitting(name: str, value: Any, kind: Any) -> Any:
         return _plain(value, kind)
     if typing.get_origin(kind) is typing.Literal and isinstance(value, str):
         checks.one_of(name, value, typing.get_args(kind))
+    if kind is Model and not inspect.isfunction(value):
+        per_example.check_model(value)  # knows which adapter makes one
     names = {getattr(each, "__name__", "") for each in _alternatives(kind)}
     hint = "".join(text for of, text in _HINTS.items() if of in names)
     raise TypeError(f"{name} must be {described(kind)}, got {_got(value, kind)}.{hint}")

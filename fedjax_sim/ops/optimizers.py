@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_sim.base import Array, Params, PyTree
+from fedjax_sim.ops import checks
 
 # Transformations, by the name of their state, whose params are not those to send or to evaluate.
 _REFUSED = {
@@ -20,27 +21,17 @@ _REFUSED = {
 }
 
 
-def check(name: str, optimizer: Any, *, of_round: bool = False) -> None:
-    """Raise unless `optimizer` is one, or with `of_round` may be a function that returns one."""
-    if _is_optimizer(optimizer) or (of_round and callable(optimizer)):
-        return
-    if isinstance(optimizer, bool | int | float) or hasattr(optimizer, "dtype"):
-        shown = repr(optimizer) if isinstance(optimizer, int | float) else "learning_rate"
-        hint = f"For plain SGD with this learning rate give optax.sgd({shown})."
-    else:
-        hint = "For example optax.sgd(0.1) or optax.adam(0.001)."
-    if of_round:
-        hint += " Or a function of the round that returns one."
-    raise TypeError(f"{name} must be an optax optimizer, got a {type(optimizer).__name__}. {hint}")
-
-
 def init(name: str, optimizer: optax.GradientTransformation, params: Params) -> PyTree:
     """The state of an optimizer of `params`.
 
     Raises:
         TypeError: for what is no optimizer, or one that cannot be used.
     """
-    check(name, optimizer)
+    if not callable(getattr(optimizer, "init", None)):  # what a function of the round returned
+        raise TypeError(
+            f"{name} must be an optax optimizer, got {checks.shown(optimizer)}. A learning rate "
+            "alone is none: optax.sgd(0.1)."
+        )
     try:
         state = optimizer.init(params)
     except (AttributeError, TypeError) as error:
@@ -110,7 +101,3 @@ _WHAT = (
     "Any optax optimizer works whose init takes params and whose update takes gradient, state and "
     "params; see docs/concepts.md for further arguments."
 )
-
-
-def _is_optimizer(value: Any) -> bool:
-    return callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))

@@ -115,7 +115,11 @@ def lowest(values: Array, count: Array | int, ties: Array | None = None) -> Arra
     Of equal values those with the lower `ties` [C] go first, then those that come first.
     """
     order = jnp.argsort(values) if ties is None else jnp.lexsort((ties, values))
-    places = jnp.zeros(values.shape, jnp.int32).at[order].set(jnp.arange(values.shape[0]))
+    places = (
+        jnp.zeros(values.shape, jnp.int32)
+        .at[order]
+        .set(jnp.arange(values.shape[0], dtype=jnp.int32))
+    )
     return places < count
 
 

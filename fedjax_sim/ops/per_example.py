@@ -52,16 +52,15 @@ def check_outputs(outputs: PyTree, size: int) -> None:
         )
 
 
-def per_example(
-    fn: Callable[[Any, Array], Any], name: str, *, by_class: bool = False
-) -> PerExample:
+def per_example(fn: Callable[[Any, Array], Any], name: str, *, is_loss: bool = True) -> PerExample:
     """Give a loss or metric as a function that gives a Mean of [B], of floats, and nothing else.
 
     Args:
         fn: fn(outputs [B, ...], labels [B, ...]) -> Mean of [B], or numbers or booleans [B], of
             which every example counts once.
         name: what messages call it.
-        by_class: a Mean of [B, K] passes as well, and comes back as a MeanByClass.
+        is_loss: a loss must have a gradient: numbers with a point. Otherwise integers and booleans
+            pass as well, and a Mean of [B, K], which comes back as a MeanByClass.
 
     Raises:
         TypeError, ValueError: `fn` is no such function; and when it is traced, if what it gives
@@ -73,9 +72,9 @@ def per_example(
     def checked(outputs: PyTree, labels: Array) -> Mean:
         check_outputs(outputs, labels.shape[0])
         found = fn(outputs, labels)
-        mean = _lifted(found, labels.shape[0], by_class)
+        mean = _lifted(found, labels.shape[0], is_loss)
         if mean is None or not _follows_the_batch(fn, outputs, labels):
-            raise _wrong_form(name, found, labels.shape[0], by_class)
+            raise _wrong_form(name, found, labels.shape[0], is_loss)
         return mean
 
     return checked
@@ -117,19 +116,24 @@ def as_numbers(values: Any) -> tuple[Array, ...] | None:
     return tuple(array.astype(jnp.promote_types(array.dtype, jnp.float32)) for array in arrays)
 
 
-def _lifted(found: Any, size: int, by_class: bool) -> Mean | None:
+def _lifted(found: Any, size: int, is_loss: bool) -> Mean | None:
     """A Mean of floats, or None for what has another form."""
     if not isinstance(found, Mean):
         if np.shape(found if _is_numbers(found) else ()) != (size,):
             return None
         found = Mean(found, jnp.ones(size))
     parts = as_numbers(found)
-    if parts is None:
+    if parts is None or (is_loss and not _has_gradient(found)):
         return None
-    shape, is_by_class = parts[0].shape, by_class and parts[0].ndim == 2
+    shape, is_by_class = parts[0].shape, parts[0].ndim == 2 and not is_loss
     if shape[:1] != (size,) or parts[1].shape != shape or (len(shape) > 1 and not is_by_class):
         return None
     return MeanByClass(*parts) if is_by_class else Mean(*parts)
+
+
+def _has_gradient(found: Any) -> bool:
+    total = found.total if isinstance(found, Mean) else found
+    return jnp.issubdtype(jnp.result_type(total), jnp.floating)
 
 
 def _is_numbers(value: Any) -> bool:
@@ -157,11 +161,11 @@ def _follows_the_batch(fn: Callable[[Any, Array], Any], outputs: PyTree, labels:
     return all(leaf.shape[:1] == (larger,) for leaf in jax.tree.leaves(found))
 
 
-def _wrong_form(name: str, found: Any, size: int, by_class: bool) -> Exception:
-    classes = f", or of [{size}, K] for a value by class" * by_class
+def _wrong_form(name: str, found: Any, size: int, is_loss: bool) -> Exception:
+    classes = "" if is_loss else f", or of [{size}, K] for a value by class"
     is_form = _is_numbers(found) or _is_mean(found)
     return (ValueError if is_form else TypeError)(
-        f"{name} must give a number for each of the {size} examples of a batch: an array "
+        f"{name} must give a number for each example of a batch, of {size} here: an array "
         f"[{size}], or Mean(total, count) of two arrays [{size}]{classes}; got "
         f"{described(found)}. {_hint(found, size)}".rstrip()
     )
@@ -183,6 +187,8 @@ def _hint(found: Any, size: int) -> str:
         return "Give the count the shape of the total, as jnp.ones_like(total) has."
     if len(total) > 1:
         return "Sum over all axes but the first, and count what is summed."
+    if not _has_gradient(found):
+        return "A loss that is an integer or a boolean has no gradient."
     return "Its length is the same whatever the length of the batch is."
 
 

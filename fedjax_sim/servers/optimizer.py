@@ -37,7 +37,6 @@ def server_optimizer(optimizer: optax.GradientTransformation) -> Server:
     References:
         Reddi et al., "Adaptive Federated Optimization", ICLR 2021, algorithm 1 (FedOpt).
     """
-    optimizers.check("server", optimizer)
 
     def init(key: Key, params: Params, data: FederatedData) -> ServerState:
         return ServerState(params, optimizers.init("server", optimizer, params))

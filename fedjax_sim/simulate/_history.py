@@ -284,9 +284,10 @@ def _explain(start: int, statuses: np.ndarray, cohort: Report) -> str:
             f'on_error="continue". {rest}'
         )
     if Status.NON_FINITE_LOSS in status:
+        lost = ~np.isfinite(np.asarray(cohort.loss)) & ~cohort.dropped
         return (
-            f"in {place}, the training loss of {named(~np.isfinite(np.asarray(cohort.loss)))} is not finite, "
-            "though their updates are. Look for labels or inputs that the loss is not made for, "
+            f"in {place}, the training loss of {named(lost)} is not finite, though their updates "
+            "are. Look for labels or inputs that the loss is not made for, "
             f'such as labels out of range, or go on with on_error="continue". {rest}'
         )
     return (

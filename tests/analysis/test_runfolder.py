@@ -1,4 +1,7 @@
+import contextlib
 import json
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedjax_sim import models
+from fedjax_sim.analysis import runfolder
 from fedjax_sim.analysis.runfolder import RunFolder, check_output, load_params, plain, versions
 from fedjax_sim.base import Mean, Params, Status
 
@@ -296,7 +300,7 @@ def test_a_run_is_resumed_among_its_files(tmp_path: Path) -> None:
     first.checkpoints().mkdir()
     (first.checkpoints() / "2").write_text("state")
     second = RunFolder(tmp_path, {"rounds": 3}, resume=True)
-    second.trim_log(lambda record: record["round"] <= 2)
+    second.edit_log(lambda record: record if record["round"] <= 2 else None)
     second.log({"round": 3, "again": True})
     assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [
         {"round": 1},
@@ -309,3 +313,53 @@ def test_a_run_is_resumed_among_its_files(tmp_path: Path) -> None:
     assert sorted(config["files"]) == ["checkpoints", "config.json", "metrics.jsonl"]
     RunFolder(tmp_path, {}, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+@contextlib.contextmanager
+def no_file_above(num_bytes: int) -> Iterator[None]:
+    """A disk that is full, as far as the process can tell."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_named_and_leaves_what_was_there(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path, {})
+    run.log({"round": 1})
+    run.save_arrays("a.npz", {"x": np.zeros(3)})
+    before = (tmp_path / "a.npz").read_bytes()
+    noise = np.random.default_rng(0).normal(size=1000)
+    with no_file_above(600):
+        for name, write in (
+            ("metrics.jsonl", lambda: run.log({"round": 2, "name": "x" * 900})),
+            ("a.npz", lambda: run.save_arrays("a.npz", {"x": noise})),
+            ("b.json", lambda: run.save_json("b.json", [0] * 900)),
+        ):
+            with pytest.raises(OSError, match=rf"{tmp_path}/{name}"):
+                write()
+    assert names(tmp_path) == {"config.json", "metrics.jsonl", "a.npz"}
+    assert (tmp_path / "a.npz").read_bytes() == before
+    run.edit_log(lambda record: record)  # the line of which a part was written is no line
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"round": 1}\n'
+    run.save_json("b.json", [0] * 900)
+
+
+def test_a_folder_made_by_another_run_in_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    monkeypatch.setattr(runfolder, "check_output", lambda path, overwrite: None)
+    exists = Path.exists
+
+    def just_missed(path: Path) -> bool:
+        found = exists(path)
+        if path == folder:
+            folder.mkdir(exist_ok=True)
+        return found
+
+    monkeypatch.setattr(Path, "exists", just_missed)
+    with pytest.raises(FileExistsError, match="run"):
+        RunFolder(folder, {})

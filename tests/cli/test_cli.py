@@ -1,8 +1,11 @@
+import asyncio
 import dataclasses
 import datetime
+import errno
 import importlib
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,10 +21,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from fedjax_sim import experiments, models, simulate
+from federated_files import PLAIN, WRITERS
+from fedjax_sim import experiments, metrics, models, simulate
 from fedjax_sim.analysis.runfolder import RunFolder, load_params
 from fedjax_sim.cli import build, train_options
 from fedjax_sim.cli import main as cli
+from fedjax_sim.cli import train as train_module
 from fedjax_sim.cli.output import default_output
 from fedjax_sim.cli.train_options import TrainOptions
 from fedjax_sim.data import datasets, federate
@@ -197,7 +202,7 @@ def test_every_kind_of_algorithm_trains_in_its_own_way() -> None:
         {"algorithm": "agnostic", "mixture_learning_rate": 0.5},
     ):
         options = training_options(batch_size=4, **choice)
-        algorithm = build.build_algorithm(options, model)
+        algorithm = build.build_algorithm(options, model, metrics.cross_entropy)
         params = {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}
         result = simulate.run(algorithm, params, data, key=jax.random.key(1), num_rounds=40)
         loss = result.info.cohort.loss.mean(axis=1)
@@ -262,7 +267,7 @@ def test_natural_clients_keep_their_names(tmp_path: Path, monkeypatch: pytest.Mo
 def deal(**options: Any) -> build.Dealt:
     values = {"num_clients": 5, **options}
     resolved = train_options.resolve(train_options.replaced(TrainOptions(), values))
-    return build.deal(resolved.data, resolved.table, seed=3)
+    return build.deal(resolved, seed=3)
 
 
 @pytest.mark.parametrize("partition", ["iid", "dirichlet", "shards", "quantity_skew"])
@@ -333,35 +338,131 @@ def test_an_interrupted_run_keeps_what_is_done(
     assert [json.loads(line)["round"] for line in log] == [2, 4, 6]
 
 
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, without the time they took."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{n: x for n, x in json.loads(line).items() if n != "seconds"} for line in lines]
+
+
+def assert_same_run(folder: Path, other: Path) -> None:
+    """Parameters, arrays, results and log of two runs are equal, but for times and memory."""
+    for name in ("params.npz", "per_client.npz"):
+        with np.load(folder / name) as found, np.load(other / name) as expected:
+            assert found.keys() == expected.keys()
+            for array in expected:
+                np.testing.assert_array_equal(found[array], expected[array])
+    found, expected = (read(each / "results.json") for each in (folder, other))
+    timed = ("seconds", "compile_seconds", "peak_memory_bytes")
+    for name in expected.keys() - {*timed, *(n for n in expected if n.endswith("per_second"))}:
+        assert found[name] == expected[name], name
+    assert log_of(folder) == log_of(other)
+
+
 def test_a_run_is_continued_as_if_it_had_never_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = [*SMALL, "--rounds", 12, "--eval-every", 2]
-    assert run("train", *options, "--output", tmp_path / "whole") == 0
+    """Interrupted after round 6, done after 8, and given more rounds then."""
+    options = [*SMALL, "--eval-every", 5, "--checkpoint-every", 6]
+    assert run("train", *options, "--rounds", 12, "--output", tmp_path / "whole") == 0
     output, log = tmp_path / "stopped", tmp_path / "stopped" / "metrics.jsonl"
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "log", interrupting(signal.SIGINT, at_line=2))
-        assert run("train", *options, "--checkpoint-every", 5, "--output", output) == 130
+        assert run("train", *options, "--rounds", 8, "--output", output) == 130
     assert f"fedjax-sim train --resume {output}" in capsys.readouterr().out
-    assert 0 < read(output / "results.json")["rounds"] < 12
+    assert read(output / "results.json")["rounds"] == 6
     # As a process leaves it that is killed while it writes, some rounds after a checkpoint.
-    log.write_text(log.read_text() + '{"round": 11, "seconds": 1}\n{"round": 12, "sec')
+    log.write_text(log.read_text() + '{"round": 7, "seconds": 1}\n{"round": 8, "sec')
     assert run("train", "--resume", output) == 0
     assert names(output) == FILES | {"checkpoints"}
-    results, whole = (read(folder / "results.json") for folder in (output, tmp_path / "whole"))
-    for name in ("rounds", "interrupted", "final", "evaluations", "client_steps", "bytes_up"):
-        assert results[name] == whole[name]
-    found, expected = arrays(output), arrays(tmp_path / "whole")
-    assert found.keys() == expected.keys()
-    for name, values in expected.items():
-        np.testing.assert_array_equal(found[name], values)
-    rounds = [json.loads(line)["round"] for line in log.read_text().splitlines()]
-    assert rounds[:2] == [2, 4] and rounds[-1] == 12 and rounds == sorted(set(rounds))
-    # More rounds than it was meant to have; replacing it leaves nothing of it.
-    assert run("train", "--resume", output, "--rounds", 13) == 0
-    assert arrays(output)["rounds/cohort/ids"].shape == (13, 3)
+    assert [line["round"] for line in log_of(output)] == [5, 6, 8]
+    assert run("train", "--resume", output, "--rounds", 12) == 0
+    assert [line["round"] for line in log_of(output)] == [5, 6, 10, 12]
+    assert_same_run(output, tmp_path / "whole")
+    # Replacing it leaves nothing of it.
     assert run("train", *SMALL, "--rounds", 1, "--output", output, "--overwrite") == 0
     assert names(output) == FILES and read(output / "results.json")["rounds"] == 1
+
+
+def test_a_refused_resume_changes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "run"
+    options = [*SMALL, "--eval-every", 2, "--checkpoint-every", 2, "--output", output]
+    assert run("train", *options, "--rounds", 2) == 0
+
+    def contents() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+
+    before = contents()
+    assert run("train", "--resume", output, "--rounds", 1) == 2
+    assert "num_rounds must lie in [2, inf), got 1" in capsys.readouterr().err.replace("\n", " ")
+    assert contents() == before
+    other = (output / "config.toml").read_text().replace("client_learning_rate = 0.1", "")
+    (output / "config.toml").write_text(f"{other}client_learning_rate = 0.11\n")
+    before = contents()
+    assert run("train", "--resume", output, "--rounds", 3) == 2
+    assert "is of a run with another algorithm" in capsys.readouterr().err
+    assert contents() == before
+    shutil.rmtree(output / "checkpoints")
+    before = contents()
+    assert run("train", "--resume", output, "--rounds", 3) == 2
+    assert "there is no checkpoint in it to continue from" in capsys.readouterr().err
+    assert contents() == before
+
+
+def test_a_full_disk_is_named_and_what_is_done_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*SMALL, "--rounds", 20, "--eval-every", 3, "--checkpoint-every", 7]
+    log, lines = RunFolder.log, []
+
+    def full(self: RunFolder, record: Any) -> None:
+        lines.append(record)
+        if len(lines) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device", str(self.path / "metrics.jsonl"))
+        log(self, record)
+
+    output = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "log", full)
+        assert run("train", *options, "--output", output) == 1
+    told = capsys.readouterr()
+    assert f"No space left on device: '{output}/metrics.jsonl'. The run ended after 7" in told.err
+    assert f"continue: fedjax-sim train --resume {output}" in told.out
+    results = read(output / "results.json")
+    assert results["rounds"] == 7 and "No space left" in results["error"]
+    assert [line["round"] for line in log_of(output)] == [3]
+
+
+def test_patience_ends_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "run"
+    options = [*SMALL, "--rounds", 50, "--client-learning-rate", 100, "--eval-every", 1]
+    assert run("train", *options, "--patience", 3, "--output", output) == 0
+    results = read(output / "results.json")
+    assert results["rounds"] == 3
+    assert results["stopped_early"] == "test/loss has not improved for 3 rounds"
+    assert "stopped early: test/loss has not improved" in capsys.readouterr().out
+    assert run("train", *options, "--patience", 3, "--patience-metric", "test/los") == 2
+    assert "unknown --patience-metric 'test/los'. Did you mean 'test/loss'?" in (
+        capsys.readouterr().err.replace("\n", " ")
+    )
+
+
+def test_training_in_threads_of_an_event_loop(tmp_path: Path, trained: Path) -> None:
+    """Two at once, and one in the loop itself: each leaves what it leaves alone."""
+
+    def train(name: str) -> int:
+        given = {"num_clients": 8, "cohort_size": 3, "model": "logistic", "rounds": 7}
+        given |= {"eval_every": 3, "output": tmp_path / name}
+        return train_module.main(train_options.replaced(train_options.TrainOptions(), given))
+
+    async def main() -> list[int]:
+        threads = [asyncio.to_thread(train, name) for name in ("a", "b")]
+        return [*await asyncio.gather(*threads), train("c")]
+
+    assert asyncio.run(main()) == [0, 0, 0]
+    for name in "abc":
+        assert_same_run(tmp_path / name, trained)
 
 
 @pytest.mark.parametrize(
@@ -392,6 +493,42 @@ def test_what_is_no_run_to_continue(
     assert "no --checkpoint-every" in capsys.readouterr().err
     assert run("train", "--resume", tmp_path) == 2
     assert "no run in it" in capsys.readouterr().err
+
+
+def test_files_that_have_clients(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their clients are the population without a word, and one may have no test examples."""
+    train = ["train", "--model", "logistic", "--cohort-size", "all", "--rounds", 2, "--width", 1]
+    runs = []
+    plain = [{name.replace("雪", "q"): rows for name, rows in split.items()} for split in PLAIN]
+    for name in ("leaf", "parquet"):
+        kind, write = WRITERS[name]
+        (tmp_path / name).mkdir()
+        path = write(tmp_path / name, *plain)
+        output = tmp_path / f"{name}-run"
+        assert run(*train, "--dataset", f"{kind}:{path}", "--output", output) == 0
+        assert "5, by_group (group client): 1 to 5 examples" in capsys.readouterr().out
+        runs.append(arrays(output))
+        with np.load(output / "params.npz") as params:
+            runs[-1] |= dict(params)
+    assert runs[0]["client_names"].tolist() == sorted(plain[0])
+    assert runs[0]["evaluations/test/accuracy/count"][0].tolist() == [2, 4, 0, 1, 3]
+    for other in runs[1:]:
+        assert other.keys() == runs[0].keys()
+        for key, array in runs[0].items():
+            np.testing.assert_array_equal(other[key], array)
+
+    path = f"leaf:{tmp_path / 'leaf'}"
+    for wrong, message in (
+        (["--dataset", path, "--x-shape", 4, 1], r"cannot become x_shape=\(4, 1\)"),
+        (["--dataset", path, "--client-column", "a"], "unknown option of leaf:.* 'client_column'"),
+        (["--dataset", path, "--decimal", ","], "unknown option of leaf:.* 'decimal'"),
+        (["--dataset", "adult", "--x", "a"], r"--x: for files that have clients .* only, but"),
+        (["--dataset", "leave:x"], r"unknown data set 'leave:x'.*leaf:PATH"),
+        (["--dataset", "leaf:nowhere"], r"nowhere does not exist"),
+    ):
+        assert run("train", *wrong, "--output", tmp_path / "other") == 2
+        assert re.search(message, capsys.readouterr().err.replace("\n", " ")), message
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_table_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -707,3 +844,53 @@ def test_every_experiment_keeps_the_contract(name: str) -> None:
     assert {"output", "overwrite"} <= {f.name for f in dataclasses.fields(module.Options)}
     assert callable(module.main) and module.__doc__
     assert run("reproduce", name, "--help") == 0
+
+
+def houses(path: Path, *, regions: int = 4) -> None:
+    """Prices that are linear in two features, in a table of 400 rows; the last region is small."""
+    rng = np.random.default_rng(0)
+    area, age = rng.uniform(40, 200, 400), rng.uniform(0, 100, 400)
+    price = 50_000.5 + 2_500 * area - 700 * age + rng.normal(0, 5_000, 400)
+    region = np.where(np.arange(400) == 0, regions - 1, rng.integers(0, regions - 1, 400))
+    rows = zip(area.round(2), age.round(2), price.round(2), region, strict=True)
+    lines = ["area,age,price,region", *(f"{a},{b},{p},r{r}" for a, b, p, r in rows)]
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def test_a_regression_from_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    houses(tmp_path / "price.csv")
+    args = [
+        *("train", "--dataset", tmp_path / "price.csv", "--label", "price"),
+        *("--partition", "dirichlet", "--num-clients", 5, "--rounds", 30, "--model", "logistic"),
+        *("--client-learning-rate", 0.3, "--eval-every", 30, "--output", tmp_path / "run"),
+    ]
+    assert run(*args) == 0
+    shown = capsys.readouterr().out
+    assert "1 target from" in shown and "mean_absolute_error" in shown
+    final = read(tmp_path / "run" / "results.json")["final"]["test"]
+    # The noise has a deviation of 5,000: its mean size is 5,000 sqrt(2 / pi) = 3,989.
+    assert 3_000 < final["mean_absolute_error"]["mean"] < 6_000
+    assert 9e6 < final["mean_squared_error"]["mean"] < 60e6
+    assert final["r2"]["mean"] > 0.95
+    assert "client_mean_absolute_error.png" in names(tmp_path / "run")
+    assert "label_counts.png" not in names(tmp_path / "run")
+    population = deal(dataset=str(tmp_path / "price.csv"), label="price", partition="shards")
+    means = [population.train.client(i)["y"].mean() for i in range(5)]
+    assert np.std(means) > 20_000  # clients differ in their targets
+
+
+def test_a_client_without_test_rows_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    houses(tmp_path / "price.csv")
+    args = [
+        *("train", "--dataset", tmp_path / "price.csv", "--label", "price", "--group", "region"),
+        *("--partition", "by_group", "--rounds", 1, "--model", "logistic", "--seed", 1),
+        *("--output", tmp_path / "run"),
+    ]
+    assert run(*args) == 0
+    saved = arrays(tmp_path / "run")
+    assert saved["client_names"].tolist() == ["r0", "r1", "r2", "r3"]
+    count = saved["evaluations/test/mean_absolute_error/count"][-1]
+    assert count[3] == 0 and (count[:3] > 0).all() and saved["client_sizes"][3] == 1
+    assert "pooled" not in capsys.readouterr().out

@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 import tomllib
 import typing
 from pathlib import Path
@@ -11,14 +12,13 @@ from hypothesis import strategies as st
 from fedjax_sim import models
 from fedjax_sim.cli.train_options import (
     DEFAULTS,
-    AlgorithmOptions,
+    ClientFileOptions,
     DataOptions,
-    ModelOptions,
-    RunOptions,
     TableOptions,
     TrainOptions,
     dump_toml,
     flat,
+    has_clients,
     load_toml,
     replaced,
     resolve,
@@ -26,13 +26,15 @@ from fedjax_sim.cli.train_options import (
 from fedjax_sim.data import datasets
 from fedjax_sim.data.datasets import from_table
 
+GROUPS = tuple(typing.get_type_hints(TrainOptions).values())
+
 
 def choices(option: str) -> list[str]:
     """The values that a choice allows."""
     hints: dict[str, Any] = {}
-    for group in (DataOptions, TableOptions, ModelOptions, AlgorithmOptions, RunOptions):
+    for group in GROUPS:
         hints |= typing.get_type_hints(group)
-    return list(typing.get_args(hints[option]))
+    return sorted(literals(hints[option]))
 
 
 def loaded(tmp_path: Path, text: str) -> TrainOptions:
@@ -42,16 +44,12 @@ def loaded(tmp_path: Path, text: str) -> TrainOptions:
 
 
 def test_the_help_names_what_there_is() -> None:
-    assert choices("model") == list(models.MODELS)
+    assert choices("model") == sorted(models.MODELS)
     assert TrainOptions().data.dataset in datasets.DATASETS
 
 
 def test_groups_share_no_option_and_every_default_belongs_to_a_choice() -> None:
-    fields = [
-        f.name
-        for group in (DataOptions, TableOptions, ModelOptions, AlgorithmOptions, RunOptions)
-        for f in dataclasses.fields(group)
-    ]
+    fields = [f.name for group in GROUPS for f in dataclasses.fields(group)]
     assert len(fields) == len(set(fields)) == len(flat(TrainOptions()))
     for name, (choice, defaults) in DEFAULTS.items():
         assert flat(TrainOptions())[name] is None
@@ -64,6 +62,16 @@ def test_the_options_of_a_table_are_those_of_its_reader() -> None:
     assert ours.keys() == readers.keys() - elsewhere
     for name, kind in ours.items():
         assert literals(kind) == literals(readers[name]) - {"auto"}, name  # without it, "auto"
+
+
+def test_the_options_of_files_with_clients_are_those_of_their_readers() -> None:
+    readers = [*datasets.BY_CLIENT.values(), datasets.from_clients, datasets.from_arrays]
+    known = {name for reader in readers for name in inspect.signature(reader).parameters}
+    ours = typing.get_type_hints(ClientFileOptions)
+    assert ours.keys() < known
+    help_text = inspect.getdoc(DataOptions) or ""
+    assert all(f"{kind}:" in help_text and has_clients(f"{kind}:x") for kind in datasets.BY_CLIENT)
+    assert not has_clients("tfds:x") and not any(map(has_clients, datasets.DATASETS))
 
 
 def literals(kind: Any) -> set[str]:

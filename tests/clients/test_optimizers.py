@@ -122,9 +122,9 @@ def test_a_schedule_may_count_the_steps_of_the_whole_run():
 @pytest.mark.parametrize(
     ("optimizer", "message"),
     [
-        (0.1, r"client_optimizer must be an optax optimizer, got a float.*optax.sgd\(0.1\)"),
-        ("sgd", r"client_optimizer must be an optax optimizer, got a str.*optax.sgd"),
-        (None, "client_optimizer must be an optax optimizer, got a NoneType"),
+        (0.1, r"client_optimizer must be an optax optimizer or .*, got 0.1.*optax.sgd\(0.1\)"),
+        ("sgd", "client_optimizer must be an optax optimizer or .*, got 'sgd'"),
+        (None, "client_optimizer must be an optax optimizer or .*, got None"),
         (lambda round: 0.1, r"client_optimizer must be an optax optimizer.*optax.sgd\(0.1\)"),
         (optax.lookahead(optax.sgd(0.1), 5, 0.5), "client_optimizer cannot .*LookaheadParams"),
         (optax.contrib.schedule_free_sgd(), "client_optimizer cannot be used.*schedule_free"),
@@ -148,7 +148,7 @@ def test_optimizers_that_cannot_be_used_are_refused_by_name(optimizer, message):
 @pytest.mark.parametrize(
     ("server", "message"),
     [
-        (0.1, r"server must be an optax optimizer, got a float.*optax.sgd\(0.1\)"),
+        (0.1, r"server must be an optax optimizer.*, got 0.1.*optax.sgd\(0.1\)"),
         (optax.lbfgs(), "server asks for more than it is given.*value"),
         (optax.lookahead(optax.sgd(0.1), 5, 0.5), "server cannot .*LookaheadParams"),
     ],

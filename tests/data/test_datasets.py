@@ -110,7 +110,7 @@ NAN[2, 1] = np.nan
         ({"x_train": X * 1e300}, ValueError, "row 0, column 1: 1e\\+300 .*float32 ends"),
         ({"x_train": NAN[:, None]}, ValueError, r"row 2, column \(0, 1\)"),
         ({"x_train": X.astype(int)}, TypeError, "x_train has dtype int64.*float32.*tokens=True"),
-        ({"x_train": X.astype(str)}, TypeError, "x_train has dtype <U32.*from_csv"),
+        ({"x_train": X.astype(str)}, TypeError, "x_train has dtype <U32.*from_table"),
         ({"x_train": X[:, 0]}, ValueError, r"x_train has shape \(4,\).*reshape\(-1, 1\)"),
         ({"x_train": X[:0], "y_train": Y[:0]}, ValueError, "x_train is empty"),
         ({"x_test": X[:, :2]}, ValueError, r"x_train is float32 \(4, 3\) and x_test .*\(4, 2\)"),

@@ -598,15 +598,25 @@ def test_sqlite_has_odd_names_pictures_and_text(tmp_path: Path) -> None:
 
 
 def test_folders_of_csv_files_and_of_single_arrays(tmp_path: Path) -> None:
-    for client, header in (("a", "age,dose,label"), ("b", "dose,age,label")):
+    for client, header, last in (("1", "age,drug,label", "1,b,yes"), ("01", "drug,age,label", 0)):
         (tmp_path / "csv" / client).mkdir(parents=True)
         for split in ("train", "test"):
-            text = f"{header}\n1,2.5,yes\n3,4.5,no\n"
+            text = f"{header}\n3,a,no\n{last}\n" if last else f"{header}\na,7,no\n"
             (tmp_path / "csv" / client / f"{split}.csv").write_text(text)
-    data = datasets.load("clients:csv", tmp_path)
-    assert data.feature_names == ("age", "dose") and data.class_names == ("no", "yes")
-    assert data.train["x"].tolist() == [[1, 2.5], [3, 4.5], [2.5, 1], [4.5, 3]]
-    assert data.test["y"].tolist() == [1, 0, 1, 0]
+    data = datasets.load("clients:csv", tmp_path, scaling="none")
+    assert data.feature_names == ("drug=a", "drug=b", "age") and data.class_names == ("no", "yes")
+    assert data.train["x"].tolist() == [[1, 0, 7], [1, 0, 3], [0, 1, 1]]
+    assert data.test["y"].tolist() == [0, 0, 1]
+    assert data.train_groups["client"].tolist() == ["01", "1", "1"]
+    for split in ("01", "1"):
+        (tmp_path / "csv" / split / "test.csv").unlink()
+    rows = "".join(f"{i},{'ab'[i % 2]},{('no', 'yes')[i % 2]}\n" for i in range(20))
+    (tmp_path / "csv" / "1" / "train.csv").write_text(f"age,drug,label\n{rows}")
+    data = datasets.from_folders(tmp_path / "csv", test_fraction=0.3, scaling="none")
+    held = {"1": {"x": np.arange(20.0)[:, None], "y": np.arange(20) % 2}}
+    expected = datasets.from_clients(held, test_fraction=0.3).test["x"].ravel()
+    assert data.test["x"][:, -1].tolist() == expected.tolist()
+    assert data.test_groups["client"].tolist() == ["1"] * 6 and len(data.train["y"]) == 15
     for client in ("a", "b"):
         (tmp_path / "npy" / client).mkdir(parents=True)
         for part in ("train", "test"):
@@ -637,21 +647,26 @@ def folder(path: Path, **files: str) -> Path:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, r"holds no clients; they are folders, .npz files or .csv files"),
+        ({}, r"holds no clients; they are folders, or files that end in .npz"),
         ({"a__notes.txt": ""}, r"a holds no data of a client: train.npz, train.csv, or x.npy"),
         ({"a_csv": "u,v\n1,2\n"}, r"a.csv has the fields \['u', 'v'\]: which are the labels"),
-        ({"a_csv": "u,y\n1,2\n", "b_csv": "v,y\n1,2\n"}, r"b.csv has the columns \['v'\] bes"),
-        ({"a_csv": "u,y\nhi,2\n"}, r"a.csv: column 'u' has string, .*use from_csv"),
-        ({"a_csv": "u,y\n1,2\n,2\n"}, r"a.csv: column 'u' has 1 missing values"),
-        ({"a_csv": "u,y\n1,2\n1,\n"}, r"a.csv: column 'y' has 1 missing values"),
-        ({"a_csv": "u,y\n1,2\n1,2,3\n"}, r"cannot read .*a.csv"),
-        ({"a_csv": ""}, r"cannot read .*a.csv"),
+        ({"a_csv": "u,y\n1,2\n", "b_csv": "v,y\n1,2\n"}, r"b.csv.*: the columns are 'v', 'y', but"),
+        ({"a_csv": "u,y\nhi,2\n3,2\n4,2\n5,2\n"}, r"a.csv, line 2.*column 'u'"),
+        (
+            {"a_csv": "u,y\n1,2\n2,2\n", "b_csv": "u,y\n3,2\n,2\n4,2\n5,2\n"},
+            r"b.csv, line 3.*column 'u'",
+        ),
+        ({"a_csv": "u,y\n1,2\n1,2,3\n"}, r"a.csv, line 3"),
+        ({"a_csv": ""}, r"a.csv"),
+        ({"a_csv": "u,client,y\n1,a,2\n"}, r"a.csv, line 2: there is a column 'client', but"),
+        ({"a_csv": "u,y\n1,2\n", "b__notes.txt": ""}, r"client 'a' has a table, but 'b' none"),
+        ({"a__test_csv": "u,y\n1,2\n"}, r"client 'a' has no table for training"),
         ({"a_csv": "u,y\n1,2\n", "a__train_csv": "u,y\n1,2\n"}, r"has two clients 'a'"),
     ],
 )
 def test_folders_refuse(tmp_path: Path, files: dict[str, str], message: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
-        datasets.from_folders(folder(tmp_path, **files))
+        datasets.from_folders(folder(tmp_path, **files), test_fraction=0.3, seed=1)
     assert str(tmp_path) in str(caught.value)
 
 

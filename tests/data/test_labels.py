@@ -3,15 +3,20 @@
 import decimal
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import optax
 import pandas as pd
 import pyarrow as pa
 import pytest
 import scipy.sparse
+import sklearn.metrics
 
-from fedjax_sim.data import datasets
+from fedjax_sim import algorithms, engine, metrics, models, simulate
+from fedjax_sim.data import Batching, datasets, federate, partition
+from fedjax_sim.servers import sampling
 
 X = np.arange(12.0).reshape(4, 3)
 NAN = float("nan")
@@ -215,7 +220,7 @@ IMAGES = np.arange(4 * 2 * 2, dtype=np.uint8).reshape(4, 2, 2)
         (scipy.sparse.csr_array(X), r"x_train is a sparse matrix.*x_train.toarray\(\)"),
         ([[1, 2], [3], [4, 5], [6, 7]], "1 value.* in row 1, 2 values in row 0"),
         (pa.array([[1, 2], [3], [4, 5], [6, 7]]), "unequal length"),
-        (X.astype(str), r"holds text, such as '0.0'.*x.astype\('float32'\).*from_csv"),
+        (X.astype(str), r"holds text, such as '0.0'.*x.astype\('float32'\).*from_table"),
         (pd.DataFrame({"a": [1, 2, 3, 4], "b": list("uvwx")}), "'u' in row 0, column 1"),
         ([[1.0, None]] * 4, "no value in row 0, column 1"),
         (pd.DataFrame({"a": [1, None, 2, 3]}, dtype="Int64"), "not finite in row 1, column 0"),
@@ -236,3 +241,74 @@ def test_images_stay_what_they_are():
         x = IMAGES.reshape(shape)
         data = datasets.from_arrays(x, [0, 1, 1, 0], x, [0, 1, 1, 0])
         np.testing.assert_array_equal(data.train["x"], x, strict=True)
+
+
+# ---------------------------------------------------------------- losses of these tasks
+
+
+def test_sigmoid_losses_are_those_of_numpy_and_sklearn() -> None:
+    rng = np.random.default_rng(0)
+    outputs, y = rng.normal(size=(50, 4)) * 3, rng.integers(0, 2, (50, 4))
+    found = metrics.sigmoid_cross_entropy(jnp.asarray(outputs), jnp.asarray(y))
+    p = 1 / (1 + np.exp(-outputs))
+    each = [sklearn.metrics.log_loss(y[:, k], p[:, k], labels=[0, 1]) for k in range(4)]
+    np.testing.assert_allclose(found.total.sum() / found.count.sum(), np.mean(each), rtol=1e-6)
+    right = metrics.sigmoid_accuracy(jnp.asarray(outputs), jnp.asarray(y))
+    hamming = sklearn.metrics.hamming_loss(y, outputs > 0)
+    np.testing.assert_allclose(right.total.sum() / right.count.sum(), 1 - hamming, rtol=1e-6)
+
+
+def test_sigmoid_losses_leave_out_padding_and_refuse_other_labels() -> None:
+    outputs = jnp.array([[1.0, jnp.nan], [2.0, -1e4]])
+    loss = metrics.sigmoid_cross_entropy(outputs, jnp.array([[1, -1], [0, 1]]))
+    assert loss.count.tolist() == [1.0, 2.0]
+    np.testing.assert_allclose(loss.total, [np.log1p(np.exp(-1)), np.log1p(np.exp(2)) + 1e4])
+    gradient = jax.grad(lambda o: metrics.sigmoid_cross_entropy(o, y).total.sum())
+    y = jnp.array([[1, -1], [0, 1]])
+    np.testing.assert_allclose(gradient(outputs), [[-0.26894143, 0], [0.880797, -1]], rtol=1e-6)
+    wrong = metrics.sigmoid_cross_entropy(jnp.zeros((1, 2)), jnp.array([[2, 0]]))
+    assert np.isnan(wrong.total[0])
+    one = metrics.sigmoid_cross_entropy(jnp.zeros((2, 1)), jnp.array([0, 1]))
+    np.testing.assert_allclose(one.total, np.log(2), rtol=1e-6)
+    with pytest.raises(ValueError, match="a logit for every label"):
+        metrics.sigmoid_cross_entropy(jnp.zeros((2, 3)), jnp.zeros((2, 2)))
+
+
+def test_huber_is_that_of_optax() -> None:
+    outputs, y = jnp.linspace(-5, 5, 21)[:, None], jnp.zeros(21)
+    for delta in (0.5, 2.0):
+        found = metrics.huber(delta)(outputs, y)
+        np.testing.assert_allclose(found.total, optax.huber_loss(outputs[:, 0], y, delta=delta))
+    with pytest.raises(ValueError, match=r"delta must lie in \(0"):
+        metrics.huber(0)
+
+
+def test_a_regression_and_several_labels_are_learned() -> None:
+    """Least squares and a separable multilabel problem, each through the whole engine."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 3)).astype(np.float32)
+    y = 250_000 + 90_000 * x @ [1.0, -2.0, 0.5]
+    parts = partition.shards(partition.target_bins(y, 5), 5, shards_per_client=1, seed=0)
+    shift, scale = y.mean(), y.std()
+    tags = (x @ rng.normal(size=(3, 2)) > 0).astype(int)
+    line = models.scaled_outputs(models.logistic(1), shift=shift, scale=scale)
+
+    def standard(outputs, targets):
+        return metrics.mean_squared_error((outputs - shift) / scale, (targets - shift) / scale)
+
+    def trained(model, labels, loss, measured):
+        data = federate({"x": x, "y": labels}, parts)
+        algorithm = algorithms.fedavg(
+            model, client_optimizer=optax.sgd(0.3), batching=Batching(None), loss=loss,
+            sampler=sampling.everyone(), width=1,
+        )  # fmt: skip
+        key = jax.random.key(0)
+        run = simulate.run(algorithm, model.init(key, x), data, key=key, num_rounds=60)
+        return jax.jit(engine.evaluator(model, {"score": measured}))(run.params, data)["score"]
+
+    error = trained(line, y, standard, metrics.mean_absolute_error)
+    assert (error.value < 100).all()  # dollars, of a deviation of 200,000
+    right = trained(
+        models.logistic(2), tags, metrics.sigmoid_cross_entropy, metrics.sigmoid_accuracy
+    )
+    assert right.total.sum() / right.count.sum() > 0.95

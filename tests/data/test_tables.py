@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from fedjax_sim.data import datasets
 from fedjax_sim.data.datasets import Dataset, from_table
 from fedjax_sim.data.datasets.adult import ADULT_LEVELS
-from fedjax_sim.data.datasets.tables import scaled
+from fedjax_sim.data.datasets.tables import scaler
 
 
 def assert_same(a: Dataset, b: Dataset) -> None:
@@ -257,6 +257,7 @@ def test_numbers_as_people_write_them(
         ("x,y\n31.05.2024,a\n01.06.2024,b\n", {"date_format": "%d.%m.%Y"}, [19874, 19875]),
         ("x,y\n5/31/2024,a\n12/31/1969,b\n", {"date_format": "%m/%d/%Y"}, [19874, -1]),
         ("x,y\n20240531,a\n20240601,b\n", {"date_format": "%Y%m%d"}, [19874, 19875]),
+        ("x,y\n2024-05-31,a\n2024-06-01,b\n", {"date_format": "%d.%m.%Y"}, [19874, 19875]),
         ("x,y\n31 May 2024,a\n1 Jun 2024,b\n", {"date_format": "%d %b %Y"}, [19874, 19875]),
     ],
 )
@@ -291,7 +292,10 @@ def test_times_become_hours(read: Any) -> None:
         (["\uff11", "1"], "holds numbers, but here '\uff11'"),  # a wide digit, float() takes it
         (["nan", "1"], "holds numbers, but here 'nan'"),
         (["inf", "1"], "holds numbers, but here 'inf'"),
-        (["01234", "21234"], "zeros in front.*categorical_columns.*numeric_columns"),
+        (
+            ["01234", "21234"],
+            "zeros in front, such as '01234'.*categorical_columns.*numeric_columns",
+        ),
         (
             ["05/06/2024", "07/08/2024"],
             "looks like dates or times, such as '05/06/2024'.*date_",
@@ -355,7 +359,7 @@ def test_a_value_is_read_as_the_training_rows_are(tmp_path: Path) -> None:
 def test_constant_columns_are_zero_however_they_round() -> None:
     values = np.full((3, 1), 0.1)
     assert 0 < values.std(axis=0)[0] < 1e-16  # by which the difference to the mean was divided
-    np.testing.assert_array_equal(scaled(values, values, "standard"), 0)
+    np.testing.assert_array_equal(scaler(values, "standard")(values), 0)
 
 
 # ---------------------------------------------------------------- what is missing
@@ -438,6 +442,7 @@ def test_labels_are_classes_or_targets_by_a_rule(read: Any) -> None:
     data = read(integers(21), task="regression")
     assert (data.task, data.num_classes, data.train["y"].dtype) == ("regression", 0, np.float32)
     np.testing.assert_array_equal(data.train["y"], 7 * np.arange(21))
+    assert read(integers(3), numeric_columns=["y"]).task == "regression"
     for options in ({"task": "classification"}, {"categorical_columns": ["y"]}):
         assert read(integers(21), **options).num_classes == 21
     data = read("x;y\n1;1.310,5\n2;120\n3;7\n", decimal=",", thousands=".")
@@ -496,6 +501,17 @@ def test_names_that_end_alike_are_no_identifiers(read: Any, header: str) -> None
     assert read(f"{header},y\n7,a\n8,b\n").feature_names == (header,)
 
 
+def test_all_columns_that_are_wrong_are_named_at_once(read: Any) -> None:
+    text = "id,name,dose,zip,day,x,y\n" + "".join(
+        f"{i},person {i},{i} kg,0{i},{i + 1}.5.2024,{i},a\n" for i in range(21)
+    )
+    with pytest.raises(ValueError, match="5 columns cannot be inputs as they are") as caught:
+        read(text)
+    first, second, third, others = str(caught.value).splitlines()[1:]
+    assert "'id' is by its name" in first and "'name' has 21 different" in second
+    assert "'dose' holds numbers with the same text" in third and others.endswith("'zip', 'day'")
+
+
 def test_free_text_is_no_feature(read: Any) -> None:
     rows = [f"story {i} of many,{i % 2}" for i in range(21)]
     with pytest.raises(ValueError, match=r"'notes' has 21 different values in 21 rows.*free text"):
@@ -509,6 +525,7 @@ def test_free_text_is_no_feature(read: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
+        ({"delimiter": ":"}, ValueError, "Choose one of: 'x,k,y'. With one column.*set delimiter"),
         ({"label_column": "yy"}, ValueError, "unknown column of mine.csv 'yy'"),
         ({"feature_columns": ["x", "y"]}, ValueError, "'y' is among the feature_columns"),
         ({"group_columns": "k"}, TypeError, r"group_columns must be a list such as \['k'\]"),

@@ -85,7 +85,9 @@ def test_a_mean_over_the_block_is_refused(make, block_size):
     evaluate = make(MODEL, {"mine": lambda o, y: hits(o, y).mean()}, block_size=block_size)
     own = jax.tree.map(lambda x: jnp.stack([x] * len(SIZES)), params())
     model = params() if make is engine.evaluator else own
-    with pytest.raises(ValueError, match=r"metric 'mine' must give a number for each.*for a value"):
+    with pytest.raises(
+        ValueError, match=r"metric 'mine' must give a number for each example.*for a value"
+    ):
         jax.eval_shape(evaluate, model, population())
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -126,7 +125,7 @@ def test_patience_ends_a_run_and_a_sweep() -> None:
         num_rounds=100,
         eval_every=3,
         stop_when=rule,
-        evaluate=lambda params, data: {"distance": Mean(jnp.abs(params), jnp.ones(3))},
+        evaluate=walks.distance,
         eval_data={"all": walks.population()},
     )
     means = swept.evaluations.means()["all/distance"]

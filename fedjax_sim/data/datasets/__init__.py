@@ -127,12 +127,19 @@ def is_by_client(name: str) -> bool:
 
 
 def _call(name: str, function: Callable[..., Dataset], options: dict[str, Any]) -> Dataset:
-    parameters = {*inspect.signature(function).parameters}
-    if "options" in parameters:  # which are passed on
-        for further in (from_clients, from_arrays):
-            parameters |= {*inspect.signature(further).parameters}
+    known = [*inspect.signature(function).parameters]
+    if "options" in known:  # which are passed on
+        known.remove("options")
+        further: list[Callable[..., Dataset]] = [from_clients, from_arrays]
+        further += [from_table] * name.startswith("clients:")
+        known += [
+            parameter.name
+            for each in further
+            for parameter in inspect.signature(each).parameters.values()
+            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in known
+        ]
     for option in options:
-        if not parameters:
+        if not known:
             raise ValueError(f"{name} ships with the package and takes no {option}")
-        checks.one_of(f"option of {name}", option, parameters)
+        checks.one_of(f"option of {name}", option, dict.fromkeys(known))
     return function(**options)

@@ -103,7 +103,7 @@ def column(table: Table, name: str, written: Written) -> Column:
     codes = np.append(_codes(merged.indices), -1)[codes]
     is_used = np.zeros(len(merged.dictionary) + 1, bool)  # with one more, of -1
     is_used[codes] = True
-    renumbered = np.cumsum(is_used) - 1
+    renumbered = np.cumsum(is_used, dtype=np.int32) - 1
     is_used[-1], renumbered[-1] = False, -1
     return Column(
         table,
@@ -118,7 +118,7 @@ def column(table: Table, name: str, written: Written) -> Column:
 def _codes(indices: "pa.Array") -> np.ndarray:
     import pyarrow as pa
 
-    return indices.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
+    return indices.cast(pa.int32()).fill_null(-1).to_numpy(zero_copy_only=False)
 
 
 def _is_text(kind: "pa.DataType") -> bool:
@@ -181,16 +181,32 @@ def _days(values: "pa.Array", written: Written) -> np.ndarray:
         return _microseconds(values, pa.timestamp("us", zone)) / _DAY
     if pa.types.is_duration(kind):
         return _microseconds(values, pa.duration("us")) / _DAY
-    date_format = written.date_format
-    if date_format is not None and (_is_text(kind) or pa.types.is_integer(kind)):
-        return _each(
-            values.cast(pa.large_string()),
-            lambda text: _days_since_1970(datetime.datetime.strptime(text, date_format)),
-        )
-    if not _is_text(kind):
+    if not (_is_text(kind) or pa.types.is_integer(kind)):
         return np.full(len(values), np.nan)
-    iso = pc.if_else(pc.match_substring_regex(values, _ISO_DATE), values, None)
-    return _each(iso, lambda text: _days_since_1970(datetime.datetime.fromisoformat(text)))
+    texts = values.cast(pa.large_string())
+    is_iso = pc.match_substring_regex(texts, _ISO_DATE)
+    days = _each_day(pc.if_else(is_iso, texts, None), datetime.datetime.fromisoformat)
+    date_format = written.date_format
+    if date_format is None:
+        return days
+    others = pc.if_else(is_iso, None, texts)
+    return np.where(
+        np.isnan(days),
+        _each_day(others, lambda text: datetime.datetime.strptime(text, date_format)),
+        days,
+    )
+
+
+def _each_day(values: "pa.Array", parse: Callable[[str], datetime.datetime]) -> np.ndarray:
+    """Days since 1970-01-01, in UTC where a zone is given."""
+
+    def days(text: str) -> float:
+        when = parse(text)
+        if when.tzinfo is not None:
+            when = when.astimezone(datetime.UTC).replace(tzinfo=None)
+        return (when - datetime.datetime(1970, 1, 1)) / datetime.timedelta(days=1)
+
+    return _each(values, days)
 
 
 def _hours(values: "pa.Array", written: Written) -> np.ndarray:
@@ -211,12 +227,6 @@ def _hours_of(text: str) -> float:
         raise ValueError(text)
     hours, minutes, seconds = (float(part or 0) for part in found.groups())
     return (hours * _HOUR + minutes * _HOUR / 60 + round(seconds * 1_000_000)) / _HOUR
-
-
-def _days_since_1970(when: datetime.datetime) -> float:
-    if when.tzinfo is not None:
-        when = when.astimezone(datetime.UTC).replace(tzinfo=None)
-    return (when - datetime.datetime(1970, 1, 1)) / datetime.timedelta(days=1)
 
 
 def _microseconds(values: "pa.Array", kind: "pa.DataType") -> np.ndarray:
@@ -327,13 +337,15 @@ def _are_compact_dates(numbers: np.ndarray) -> bool:
     return bool(is_date.all())
 
 
-def has_leading_zeros(values: Column) -> bool:
-    """Whether text has zeros in front, as codes have and quantities have not."""
+def leading_zeros(values: Column) -> int | None:
+    """The first text with zeros in front, as codes have and quantities have not; None if none."""
     import pyarrow.compute as pc
 
     if not _is_text(values.distinct.type):
-        return False
-    return bool(pc.any(pc.match_substring_regex(values.distinct, r"^[+-]?0\d")).as_py())
+        return None
+    found = pc.match_substring_regex(values.distinct, r"^[+-]?0\d")
+    code = pc.index(found, True).as_py()
+    return None if code < 0 else code
 
 
 _DATE_LIKE = re.compile(
@@ -386,7 +398,7 @@ def naming(values: Column) -> Callable[[Column], list[str]]:
     """
     numbers = _numbers(values.distinct, values.written)
     texts = _texts(values)
-    if np.isfinite(numbers).all() and not has_leading_zeros(values):
+    if np.isfinite(numbers).all() and leading_zeros(values) is None:
         _refuse_two_ways(values, texts, numbers)
         return _by_value
     lower = {text.lower() for text in texts}

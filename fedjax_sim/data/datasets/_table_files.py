@@ -66,8 +66,10 @@ def read(argument: str, source: Any, delimiter: str | None, encoding: str | None
     """Read a table from a path, or from anything that pyarrow takes for a table.
 
     A file is Parquet if it begins as Parquet does, else text; .gz, .bz2, .xz and .zst are
-    decompressed.
+    decompressed. A `Table` is one already.
     """
+    if isinstance(source, Table):
+        return source
     if not isinstance(source, str | Path) and not hasattr(source, "__fspath__"):
         return _in_memory(argument, source)
     path = existing(argument, source)
@@ -224,54 +226,65 @@ def _rows(
     where: Callable[[int], str],
 ) -> "pa.Table":
     import pyarrow as pa
-    from pyarrow import csv as arrow
 
-    mark = delimiter.encode()
-    body = memoryview(content)[begin:]
-    if mark + b' "' in content:  # a space before a quote belongs to neither
-        quoted_or_space = b'"[^"]*"|' + re.escape(mark) + b' +(?=")'
-        body = memoryview(
-            re.sub(quoted_or_space, lambda f: f[0] if f[0].startswith(b'"') else mark, body)
-        )
-    ragged: list[tuple[int, int]] = []
-
-    def note(row: Any) -> str:
-        ragged.append((row.number, row.actual_columns))
-        return "error"
-
+    body = _without_spaces_before_quotes(memoryview(content)[begin:], delimiter.encode())
+    ragged: list[Any] = []
     # A row must fit into a block.
     for block_size in (1 << 24, 1 << 30):
         try:
-            rows = arrow.read_csv(
-                pa.py_buffer(body),
-                arrow.ReadOptions(use_threads=False, block_size=block_size, column_names=names),
-                arrow.ParseOptions(
-                    delimiter=delimiter,
-                    newlines_in_values=b'"' in content,
-                    invalid_row_handler=note,
-                ),
-                arrow.ConvertOptions(
-                    column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
-                ),
-            )
+            rows = _parsed(body, names, delimiter, block_size, ragged)
             break
         except pa.ArrowInvalid as error:
             if ragged:
-                number, num_fields = ragged[0]
                 raise ValueError(
-                    f"{where(number - 1)}: {num_fields} fields where the header has {len(names)}. "
-                    f"Is the delimiter {delimiter!r} right, or the file truncated?"
-                ) from error
-            if "Empty CSV" in str(error):
-                raise ValueError(
-                    f"{path} needs a line of column names and at least one row"
+                    f"{where(ragged[0].number - 1)}: {ragged[0].actual_columns} fields where the "
+                    f"header has {len(names)}. Is the delimiter {delimiter!r} right, or the file "
+                    "truncated?"
                 ) from error
             if "straddling" not in str(error) or block_size > len(body):
                 raise ValueError(f"cannot read {path}: {error}") from error
+    if rows.num_rows == 0:
+        raise ValueError(f"{path} needs a line of column names and at least one row")
     last = rows.column(rows.num_columns - 1)[-1].as_py()
     if content.count(b'"', begin) % 2 and re.search("[\r\n]", last):
         raise ValueError(f"{where(rows.num_rows - 1)}: a quote is opened here and never closed")
     return rows
+
+
+def _without_spaces_before_quotes(body: Any, mark: bytes) -> Any:
+    """`1, "a, b"` as `1,"a, b"`, which Arrow takes for a quoted field."""
+    space = re.escape(mark) + b' +(?=")'
+    if re.search(space, body) is None:
+        return body
+    # What is quoted is found first, and stays as it is.
+    return re.sub(b'"[^"]*"|' + space, lambda f: f[0] if f[0].startswith(b'"') else mark, body)
+
+
+def _parsed(
+    body: Any, names: list[str], delimiter: str, block_size: int, ragged: list[Any]
+) -> "pa.Table":
+    """All fields as text; a row with another number of fields ends it, and goes into `ragged`."""
+    import pyarrow as pa
+    from pyarrow import csv as arrow
+
+    def note(row: Any) -> str:
+        ragged.append(row)
+        return "error"
+
+    is_text = {name: pa.string() for name in names}
+    if not re.search(rb"[^\r\n]", body):
+        return pa.schema(is_text).empty_table()
+    return arrow.read_csv(
+        pa.py_buffer(body),
+        # Row numbers are known to one thread only.
+        arrow.ReadOptions(use_threads=False, block_size=block_size, column_names=names),
+        arrow.ParseOptions(
+            delimiter=delimiter,
+            newlines_in_values=re.search(b'"', body) is not None,
+            invalid_row_handler=note,
+        ),
+        arrow.ConvertOptions(column_types=is_text, strings_can_be_null=False),
+    )
 
 
 def _line(content: bytes, begin: int, row: int) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 
 from fedjax_sim.data._files import StrPath, existing, reading
 from fedjax_sim.data.datasets.dataset import Dataset, from_arrays, read_shipped
-from fedjax_sim.data.datasets.tables import scaled
+from fedjax_sim.data.datasets.tables import scaler
 from fedjax_sim.ops import checks
 
 # The categories in the order of UCI's adult.names, so that column 21 of the one-hot features is
@@ -88,8 +88,9 @@ def adult(features: str = "categorical", *, folder: StrPath | None = None) -> Da
     blocks: dict[str, list[np.ndarray]] = {"train": [], "test": []}
     names: list[str] = []
     if features == "mixed":
-        blocks["train"].append(scaled(numbers["train"], numbers["train"], "minmax"))
-        blocks["test"].append(scaled(numbers["test"], numbers["train"], "minmax"))
+        scaled = scaler(numbers["train"], "minmax")
+        blocks["train"].append(scaled(numbers["train"]))
+        blocks["test"].append(scaled(numbers["test"]))
         names += _NUMBERS
     for i, (column, levels) in enumerate(ADULT_LEVELS.items()):
         used = np.intersect1d(codes["train"][:, i], np.arange(len(levels)))
@@ -133,7 +134,7 @@ def read_uci_adult(folder: StrPath) -> dict[str, np.ndarray]:
         if len(rows) != _ADULT_ROWS[split]:
             raise ValueError(
                 f"{path} has {len(rows):,} rows; UCI's has {_ADULT_ROWS[split]:,}. It is "
-                "truncated or another file: get it again, or read your own with from_csv"
+                "truncated or another file: get it again, or read your own with from_table"
             )
         codes, numbers, labels = zip(*rows, strict=True)
         arrays[f"{split}_codes"] = np.array(codes, np.uint8)

@@ -80,7 +80,7 @@ def _prepared(name: str, data_dir: StrPath | None) -> Any:
         raise ImportError(
             f"{name!r} is read through tensorflow-datasets, which cannot be imported ({error}): "
             "pip install tensorflow-datasets importlib_resources. Data of your own: from_images, "
-            "from_csv, from_arrays"
+            "from_table, from_arrays"
         ) from error
 
     place = data_dir or "~/tensorflow_datasets"

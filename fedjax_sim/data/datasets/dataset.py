@@ -213,7 +213,7 @@ def _refuse_no_numbers(name: str, x: np.ndarray) -> None:
         raise TypeError(
             f"{name} has dtype {x.dtype} and holds text, such as {text!r}; it must hold "
             "numbers. Of numbers written as text pass x.astype('float32'); encode categories first "
-            "(from_csv does it)"
+            "(from_table does it)"
         )
     if x.dtype == object:
         raise ValueError(

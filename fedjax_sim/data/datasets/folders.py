@@ -1,16 +1,28 @@
 """Data with a folder or a file for each client."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedjax_sim.data._files import StrPath, existing, read_bytes, read_npy, read_npz, reading
-from fedjax_sim.data.datasets.by_client import divided, fields, gather, label_field
+from fedjax_sim.data._files import StrPath, existing, read_bytes, read_npy, read_npz
+from fedjax_sim.data.datasets import _table_files
+from fedjax_sim.data.datasets._table_files import Table
+from fedjax_sim.data.datasets.by_client import (
+    client_name,
+    divided,
+    fields,
+    gather,
+    held_out,
+    label_field,
+)
 from fedjax_sim.data.datasets.dataset import Dataset
+from fedjax_sim.data.datasets.tables import from_table
 
 _SPLITS = ("train", "test")
+_TABLES = (".csv", ".tsv", ".parquet")
+_CLIENT = "client"
 Arrays = dict[str, np.ndarray]
 
 
@@ -19,72 +31,85 @@ def from_folders(
     *,
     x: str | None = None,
     y: str | None = None,
+    test_fraction: float | None = None,
+    seed: int = 0,
     name: str | None = None,
     **options: Any,
 ) -> Dataset:
     """Read a folder that holds a folder, or a file, for each client.
 
     A client's folder holds train.npz and perhaps test.npz, with arrays x and y each; or train.csv
-    and perhaps test.csv; or single arrays: x.npy and y.npy, or x_train.npy, y_train.npy, x_test.npy
-    and y_test.npy. A client's file, such as anna.npz or anna.csv, is read like its train.npz or
-    train.csv; the arrays of an .npz may also be called x_train, y_train, x_test and y_test. If no
-    client has test examples, a part of each client's is kept for the test.
+    and perhaps test.csv, or .tsv or .parquet, with the same columns for all clients; or single
+    arrays: x.npy and y.npy, or x_train.npy, y_train.npy, x_test.npy and y_test.npy. A client's
+    file, such as anna.npz or anna.csv, is read like its train.npz or train.csv; the arrays of an
+    .npz may also be called x_train, y_train, x_test and y_test.
 
     Args:
         folder: its folders and files are the clients, and name them.
-        x, y: the arrays with inputs [n, ...] and labels [n], by default as in `from_hdf5`. Of a CSV
-            file, whose first line names the columns, y is the column with the labels; all others
-            must be numbers and are the inputs, as they are.
+        x, y: the arrays with inputs [n, ...] and labels [n], by default as in `from_hdf5`. Of a
+            table, y is the column with the labels.
+        test_fraction, seed: as in `from_clients`, if no client has test examples.
         name: by default the folder's name.
-        **options: as `from_clients`.
+        **options: as `from_clients`; for tables as `from_table`, which reads those of all clients
+            as one: categories and scales are those of all training rows.
 
     Returns:
         A Dataset with the group "client", in the order of the names.
 
     Raises:
         FileNotFoundError: no such folder, or no clients in it.
-        ValueError: a damaged file, a client without data, columns that differ among clients, hold
-            text or lack values; and as `from_clients`. Names the file.
+        ValueError: a damaged file, a client without data, columns that differ among clients; and
+            as `from_clients` and `from_table`. Names the file.
     """
     source = existing("folder", folder)
-    places = sorted(
-        place
-        for place in (source.iterdir() if source.is_dir() else ())
-        if not place.name.startswith(".") and (place.is_dir() or place.suffix in (".npz", ".csv"))
-    )
-    if not places:
-        raise FileNotFoundError(
-            f"folder: {source} holds no clients; they are folders, .npz files or .csv files"
-        )
-    columns: list[str] = []
-    clients: dict[str, dict[str, Arrays]] = {}
-    for place in places:
-        client = place.name if place.is_dir() else place.stem
-        if client in clients:
-            raise ValueError(f"{source} has two clients {client!r}, {place} is one; rename it")
-        clients[client] = _read(place, x, y, columns)
-    if columns:
-        options = {"feature_names": columns} | options
+    clients = _clients(source)
+    name = name or source.resolve().name
+    tables = {client: found for client, found in _table_paths(clients).items() if found}
+    if tables:
+        lacking = next((client for client in clients if client not in tables), None)
+        if lacking is not None:
+            raise ValueError(
+                f"{source}: client {next(iter(tables))!r} has a table, but {lacking!r} none; give "
+                "all the same kind of file"
+            )
+        divide = {"test_fraction": test_fraction, "seed": seed}
+        return _from_tables(source, tables, y, divide, name=name, **options)
+    arrays = {client: _arrays(place, x, y) for client, place in clients.items()}
 
     def of(split: str) -> dict[str, Arrays]:
-        return {client: splits[split] for client, splits in clients.items() if split in splits}
+        return {client: splits[split] for client, splits in arrays.items() if split in splits}
 
     return divided(
         gather(source, of("train")),
         gather(source, of("test"), may_be_empty=True) if of("test") else None,
-        name=name or source.resolve().name,
+        test_fraction=test_fraction,
+        seed=seed,
+        name=name,
         **options,
     )
 
 
-def _read(place: Path, x: str | None, y: str | None, columns: list[str]) -> dict[str, Arrays]:
-    """The inputs and labels of a client by split; `columns` are those of all CSV files."""
-    if place.suffix == ".csv" and place.is_file():
-        return {"train": _read_csv(place, y, columns)}
+def _clients(source: Path) -> dict[str, Path]:
+    """Name -> folder or file of each client."""
+    clients: dict[str, Path] = {}
+    for place in sorted(source.iterdir() if source.is_dir() else ()):
+        if place.name.startswith(".") or not (place.is_dir() or place.suffix in (".npz", *_TABLES)):
+            continue
+        client = client_name(source, place.name if place.is_dir() else place.stem)
+        if client in clients:
+            raise ValueError(f"{source} has two clients {client!r}: {clients[client]}, {place}")
+        clients[client] = place
+    if not clients:
+        raise FileNotFoundError(
+            f"folder: {source} holds no clients; they are folders, or files that end in .npz, "
+            f"{', '.join(_TABLES)}"
+        )
+    return clients
+
+
+def _arrays(place: Path, x: str | None, y: str | None) -> dict[str, Arrays]:
+    """The inputs and labels of a client by split."""
     found: dict[str, Arrays] = {}
-    tables = [place / f"{split}.csv" for split in _SPLITS if (place / f"{split}.csv").exists()]
-    if tables:
-        return {table.stem: _read_csv(table, y, columns) for table in tables}
     if place.is_file():
         found = _by_split(read_npz(read_bytes(place), place))
     else:
@@ -117,31 +142,96 @@ def _by_split(arrays: Mapping[str, np.ndarray]) -> dict[str, Arrays]:
     return found
 
 
-def _read_csv(path: Path, y: str | None, columns: list[str]) -> Arrays:
-    from pyarrow import BufferReader, csv, types
+# ---------------------------------------------------------------- tables
 
-    content = read_bytes(path)
-    with reading(path):
-        table = csv.read_csv(BufferReader(content))
-    names = table.column_names
-    label = label_field(path, names, y)
-    inputs = [name for name in names if name != label]
-    columns += [] if columns else inputs
-    if sorted(inputs) != sorted(columns):
+
+def _table_paths(clients: Mapping[str, Path]) -> dict[str, dict[str, Path]]:
+    """Client -> split -> its table, where it has any."""
+    return {
+        client: {"train": place}
+        if place.is_file() and place.suffix in _TABLES
+        else {
+            split: place / f"{split}{suffix}"
+            for split in _SPLITS
+            for suffix in _TABLES
+            if (place / f"{split}{suffix}").exists()
+        }
+        for client, place in clients.items()
+    }
+
+
+def _from_tables(
+    source: Path,
+    tables: Mapping[str, Mapping[str, Path]],
+    y: str | None,
+    divide: Mapping[str, Any],
+    *,
+    delimiter: str | None = None,
+    encoding: str | None = None,
+    **options: Any,
+) -> Dataset:
+    read = {
+        split: [
+            (number, _table_files.read("folder", paths[split], delimiter, encoding))
+            for number, paths in enumerate(tables.values())
+            if split in paths
+        ]
+        for split in _SPLITS
+    }
+    if len(read["train"]) < len(tables):
+        lacking = next(client for client, paths in tables.items() if "train" not in paths)
+        raise ValueError(f"{source}: client {lacking!r} has no table for training")
+    columns = read["train"][0][1].columns.column_names
+    label = label_field(next(iter(tables.values()))["train"], columns, y)
+    train, test = (_joined(source, split, columns) if split else None for split in read.values())
+    assert train is not None  # there is a client
+    names = np.array([*tables])
+    if test is None:
+        owners = names[_numbers(train.columns[_CLIENT].to_pylist())]
+        is_test = held_out(source, owners, **divide)
+        train, test = train.filter(~is_test), train.filter(is_test)
+    elif divide["test_fraction"] is not None:
         raise ValueError(
-            f"{path} has the columns {inputs} beside {label!r}, but the first file {columns}"
+            f"test_fraction={divide['test_fraction']} is for data without test examples"
         )
-    for name in columns:
-        kind = table[name].type
-        if table[name].null_count or not (types.is_integer(kind) or types.is_floating(kind)):
-            what = f"{table[name].null_count} missing values" if table[name].null_count else kind
+    data = from_table(train, test, label_column=label, group_columns=[_CLIENT], **options)
+    groups = (data.train_groups[_CLIENT], data.test_groups[_CLIENT])
+    train_clients, test_clients = (names[_numbers(group.tolist())] for group in groups)
+    return data._replace(train_groups={_CLIENT: train_clients}, test_groups={_CLIENT: test_clients})
+
+
+def _joined(source: Path, tables: Sequence[tuple[int, Table]], columns: Sequence[str]) -> Table:
+    """The tables of several clients as one, with a column that says whose a row is."""
+    import pyarrow as pa
+
+    parts = []
+    for number, table in tables:
+        own = table.columns.column_names
+        if _CLIENT in own:
             raise ValueError(
-                f"{path}: column {name!r} has {what}, but all columns beside the label must be "
-                "numbers. For text and gaps put all clients into one table, with a column that "
-                "names the client, and use from_csv with group_columns"
+                f"{table.at(0)}: there is a column {_CLIENT!r}, but the files are the clients. "
+                "Rename it, or put all rows into one table for from_table"
             )
-    if table[label].null_count:
-        raise ValueError(f"{path}: column {label!r} has {table[label].null_count} missing values")
-    x = [table[name].to_numpy().astype(np.float32) for name in columns]
-    labels = table[label].to_pylist()
-    return {"x": np.stack(x, axis=1), "y": np.array(labels)}
+        if sorted(own) != sorted(columns):
+            raise ValueError(
+                f"{table.at(0)}: the columns are {_table_files.listed(own)}, but those of the "
+                f"first client {_table_files.listed(columns)}"
+            )
+        # A name such as 007 is text here, whatever it looks like.
+        owner = pa.array([f"client {number}"] * table.columns.num_rows)
+        parts.append(table.columns.select(columns).append_column(_CLIENT, owner))
+    try:
+        whole = pa.concat_tables(parts, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise ValueError(f"{source}: columns of one name are of unlike types: {error}") from error
+    ends = np.cumsum([part.num_rows for part in parts])
+
+    def where(row: int) -> str:
+        at = int(np.searchsorted(ends, row, side="right"))
+        return tables[at][1].at(row - int(ends[at]) + parts[at].num_rows)
+
+    return Table(source.name, whole, where, np.arange(whole.num_rows))
+
+
+def _numbers(owners: Sequence[str]) -> list[int]:
+    return [int(owner.removeprefix("client ")) for owner in owners]

@@ -3,7 +3,7 @@
 import datetime
 import re
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -74,9 +74,10 @@ def from_table(
         test: the test rows. By default a random `test_fraction` of the rows of `train`.
         label_column: the column with the labels.
         feature_columns: the inputs; by default all but the label, the groups and what is ignored.
-        categorical_columns: columns to one-hot even if they hold numbers (a postcode); for the
-            label, its values are classes.
+        categorical_columns: columns to one-hot even if they hold numbers (a postcode); if the label
+            is listed, its values are classes.
         numeric_columns: columns that must hold quantities; true and yes are 1, false and no are 0.
+            If the label is listed, it is the target of a regression.
         group_columns: columns to keep as groups, e.g. the client. They are inputs only if listed
             in `feature_columns` as well. A missing value is the group "?".
         ignore_columns: columns to leave out.
@@ -169,20 +170,18 @@ def from_table(
         _check_columns(test_table, used)
         test_table = _only(test_table, used, written, fill)
 
-    encoders = [
-        _feature(
-            of(table, column),
-            scaling=scaling,
-            fill=fill,
-            is_category=column in categorical_columns,
-            is_quantity=column in numeric_columns,
-            was_listed=feature_columns is not None,
-        )
-        for column in features
-    ]
+    declared_as = dict.fromkeys(categorical_columns, "category")
+    declared_as |= dict.fromkeys(numeric_columns, "quantity")
+    declared_as |= {
+        column: "feature" for column in feature_columns or () if column not in declared_as
+    }
+    encoders = _features(
+        (of(table, column) for column in features), declared_as, scaling=scaling, fill=fill
+    )
     labels = _labels(
         of(table, label_column),
-        "classification" if label_column in categorical_columns and task == "auto" else task,
+        task,
+        is_category=label_column in categorical_columns,
         is_quantity=label_column in numeric_columns,
     )
     groups = {column: _group(of(table, column)) for column in group_columns}
@@ -202,7 +201,7 @@ def from_table(
         inputs(test_table),
         labels.encode(of(test_table, label_column)),
         name=name or _name(train),
-        class_names=labels.names,
+        class_names=tuple(labels.names),
         train_groups={column: encode(of(table, column)) for column, encode in groups.items()},
         test_groups={column: encode(of(test_table, column)) for column, encode in groups.items()},
         feature_names=[name for encoder in encoders for name in encoder.names],
@@ -215,19 +214,19 @@ def from_csv(train_path: StrPath, test_path: StrPath | None = None, **options: A
     return from_table(train_path, test_path, **options)
 
 
-def scaled(values: np.ndarray, train: np.ndarray, scaling: str) -> np.ndarray:
-    """[M, D] values by the statistics of the columns of `train`, in float32; NaN is missing."""
+def scaler(train: np.ndarray, scaling: str) -> Callable[[np.ndarray], np.ndarray]:
+    """How to scale [M, D] values to float32 by the statistics of the columns of `train`."""
     if scaling == "none":
-        return values.astype(np.float32)
+        return lambda values: values.astype(np.float32)
     known = train.astype(np.float64)
-    low, high = np.nanmin(known, axis=0), np.nanmax(known, axis=0)
-    if scaling == "minmax":
-        shift, scale = low, high - low
-    else:
-        shift, scale = np.nanmean(known, axis=0), np.nanstd(known, axis=0)
+    low, high = known.min(axis=0), known.max(axis=0)
+    shift, scale = (
+        (low, high - low) if scaling == "minmax" else (known.mean(axis=0), known.std(axis=0))
+    )
     # The standard deviation of equal numbers is not 0 but what rounding leaves.
     constant = low == high
-    return np.where(constant, 0, (values - shift) / np.where(constant, 1, scale)).astype(np.float32)
+    scale = np.where(constant, 1, scale)
+    return lambda values: np.where(constant, 0, (values - shift) / scale).astype(np.float32)
 
 
 def _check_lists(**lists: Sequence[str] | None) -> None:
@@ -237,6 +236,8 @@ def _check_lists(**lists: Sequence[str] | None) -> None:
                 f"{argument} must be a list such as [{checks.shown(values)}], got "
                 f"{checks.shown(values)}"
             )
+        if not isinstance(values, Iterable | None):
+            raise TypeError(f"{argument} must be a list of text, got {checks.shown(values)}")
         for value in values or ():
             if not isinstance(value, str):
                 raise TypeError(
@@ -280,8 +281,10 @@ def _check_columns(
     learned_from: Sequence[str] = (),
     declared: Sequence[str] = (),
 ) -> None:
-    for column in named:
-        checks.one_of(f"column of {table.name}", column, table.columns.column_names)
+    names = table.columns.column_names
+    hint = "With one column only: set delimiter to what divides them." * (len(names) == 1)
+    for column in {*named} - {*names}:
+        checks.one_of(f"column of {table.name}", column, names, hint=hint)
     for column in declared:
         if column not in learned_from or declared.count(column) > 1:
             raise ValueError(
@@ -334,57 +337,82 @@ class _Feature(NamedTuple):
     encode: Callable[[Column], np.ndarray]
 
 
-def _feature(
-    train: Column,
-    *,
-    scaling: str,
-    fill: str,
-    is_category: bool,
-    is_quantity: bool,
-    was_listed: bool,
-) -> _Feature:
+def _features(
+    columns: Iterable[Column], declared_as: Mapping[str, str], *, scaling: str, fill: str
+) -> list[_Feature]:
+    """All features; what is wrong with several columns is said at once."""
+    features: list[_Feature] = []
+    wrong: dict[str, ValueError] = {}
+    for column in columns:
+        try:
+            features.append(_feature(column, declared_as.get(column.name), scaling, fill))
+        except ValueError as error:
+            wrong[column.name] = error
+    if len(wrong) == 1:
+        raise next(iter(wrong.values()))
+    if wrong:
+        reasons = [f"- {error}" for error in wrong.values()]
+        others = f"\nand so with {listed([*wrong][3:])}" * (len(wrong) > 3)
+        raise ValueError(
+            f"{len(wrong)} columns cannot be inputs as they are:\n"
+            + "\n".join(reasons[:3])
+            + others
+        )
+    return features
+
+
+def _feature(train: Column, declared: str | None, scaling: str, fill: str) -> _Feature:
     if not len(train.distinct):
         raise ValueError(f"{train.title} holds no values; leave it out")
-    if is_category or (train.is_category and not is_quantity):
-        if not is_category:
-            _refuse_identifier(train)
+    if declared == "category":
         return _one_hot(train)
-    found = _table_columns.quantity(train, declared=is_quantity)
-    if not (was_listed or is_quantity):
-        _refuse_named_identifier(train, found is not None)
+    if declared is None:
+        _refuse_named_identifier(train)
+    is_quantity = declared == "quantity"
+    found = None
+    if is_quantity or not train.is_category:
+        found = _table_columns.quantity(train, declared=is_quantity)
+        if found is None:
+            _table_columns.refuse_disguised(train)
     if found is None:
-        _table_columns.refuse_disguised(train)
         _refuse_identifier(train)
         return _one_hot(train)
-    if _table_columns.has_leading_zeros(train) and found.what == "numbers" and not is_quantity:
+    code = _table_columns.leading_zeros(train)
+    if code is not None and found.what == "numbers" and not is_quantity:
         raise ValueError(
-            f"{train.place(0)} holds numbers with zeros in front. List the column in "
-            "categorical_columns if they are codes, in numeric_columns if they are quantities"
+            f"{train.place(code)} holds numbers with zeros in front, such as {train.text(code)}. "
+            "List the column in categorical_columns if they are codes, in numeric_columns if they "
+            "are quantities"
         )
     return _quantity(train, found, scaling, fill)
 
 
 def _quantity(train: Column, how: Quantity, scaling: str, fill: str) -> _Feature:
-    known = how.read(train)
-    present = known[np.isfinite(known)]
-    missed = len(present) < len(known) and fill != "refuse"
-    substitute = np.median(present) if fill == "median" else np.mean(present)
-
-    def encode(column: Column) -> np.ndarray:
+    def read(column: Column) -> np.ndarray:
         values = how.read(column)
-        absent = np.isnan(values)
-        if absent.any() and fill == "refuse":
+        num_missing = np.count_nonzero(np.isnan(values))
+        if num_missing and fill == "refuse":
             raise ValueError(
                 f"{column.place(-1)} is numeric, but here the value is missing "
-                f"({np.count_nonzero(absent):,} such rows). Set fill to 'mean', 'median' or "
-                "'drop', or list the column in ignore_columns or categorical_columns"
+                f"({num_missing:,} such rows). Set fill to 'mean', 'median' or 'drop', or list the "
+                "column in ignore_columns or categorical_columns"
             )
-        filled = np.where(absent, substitute, values)[:, None]
-        x = scaled(filled, known[:, None], scaling)
-        return np.concatenate([x, absent[:, None]], axis=1) if missed else x
+        return values[:, None]
+
+    known = read(train)
+    present = known[~np.isnan(known)]
+    marks = len(present) < len(known)
+    substitute = np.median(present) if fill == "median" else np.mean(present)
+    scale = scaler(present[:, None], scaling)
+
+    def encode(column: Column) -> np.ndarray:
+        values = read(column)
+        absent = np.isnan(values)
+        x = scale(np.where(absent, substitute, values))
+        return np.concatenate([x, absent], axis=1) if marks else x
 
     names = [f"{train.name}{how.unit}", f"{train.name}=?"]
-    return _Feature(names if missed else names[:1], encode)
+    return _Feature(names if marks else names[:1], encode)
 
 
 def _one_hot(train: Column) -> _Feature:
@@ -421,16 +449,14 @@ _IDENTIFIER = re.compile(r"|unnamed: *\d+|index|rownames|(.*[^a-z])?(uu)?id", re
 _CAMEL_CASE_IDENTIFIER = re.compile(r".*[a-z]I[Dd]")
 
 
-def _refuse_named_identifier(train: Column, is_quantity: bool) -> None:
-    """Raise for "id", "patient_id", "" and the like, which nobody means as a quantity."""
-    is_named = _IDENTIFIER.fullmatch(train.name) or _CAMEL_CASE_IDENTIFIER.fullmatch(train.name)
-    all_different = len(train.distinct) == len(train.codes) > 1
-    if is_named and (is_quantity or all_different):
+def _refuse_named_identifier(train: Column) -> None:
+    """Raise for "id", "patient_id", "" and the like, which nobody means as an input."""
+    if _IDENTIFIER.fullmatch(train.name) or _CAMEL_CASE_IDENTIFIER.fullmatch(train.name):
         what = "is by its name an identifier" if train.name else "has no name, as an index has none"
         raise ValueError(
-            f"{train.title} {what}. List it in ignore_columns to leave "
-            "it out, in group_columns if its values are the clients, or in numeric_columns or "
-            "categorical_columns if it is a feature"
+            f"{train.title} {what}. List it in ignore_columns to leave it out, in group_columns if "
+            "its values are the clients, or in numeric_columns or categorical_columns if it is an "
+            "input"
         )
 
 
@@ -444,9 +470,11 @@ class _Labels(NamedTuple):
     encode: Callable[[Column], np.ndarray]
 
 
-def _labels(train: Column, task: str, *, is_quantity: bool) -> _Labels:
+def _labels(train: Column, task: str, *, is_category: bool, is_quantity: bool) -> _Labels:
     if not len(train.distinct):
         raise _no_label(train)
+    if task == "auto" and (is_category or is_quantity):
+        task = "classification" if is_category else "regression"
     if task != "classification":
         found = _table_columns.quantity(train, declared=is_quantity)
         if found is not None and (task == "regression" or _is_target(train, found)):
