@@ -166,6 +166,8 @@ def fitting(name: str, value: Any, kind: Any) -> Any:
         per_example.check_model(value)  # knows which adapter makes one
     names = {getattr(each, "__name__", "") for each in _alternatives(kind)}
     hint = "".join(text for of, text in _HINTS.items() if of in names)
+    if checks.is_traced(value):
+        hint = " It decides what is compiled, so it must be static, not an argument of jit or vmap."
     raise TypeError(f"{name} must be {described(kind)}, got {_got(value, kind)}.{hint}")
 
 
