@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fedjax_sim.data._files import check_expansion, existing, read_bytes, reading
+from fedjax_sim.data._files import existing, read_bytes, read_parquet, reading
 from fedjax_sim.ops import checks
 
 if TYPE_CHECKING:
@@ -79,7 +79,9 @@ def read(argument: str, source: Any, delimiter: str | None, encoding: str | None
         raise ValueError(f"{argument}: {path} is a folder. Name the file with the table")
     with reading(path), path.open("rb") as file:
         is_parquet = file.read(4) == b"PAR1"
-    return _parquet(path) if is_parquet else _csv(path, read_bytes(path), delimiter, encoding)
+    if is_parquet:
+        return _parquet(path)
+    return _csv(path, read_bytes(path), delimiter, encoding)
 
 
 def _in_memory(argument: str, source: Any) -> Table:
@@ -111,14 +113,11 @@ def _parquet(path: Path) -> Table:
     import pyarrow as pa
     from pyarrow import parquet
 
-    with reading(path), parquet.ParquetFile(path) as file:
-        fields, metadata = file.schema_arrow, file.metadata
-    check_expansion(path, metadata.num_rows * metadata.num_columns, path.stat().st_size)
+    with reading(path):
+        fields = parquet.read_schema(path)
     is_text = (pa.types.is_string, pa.types.is_large_string)
     texts = [field.name for field in fields if any(each(field.type) for each in is_text)]
-    # A text that the file holds once, for however many rows, is held once.
-    with reading(path):
-        table = parquet.ParquetFile(path, read_dictionary=texts).read()
+    table = read_parquet(path, texts)
     return _typed(path.name, table)._replace(encoded=frozenset(texts))
 
 
