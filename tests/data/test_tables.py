@@ -310,6 +310,7 @@ def test_times_become_hours(read: Any) -> None:
         (["7:30 pm", "8:15 am"], "looks like dates"),
         (["20240531", "20240601"], "may be dates or numbers.*'%Y%m%d'.*numeric_columns"),
         (["2024-05-31", "2024-02-30"], "line 3: column 'x' holds dates, but here '2024-02-30'"),
+        (["Oslo", "Lima", "7"], "line 4: column 'x' holds text, but here '7', .* as numbers are"),
         (["2024-05-31", "soon"], "line 3: column 'x' holds dates, but here 'soon'"),
         (["7:30", "7:75"], "line 3: column 'x' holds times, but here '7:75'"),
     ],

@@ -271,7 +271,8 @@ def _written(
 def _check_columns(table: Table, named: Iterable[str]) -> None:
     names = table.columns.column_names
     hint = "With one column only: set delimiter to what divides them." * (len(names) == 1)
-    for column in {*named} - {*names}:
+    known = {*names}
+    for column in (each for each in named if each not in known):
         checks.one_of(f"column of {table.name}", column, names, hint=hint)
 
 
