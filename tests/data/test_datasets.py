@@ -702,6 +702,25 @@ def test_tfds_refuses_a_format_for_tensorflow_only(prepared: Path, tmp_path: Pat
         datasets.tfds("tiny_shades", data_dir=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("dataset_info.json", b"{"),
+        ("dataset_info.json", b"\xff"),
+        ("tiny_shades-train.array_record-00000-of-00001", b""),
+        ("tiny_shades-test.array_record-00000-of-00001", bytes(70_000)),
+    ],
+)
+def test_tfds_names_damaged_files(
+    prepared: Path, tmp_path: Path, file: str, content: bytes
+) -> None:
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tiny_shades" / "1.0.0" / file).write_bytes(content)
+    place = f"the files of 'tiny_shades' in {re.escape(str(tmp_path))}"
+    with pytest.raises(ValueError, match=f"cannot read {place}.*truncated, corrupt"):
+        datasets.tfds("tiny_shades", data_dir=tmp_path)
+
+
 def test_tfds_unknown_names(tensorflow_datasets: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no data set 'mnit'.*nearest names: \['mnist'"):
         datasets.tfds("mnit", data_dir=tmp_path)
