@@ -15,7 +15,7 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -187,12 +187,20 @@ def check_dtype(dtype: np.dtype, path: object) -> None:
         )
 
 
-def read_parquet(path: Path) -> "pa.Table":
-    """Read the table of a Parquet file."""
+def read_parquet(path: Path, texts: Sequence[str] = ()) -> "pa.Table":
+    """Read the table of a Parquet file.
+
+    Args:
+        path: the file.
+        texts: columns of which each text that the file holds once is held once, for however many
+            rows.
+    """
     from pyarrow import parquet
 
     with reading(path):
-        file = parquet.ParquetFile(path, page_checksum_verification=True)
+        file = parquet.ParquetFile(
+            path, read_dictionary=list(texts), page_checksum_verification=True
+        )
         groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
         num_bytes = sum(max(group.total_byte_size, 8 * group.num_rows) for group in groups)
     check_expansion(path, num_bytes, path.stat().st_size)

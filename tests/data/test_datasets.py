@@ -125,7 +125,7 @@ NAN[2, 1] = np.nan
         ({"y_train": Y - 9, "y_test": Y - 9}, ValueError, r"label -9 in row 0, below 0.*classes="),
         ({"num_classes": 3, "class_names": ["a"]}, ValueError, "1 class_names for num_classes=3"),
         ({"feature_names": ["a"]}, ValueError, r"1 feature_names for x_train of shape \(4, 3\)"),
-        ({"ignore_label": 0}, ValueError, "ignore_label must be negative"),
+        ({"ignore_label": 0}, ValueError, "ignore_label must be <= -1, got 0"),
         ({"ignore_label": -2, "y_train": Y - 1}, ValueError, "y_train holds the label -1"),
         ({"train_groups": {"city": Y[:2]}}, ValueError, r"train_groups\['city'\] .*\(2,\).* 4 "),
         ({"test_groups": {"city": X}}, ValueError, r"test_groups\['city'\] has shape \(4, 3\)"),

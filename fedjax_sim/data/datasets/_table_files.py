@@ -38,6 +38,7 @@ class Table(NamedTuple):
     where: row of the file -> where that is, for messages.
     rows: [M] of the file, those that the columns hold.
     index_columns: those that are a pandas index.
+    encoded: columns of text that are held as Arrow's categories are, but are none.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Table(NamedTuple):
     where: Callable[[int], str]
     rows: np.ndarray
     index_columns: frozenset[str] = frozenset()
+    encoded: frozenset[str] = frozenset()
 
     def filter(self, kept: np.ndarray) -> "Table":
         """The rows where `kept` [M] is true."""
@@ -78,7 +80,7 @@ def read(argument: str, source: Any, delimiter: str | None, encoding: str | None
     with reading(path), path.open("rb") as file:
         is_parquet = file.read(4) == b"PAR1"
     if is_parquet:
-        return _typed(path.name, read_parquet(path))
+        return _parquet(path)
     return _csv(path, read_bytes(path), delimiter, encoding)
 
 
@@ -105,6 +107,18 @@ def _in_memory(argument: str, source: Any) -> Table:
             "and values of one type"
         ) from error
     return _typed(f"the table given as {argument}", table)
+
+
+def _parquet(path: Path) -> Table:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    with reading(path):
+        fields = parquet.read_schema(path)
+    is_text = (pa.types.is_string, pa.types.is_large_string)
+    texts = [field.name for field in fields if any(each(field.type) for each in is_text)]
+    table = read_parquet(path, texts)
+    return _typed(path.name, table)._replace(encoded=frozenset(texts))
 
 
 def _typed(name: str, table: "pa.Table") -> Table:
