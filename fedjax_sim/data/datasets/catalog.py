@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_sim.data._files import StrPath, reading
+from fedjax_sim.data._files import StrPath, naming, reading
 from fedjax_sim.data.datasets._labels import Task
 from fedjax_sim.data.datasets.dataset import Dataset, from_arrays
 from fedjax_sim.ops import checks
@@ -68,18 +68,19 @@ def tfds(
     keys = [input_key, label_key, *group_keys]
     train_columns, test_columns = _columns(train, keys, place), _columns(test, keys, place)
     label = info.features[label_key]
-    return from_arrays(
-        train_columns[input_key],
-        train_columns[label_key],
-        test_columns[input_key],
-        test_columns[label_key],
-        name=name,
-        num_classes=getattr(label, "num_classes", None),
-        class_names=getattr(label, "names", None) or (),
-        task=task,
-        train_groups={key: train_columns[key] for key in group_keys},
-        test_groups={key: test_columns[key] for key in group_keys},
-    )
+    with naming(place):
+        return from_arrays(
+            train_columns[input_key],
+            train_columns[label_key],
+            test_columns[input_key],
+            test_columns[label_key],
+            name=name,
+            num_classes=getattr(label, "num_classes", None),
+            class_names=getattr(label, "names", None) or (),
+            task=task,
+            train_groups={key: train_columns[key] for key in group_keys},
+            test_groups={key: test_columns[key] for key in group_keys},
+        )
 
 
 def _prepared(name: str, data_dir: StrPath | None) -> Any:

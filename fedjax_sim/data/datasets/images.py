@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_sim.data._files import StrPath, existing
+from fedjax_sim.data._files import StrPath, existing, naming
 from fedjax_sim.data.datasets._image_files import Images, Split, idx_file, read_images
 from fedjax_sim.data.datasets._labels import Task
 from fedjax_sim.data.datasets.catalog import tfds
@@ -99,18 +99,19 @@ def from_images(
     """
     source = existing("path", path)
     images = read_images(source, class_names, prefix=prefix)
-    return from_arrays(
-        images.train.images,
-        images.train.labels,
-        images.test.images,
-        images.test.labels,
-        name=name or source.name.split(".")[0],
-        num_classes=num_classes,
-        class_names=images.class_names,
-        classes=classes,
-        ignore_label=ignore_label,
-        task=task,
-    )
+    with naming(source):
+        return from_arrays(
+            images.train.images,
+            images.train.labels,
+            images.test.images,
+            images.test.labels,
+            name=name or source.name.split(".")[0],
+            num_classes=num_classes,
+            class_names=images.class_names,
+            classes=classes,
+            ignore_label=ignore_label,
+            task=task,
+        )
 
 
 def fashion_small() -> Dataset:
@@ -294,11 +295,12 @@ def _checked(
             f"{name} has uint8 images of shape {shape}, but here are {train.images.dtype} images "
             f"of shape {train.images.shape[1:]}. Other images are read with from_images"
         )
-    return from_arrays(
-        train.images,
-        train.labels,
-        test.images,
-        test.labels,
-        name=name,
-        class_names=class_names,
-    )
+    with naming(name):
+        return from_arrays(
+            train.images,
+            train.labels,
+            test.images,
+            test.labels,
+            name=name,
+            class_names=class_names,
+        )
