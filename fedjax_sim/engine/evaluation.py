@@ -213,10 +213,10 @@ class _Parts(NamedTuple):
 
 
 def _parts(metrics: Metrics) -> _Parts:
-    if not isinstance(metrics, Mapping) or not metrics:
-        raise TypeError(
-            'metrics must be a dict of at least one metric by name, such as {"accuracy": '
-            f"metrics.accuracy}}, got {metrics!r}."
+    if not metrics:
+        raise ValueError(
+            'metrics must hold at least one metric by name, such as {"accuracy": '
+            "metrics.accuracy}, got none."
         )
     each: dict[str, PerExample] = {}
     whole: dict[str, ClientMetric] = {}

@@ -304,7 +304,7 @@ def _words(kind: Any) -> Iterator[str]:
     elif kind is optax.GradientTransformation:
         yield "an optax optimizer"
     else:
-        name = getattr(origin or kind, "__name__", str(kind))
+        name = getattr(origin or kind, "__name__", str(kind)).replace("Mapping", "dict")
         yield f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
 
 

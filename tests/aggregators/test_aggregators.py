@@ -190,7 +190,7 @@ def test_a_traced_number_of_byzantine_clients_is_one_program():
             found,
             expected,
         )
-    with pytest.raises(TypeError, match="num_byzantine must be an integer.*traced.*static"):
+    with pytest.raises(TypeError, match=r"num_byzantine must be an integer.*traced.*static"):
         jax.vmap(lambda f: aggregators.mda(num_byzantine=f).apply(KEY, (), updates, np.ones(9)))(
             jnp.arange(2)
         )
