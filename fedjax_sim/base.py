@@ -133,11 +133,16 @@ class Mean(NamedTuple):
         return jnp.where(empty, 0.0, self.total / jnp.where(empty, 1, self.count))
 
     def over(self, mask: Array) -> "Mean":
-        """The mean of the examples where `mask` [B] is True: a scalar, or [K] by class."""
+        """The mean of the examples where `mask` [B] is True: a scalar, or [K] by class.
+
+        Half precision is summed in float32.
+        """
 
         def kept(x: Array) -> Array:
             rows = mask.reshape(mask.shape + (1,) * (x.ndim - 1))
-            return jnp.where(rows, x, jnp.zeros((), x.dtype)).sum(axis=0)
+            is_real = jnp.issubdtype(x.dtype, jnp.floating)
+            wide = jnp.promote_types(x.dtype, jnp.float32) if is_real else None
+            return jnp.where(rows, x, jnp.zeros((), x.dtype)).sum(axis=0, dtype=wide)
 
         return type(self)(*map(kept, self))
 

@@ -14,6 +14,7 @@ import pytest
 import compilation
 import fedjax_sim as fs
 from fedjax_sim.base import MAX_WEIGHT, Status, Upload
+from fedjax_sim.ops import trees
 from fedjax_sim.simulate import SimulationError
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -181,6 +182,14 @@ def test_sums_of_half_precision_are_wider(dtype, aggregator):
     state = algorithm.init(KEY, params(dtype), population())
     after, _ = jax.eval_shape(algorithm.step, KEY, state, population())
     assert after.server.params["w"].dtype == dtype
+
+
+def test_losses_of_half_precision_are_summed_wider():
+    totals = jnp.full(3, 60_000.0, jnp.float16)
+    kept = fs.Mean(totals, jnp.ones(3)).over(jnp.array([True, True, False]))
+    assert (float(kept.total), float(kept.count)) == (120_000.0, 2.0)
+    groups = jnp.array([0, 0, 1])
+    assert trees.group_sum(totals, groups, 2).tolist() == [120_000.0, 60_000.0]
 
 
 def test_norms_of_half_precision_do_not_overflow():
