@@ -107,6 +107,9 @@ class Status(enum.IntFlag):
     """What the server made of the aggregate is not finite, be it params, the state of its optimizer
     or a mixture; the server stayed as it was."""
 
+    UNKNOWN_CLIENT = 64
+    """The sampler named a client that there is not; its slot stayed empty."""
+
 
 MAX_WEIGHT = 1e30
 """The largest aggregation weight: sums of weighted updates must not overflow float32."""

@@ -119,6 +119,23 @@ def test_a_rule_that_knows_no_loss_reports_none():
     assert info.cohort.loss is None
 
 
+@pytest.mark.parametrize("wrong", [3, -1, 10**9])
+def test_a_client_that_there_is_not_is_an_empty_slot_and_a_status(wrong):
+    """Clients 0 and `wrong`: the mean is that of client 0 alone."""
+
+    def apply(key: Any, state: Any, sizes: Any, round: Any) -> Any:
+        return state, fs.Cohort(jnp.array([0, wrong]), jnp.array([True, True]))
+
+    algorithm = averaging(sending(), sampler=fs.Sampler(lambda sizes: (), apply))
+    found, status, info = one_round(algorithm)
+    assert (found, status) == (1.0, Status.UNKNOWN_CLIENT)
+    assert info.cohort.ids.tolist() == [0, 3]
+    assert info.cohort.weights.tolist() == [1, 0]
+    if wrong == 3:
+        with pytest.raises(SimulationError, match="round 0, the sampler named a client that"):
+            fs.run(algorithm, params(), population(), key=KEY, num_rounds=1)
+
+
 def test_labels_out_of_range_are_a_status():
     """Labels 1..3 for a model of three classes, which are 0..2."""
     rng = np.random.default_rng(0)
