@@ -451,7 +451,8 @@ class Aggregator(NamedTuple):
         is an empty slot and may hold anything, NaN included: mask with `where`.
     summand, from_sum: only for rules that are sums. `summand(update, weight)` is one client's term
         (0 for weight 0) and `from_sum(key, state, total)` finishes as `apply` does. Given both, the
-        engine adds the terms up while it walks the cohort and never stacks the updates.
+        engine adds the terms up while it walks the cohort and never stacks the updates. They may be
+        wider than an update, whose dtypes the aggregate gets.
     """
 
     init: Callable[[PyTree], PyTree]
