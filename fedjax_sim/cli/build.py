@@ -309,19 +309,3 @@ def _server_optimizer(options: AlgorithmOptions) -> optax.GradientTransformation
             return optax.adagrad(rate, initial_accumulator_value=epsilon**2, eps=epsilon)
         case _:
             return optax.sgd(rate, momentum=momentum)
-
-
-def check_numbers(options: TrainOptions) -> None:
-    """Check what no factory can check: it gets optimizers and counts, not these numbers."""
-    values = {name: v for name, v in train_options.flat(options).items() if v is not None}
-    for name in ("rounds", "eval_every", "patience", "checkpoint_every", "num_clients", "min_size"):
-        if name in values:
-            checks.positive_int(name, values[name])
-    for name in ("cohort_size", "batch_size"):
-        if values.get(name, "all") != "all":
-            checks.positive_int(name, values[name], hint="Or all.")
-    for name in ("client_learning_rate", "server_learning_rate", "server_epsilon"):
-        if name in values:
-            checks.in_range(name, values[name], 0, open_low=True)
-    checks.in_range("server_momentum", values.get("server_momentum", 0), 0, np.nextafter(1, 0))
-    checks.in_range("seed", values["seed"], 0, 2**32 - 1)

@@ -6,7 +6,6 @@ once.
 
 import ast
 import dataclasses
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -21,7 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fedjax_sim import __version__
-from fedjax_sim.cli.train_options import TrainOptions, load_toml, resumed
+from fedjax_sim.cli import arguments
+from fedjax_sim.cli.train_options import RANGES, TrainOptions, load_toml, resumed
+from fedjax_sim.ops import checks
 
 _HELP = """\
 usage: fedjax-sim COMMAND [OPTIONS]
@@ -98,7 +99,10 @@ def main(args: Sequence[str] | None = None) -> None:
 def _complain(message: str) -> None:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print("error:", style="bold red", end=" ")
-    console.print(message, style="red", markup=False)
+    # Names of files and columns stand in messages, and must not act on the terminal.
+    lines = (checks.printable(line) for line in message.split("\n"))
+    shown = (line if len(line) < 1000 else f"{line[:900]} ..." for line in lines)
+    console.print("\n".join(shown), style="red", markup=False)
 
 
 def _dispatch(args: list[str]) -> int:
@@ -120,12 +124,12 @@ def _dispatch(args: list[str]) -> int:
 
 
 def _unknown(what: str, name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    guess = f" Did you mean {near[0]!r}?" if near else ""
-    return f"unknown {what} {name!r}.{guess} Choose one of: {', '.join(known)}."
+    near = checks.nearest(name, known)
+    return f"unknown {what} {checks.shown(name)}.{near} Choose one of: {', '.join(known)}."
 
 
 def _train(args: list[str]) -> int:
+    arguments.check(args, TrainOptions, RANGES, command="fedjax-sim train")
     config, folder = (_option_value(args, option) for option in ("--config", "--resume"))
     if config is not None and folder is not None:
         raise ValueError("give --config or --resume, not both: a run is continued by its options.")
@@ -175,9 +179,11 @@ def _reproduce(args: list[str]) -> int:
     if "debug" not in {field.name for field in dataclasses.fields(module.Options)}:
         # `main` has seen it.
         rest = [arg for arg in rest if arg != "--debug"]
+    command = f"fedjax-sim reproduce {name}"
+    arguments.check(rest, module.Options, {}, command=command)
     options = tyro.cli(
         module.Options,
-        prog=f"fedjax-sim reproduce {name}",
+        prog=command,
         description=inspect.getdoc(module),
         args=rest,
         config=_CONFIG,

@@ -19,7 +19,6 @@ from fedjax_sim.cli.build import (
     build_algorithm,
     build_loss,
     build_model,
-    check_numbers,
     deal,
 )
 from fedjax_sim.cli.interrupts import signals_ignored, stopped_by_signals
@@ -54,7 +53,6 @@ def main(options: TrainOptions) -> int:
     _use_all_cores()
     given, options = options, train_options.resolve(options)
     train_options.check_resumed(options)
-    check_numbers(options)
     output = options.run.output or default_output(options)
     if options.run.resume is None:
         check_output(output, overwrite=options.run.overwrite)

@@ -8,14 +8,13 @@ import json
 import os
 import re
 import tomllib
-import types
-import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from fedjax_sim.cli.arguments import Range, converted, flag, kinds_of
 from fedjax_sim.ops import checks
 
 _COHORTS = ("fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedprox", "scaffold")
@@ -51,6 +50,26 @@ DEFAULTS: dict[str, tuple[str, dict[str, Any]]] = {
 An option is None until `resolve` gives it the default of what was chosen; given for anything else
 it would silently do nothing, so `resolve` refuses it.
 """
+
+_RATE = Range(1e-37, 1e38)  # what float32 holds, with some room
+RANGES = {
+    **dict.fromkeys(("num_clients", "shards_per_client", "min_size", "cohort_size"), Range(1)),
+    **dict.fromkeys(("batch_size", "rounds", "local_steps", "width", "eval_every"), Range(1)),
+    **dict.fromkeys(("checkpoint_every", "patience"), Range(1)),
+    "alpha": Range(0, 1e9, open_low=True),
+    "sigma": Range(0, 100),
+    "hidden": Range(1, 1_000_000),
+    "epochs": Range(0, 1e6, open_low=True),
+    "client_learning_rate": _RATE,
+    "server_learning_rate": _RATE,
+    "server_momentum": Range(0, 1, open_high=True),
+    "server_epsilon": Range(1e-18, 1e18),  # it is squared
+    "prox_mu": Range(0, 1e38),
+    "mixture_learning_rate": Range(0, 1e38),
+    "test_fraction": Range(0, 1, open_low=True, open_high=True),
+    "seed": Range(0, 2**32 - 1),
+}
+"""option -> what its number may be; by default what 32 bits hold."""
 
 
 def _part(name: str, metavar: str) -> Any:
@@ -130,8 +149,8 @@ class TableOptions:
     """How a table of your own is read, also one of each client; arguments of `datasets.from_table`.
 
     Attributes:
-        task: What the labels are: classes, or the targets of a regression. By default text and at
-            most 20 different integers are classes, decimals are targets.
+        task: What the labels are: classes, or the targets of a regression. By default text and few
+            different integers are classes, decimals are targets.
         feature_columns: The inputs. By default all columns but --label and --group.
         categorical_columns: Columns to one-hot even if they hold numbers.
         numeric_columns: Columns that must hold quantities: numbers with zeros in front too; yes is
@@ -374,7 +393,7 @@ def resolve(options: TrainOptions) -> TrainOptions:
         raise ValueError(
             "--label names the column with the labels in a table of your own (FILE.csv, .tsv, .txt "
             f"or .parquet), and belongs to it alone: got --dataset {options.data.dataset} and "
-            f"--label {options.data.label}."
+            f"--label {checks.shown(options.data.label)}."
         )
     for group, takes_it, what in (
         (options.table, is_own or by_client, "a table of your own"),
@@ -450,11 +469,6 @@ def check_resumed(options: TrainOptions) -> None:
         raise ValueError("--checkpoint-every None: a run that is continued keeps its checkpoints.")
 
 
-def flag(name: str) -> str:
-    """The name of an option on the command line."""
-    return "--" + name.replace("_", "-")
-
-
 def load_toml(path: str | os.PathLike[str]) -> TrainOptions:
     """Read options from a TOML file.
 
@@ -464,32 +478,22 @@ def load_toml(path: str | os.PathLike[str]) -> TrainOptions:
     """
     path = Path(path).expanduser()
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no configuration file {path}.") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"{path} is not a TOML file: {error}.") from error
-    kinds = {
-        name: kind
-        for group in typing.get_type_hints(TrainOptions).values()
-        for name, kind in typing.get_type_hints(group).items()
-        if name not in _NOT_IN_TOML
-    }
+    kinds = {n: kind for n, kind in kinds_of(TrainOptions).items() if n not in _NOT_IN_TOML}
     for name, value in values.items():
         if isinstance(value, dict):
+            table = checks.printable(name)
             raise ValueError(
-                f"{path} has a table [{name}]: write all options at the top, without tables."
+                f"{path} has a table [{table}]: write all options at the top, without tables."
             )
         if name not in kinds:
             near = checks.nearest(name, kinds)
             raise ValueError(f"{path} has an unknown option {checks.shown(name)}.{near}")
-        try:
-            values[name] = _converted(value, kinds[name])
-        except TypeError:
-            wanted = _described(kinds[name])
-            raise ValueError(
-                f"{path}: {name} must be {wanted}, got {checks.shown(value)}."
-            ) from None
+        values[name] = converted(f"{path}: {name}", value, kinds[name], RANGES.get(name))
     return replaced(TrainOptions(), values)
 
 
@@ -515,39 +519,3 @@ def _toml(value: Any) -> str:
         return repr(value)
     # TOML's strings are JSON's, but for one control character.
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _converted(value: Any, kind: Any) -> Any:
-    """A value of a TOML file as a value of an option's type; TypeError if it is none."""
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        for each in typing.get_args(kind):
-            try:
-                return _converted(value, each)
-            except TypeError:
-                continue
-    elif typing.get_origin(kind) is Literal:
-        if value in typing.get_args(kind):
-            return value
-    elif typing.get_origin(kind) is tuple:
-        if isinstance(value, list):
-            return tuple(_converted(each, typing.get_args(kind)[0]) for each in value)
-    elif kind is Path and isinstance(value, str):
-        return Path(value)
-    elif kind is float and type(value) in (int, float):
-        return float(value)
-    elif type(value) is kind:
-        return value
-    raise TypeError
-
-
-def _described(kind: Any) -> str:
-    """An option's type in words."""
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        parts = [_described(each) for each in typing.get_args(kind) if each is not type(None)]
-        return " or ".join(parts)
-    if typing.get_origin(kind) is Literal:
-        return " or ".join(f'"{each}"' for each in typing.get_args(kind))
-    if typing.get_origin(kind) is tuple:
-        return f"a list [...], each {_described(typing.get_args(kind)[0])}"
-    words = {int: "an integer", float: "a number", bool: "true or false"}
-    return words.get(kind, "text in quotes")

@@ -473,7 +473,7 @@ def test_training_in_threads_of_an_event_loop(tmp_path: Path, trained: Path) -> 
         (["--seed", "1", "--output", "elsewhere"], "leave out --seed, --output"),
         (["--config", "some.toml"], "--config or --resume, not both"),
         (["--checkpoint-every", "None"], "a run that is continued keeps its checkpoints"),
-        (["--checkpoint-every", "0"], "checkpoint_every must be >= 1, got 0"),
+        (["--checkpoint-every", "0"], "--checkpoint-every must be >= 1, got 0"),
     ],
 )
 def test_what_a_run_cannot_be_continued_with(
@@ -704,25 +704,34 @@ def test_a_diverged_run_keeps_what_is_done_and_says_what_to_do(
         (["--dataset", "fashion_smal"], "Did you mean 'fashion_small'"),
         (["--dataset", "mnist", "--folder", "nowhere"], "nowhere does not exist"),
         (["--num-clients", "3000"], "num_examples=2500 are too few for num_clients=3000"),
-        (["--num-clients", "0"], "num_clients must be >= 1, got 0"),
-        (["--alpha", "-1"], "alpha must lie in (0, "),
+        (["--num-clients", "0"], "--num-clients must be >= 1, got 0"),
+        (["--alpha", "-1"], "--alpha must lie in (0, "),
         (["--partition", "iid", "--alpha", "1"], "--alpha belongs to --partition dirichlet"),
         (["--partition", "by_group"], "--num-clients belongs to --partition iid or dirichlet"),
         (["--partition", "by_group", "--num-clients", "None"], "fashion_small has no groups"),
         (["--model", "char_lstm"], "inputs must be tokens"),
-        (["--batch-size", "0"], "batch_size must be >= 1, got 0"),
-        (["--client-learning-rate", "-0.1"], "client_learning_rate must lie in (0, inf), got -0.1"),
-        (["--server-learning-rate", "nan"], "server_learning_rate must lie in (0, inf), got nan"),
-        (["--algorithm", "fedavgm", "--server-momentum", "1"], "server_momentum must lie in [0, "),
+        (["--batch-size", "0"], "--batch-size must be >= 1, got 0"),
+        (["--client-learning-rate", "-0.1"], "--client-learning-rate must lie in [1e-37, "),
+        (["--server-learning-rate", "nan"], "--server-learning-rate must lie in [1e-37, "),
+        (
+            ["--algorithm", "fedavgm", "--server-momentum", "1"],
+            "--server-momentum must lie in [0, 1), got 1",
+        ),
         (["--cohort-size", "9"], "cohort_size must lie in [1, 8], got 9"),
-        (["--cohort-size", "0"], "cohort_size must be >= 1, got 0"),
-        (["--width", "0"], "width must be >= 1, got 0"),
-        (["--rounds", "0"], "rounds must be >= 1, got 0"),
-        (["--eval-every", "0"], "eval_every must be >= 1, got 0"),
-        (["--seed", "-1"], "seed must lie in [0, "),
-        (["--epochs", "0"], "num_epochs must lie in (0, inf), got 0"),
+        (["--cohort-size", "0"], "--cohort-size must be >= 1, got 0"),
+        (["--width", "0"], "--width must be >= 1, got 0"),
+        (["--rounds", "0"], "--rounds must be >= 1, got 0"),
+        (["--eval-every", "0"], "--eval-every must be >= 1, got 0"),
+        (["--seed", "-1"], "--seed must be >= 0, got -1"),
+        (["--epochs", "0"], "--epochs must lie in (0, 1e+06], got 0"),
         (["--epochs", "1", "--local-steps", "1"], "not both"),
         (["--config", "nowhere.toml"], "no configuration file nowhere.toml"),
+        (["--local-steps", "4294967296"], "--local-steps must be <= 2147483647, got 4294967296"),
+        (["--rounds", "4294967296"], "--rounds must be <= 2147483647, got 4294967296"),
+        (["--epochs", "1e308"], "--epochs must lie in (0, 1e+06], got 1e+308"),
+        (["--epochs", "1e-320"], "--epochs must lie in (0, 1e+06], got 1e-320, which is 0 in"),
+        (["--hidden", "3", "9" * 23], "--hidden must be <= 1000000, got 9999999"),
+        (["--algorithm", "fedprox", "--prox-mu", "-1"], "--prox-mu must lie in [0, "),
     ],
 )
 def test_wrong_input_is_one_line_and_no_folder(
@@ -753,17 +762,39 @@ def test_debug_goes_to_the_engine_and_raises(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--alhpa", "0.3"], "--alpha"),
-        (["--partition", "dirichlett"], "dirichlet"),
-        (["--rounds", "ten"], "--rounds"),
-        (["--width", "wide"], "--width"),
+        (["--alhpa", "0.3"], "unknown option '--alhpa'. Did you mean '--alpha'?"),
+        (["--num_clients", "x"], "--num-clients must be an integer, got 'x'."),
+        (["--partition", "dirichlett"], "got 'dirichlett'. Did you mean 'dirichlet'?"),
+        (["--algorithm", "fedporx"], "got 'fedporx'. Did you mean 'fedprox'?"),
+        (["--model=mpl"], "got 'mpl'. Did you mean 'mlp'?"),
+        (["--rounds", "ten"], "--rounds must be an integer, got 'ten'."),
+        (["--rounds", "1.5"], "--rounds must be an integer, got '1.5'."),
+        (["--alpha", "abc"], "--alpha must be a number, got 'abc'."),
+        (["--alpha"], "--alpha needs a value: a number."),
+        (["--alpha", "--rounds", "3"], "--alpha needs a value: a number."),
+        (["--width", "wide"], """--width must be an integer or "auto", got 'wide'."""),
+        (["--hidden", "3", "x"], "--hidden must be an integer, got 'x'."),
+        (["--overwrite", "yes"], "--overwrite takes no value, got 'yes'."),
+        (["runs/first"], "unexpected argument 'runs/first': options begin with --"),
+        (["--dataset", "nowhere.csv", "--label", "y"], "--dataset"),
+        (["--dataset", "\x1b[31mred"], r"unknown data set '\x1b[31mred'"),
+        (["--group", "[/red]"], "--group belongs to --partition by_group"),
     ],
 )
-def test_wrong_options_are_explained(
+def test_wrong_options_are_explained_in_one_line(
     capsys: pytest.CaptureFixture[str], args: list[str], message: str
 ) -> None:
     assert run("train", *args) == 2
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ")
+    assert error.count("\n") == 1 and error.strip().isprintable()
+
+
+def test_options_of_an_experiment_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("reproduce", "agnostic-adult", "--num-seed", 3) == 2
+    assert "Did you mean '--num-seeds'? `fedjax-sim reproduce agn" in capsys.readouterr().err
+    assert run("reproduce", "agnostic-adult", "--num-seeds", "few") == 2
+    assert "--num-seeds must be an integer, got 'few'." in capsys.readouterr().err
 
 
 # Commands

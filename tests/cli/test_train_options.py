@@ -150,6 +150,14 @@ def test_toml_sets_options(tmp_path: Path) -> None:
         ("dataset = 3", "dataset must be text in quotes, got 3"),
         ("folder = 3", "folder must be text in quotes, got 3"),
         ("[data]\nalpha = 1.0", r"has a table \[data\]: write all options at the top"),
+        ("rounds = 0", "rounds must be >= 1, got 0"),
+        ("rounds = 4294967296", "rounds must be <= 2147483647, got 4294967296"),
+        ("hidden = [3, 0]", "hidden must be >= 1, got 0"),
+        ("epochs = nan", r"epochs must lie in \(0, 1e\+06\], got nan"),
+        ("epochs = 1e-320", r"epochs must lie in .* got 1e-320, which is 0 in float32"),
+        ("alpha = 1" + 400 * "0", r"alpha must lie in \(0, 1e\+09\], got 100.*00"),
+        ('folder = "a\\u0000b"', r"folder must be text in quotes, got 'a\\x00b'"),
+        ("'\\x1b' = 3", r"unknown option"),
         ("rounds = x", "not a TOML file: .*line 1"),
         ("rounds = 3\nrounds = 4", "not a TOML file"),
     ],
@@ -168,7 +176,7 @@ def test_a_file_that_is_missing_or_not_text(tmp_path: Path) -> None:
 
 
 texts = st.text(st.characters(codec="utf-8"))
-numbers = st.floats(allow_nan=False)
+numbers = st.floats(1e-30, 1e9)
 
 
 @settings(max_examples=100)
@@ -176,7 +184,7 @@ numbers = st.floats(allow_nan=False)
     dataset=texts,
     group=texts,
     alpha=numbers,
-    rounds=st.integers(-(2**62), 2**62),
+    rounds=st.integers(1, 2**31 - 1),
     hidden=st.none() | st.lists(st.integers(1, 9)).map(tuple),
     cohort_size=st.integers(1, 9) | st.just("all"),
 )

@@ -1,0 +1,190 @@
+"""Options read from text and from TOML: each value checked against its type and its range.
+
+The command line checks its arguments here first, so that a mistake is one line in the option's own
+name; then tyro parses them. Nothing here imports jax.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from fedjax_sim.ops import checks
+
+
+class Range(NamedTuple):
+    """What a number may be: low <= value <= high, without `low` if that is open."""
+
+    low: float = 0
+    high: float = checks.MOST
+    open_low: bool = False
+    open_high: bool = False
+
+
+def kinds_of(options: type) -> dict[str, Any]:
+    """Option -> its type; the options of a dataclass within a dataclass stand beside the others."""
+    kinds: dict[str, Any] = {}
+    for name, kind in typing.get_type_hints(options).items():
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            kinds |= kinds_of(kind)
+        elif kind is not ClassVar and typing.get_origin(kind) is not ClassVar:
+            kinds[name] = kind
+    return kinds
+
+
+def flag(name: str) -> str:
+    """The name of an option on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def check(args: Sequence[str], options: type, ranges: Mapping[str, Range], *, command: str) -> None:
+    """Raise unless these arguments can be parsed as options.
+
+    Raises:
+        ValueError: an option that there is not, one without a value, or a value of another type or
+            out of range; in the option's name, with the nearest name.
+    """
+    if {"-h", "--help"} & {*args} or (args and args[0].startswith("--tyro-")):
+        return
+    kinds, rest = kinds_of(options), [*args]
+    while rest:
+        given, equals, value = rest.pop(0).partition("=")
+        name = given.removeprefix("--").replace("-", "_")
+        if not given.startswith("--"):
+            what = given + equals + value
+            raise ValueError(
+                f"unexpected argument {checks.shown(what)}: options begin with --, and values with "
+                "spaces need quotes."
+            )
+        if name not in kinds:
+            near = checks.nearest(given, map(flag, kinds))
+            raise ValueError(
+                f"unknown option {checks.shown(given)}.{near} `{command} --help` lists all."
+            )
+        kind = kinds[name]
+        if kind is bool:
+            if equals or (rest and not rest[0].startswith("-")):
+                got = checks.shown(value if equals else rest[0])
+                raise ValueError(f"{flag(name)} takes no value, got {got}.")
+            continue
+        values = [value] if equals else []
+        many = any(typing.get_origin(each) is tuple for each in _alternatives(kind))
+        while rest and not equals and not rest[0].startswith("--") and (many or not values):
+            values.append(rest.pop(0))
+        of = _inner(kind) if many else kind
+        if not values:
+            raise ValueError(f"{flag(name)} needs a value: {described(of)}.")
+        if values == ["None"] and types.NoneType in _alternatives(kind):
+            continue
+        for each in values:
+            converted(flag(name), each, of, ranges.get(name), read=_from_text)
+
+
+def converted(name: str, value: Any, kind: Any, within: Range | None, *, read: Any = None) -> Any:
+    """A value as one of an option's type; `name` is what messages call the option.
+
+    Args:
+        name: "--alpha", or "options.toml: alpha".
+        value: text, or a value of a TOML file.
+        kind: the type of the option.
+        within: what a number may be; by default what 32 bits hold.
+        read: how a value becomes one of a plain type, TypeError if it is none; TOML's by default.
+
+    Raises:
+        ValueError: another type, none of the choices, or out of range.
+    """
+    read = read or _from_toml
+    for each in _alternatives(kind):
+        listing = typing.get_origin(each) is tuple and isinstance(value, list)
+        try:
+            if listing:
+                found = tuple(read(entry, typing.get_args(each)[0]) for entry in value)
+            else:
+                found = read(value, each)
+        except TypeError:
+            continue
+        for number in found if listing else [found]:
+            _check_range(name, number, within)
+        return found
+    choices = [c for each in _alternatives(kind) for c in _choices(each)]
+    near = checks.nearest(value, choices) if isinstance(value, str) else ""
+    wanted = described(kind, "text in quotes" if read is _from_toml else "text")
+    raise ValueError(f"{name} must be {wanted}, got {checks.shown(value)}.{near}")
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    return typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+
+
+def _check_range(name: str, value: Any, within: Range | None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    if isinstance(value, int):
+        whole = within or Range(-checks.MOST)
+        checks.integer(name, value, int(whole.low), int(whole.high))
+    elif within is None:
+        checks.in_range(name, value)
+    else:
+        low, high, open_low, open_high = within
+        checks.in_range(name, value, low, high, open_low=open_low, open_high=open_high)
+
+
+def _from_text(text: str, kind: Any) -> Any:
+    if typing.get_origin(kind) is Literal:
+        if text in (choices := {str(each): each for each in _choices(kind)}):
+            return choices[text]
+    elif kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    elif kind in (str, Path):
+        return kind(text)
+    raise TypeError
+
+
+def _from_toml(value: Any, kind: Any) -> Any:
+    if typing.get_origin(kind) is Literal:
+        if value in _choices(kind):
+            return value
+    elif kind is Path and isinstance(value, str) and "\0" not in value:
+        return Path(value)
+    elif kind is float and type(value) in (int, float):
+        try:
+            return float(value)
+        except OverflowError:
+            return value  # which is out of any range
+    elif type(value) is kind:
+        return value
+    raise TypeError
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    return typing.get_args(kind) if union else (kind,)
+
+
+def _inner(kind: Any) -> Any:
+    """What a list holds."""
+    (listing,) = [each for each in _alternatives(kind) if typing.get_origin(each) is tuple]
+    return typing.get_args(listing)[0]
+
+
+def described(kind: Any, text: str = "text") -> str:
+    """An option's type in words.
+
+    >>> described(int | Literal["all"] | None)
+    'an integer or "all"'
+    """
+    words = {int: "an integer", float: "a number", bool: "true or false"}
+    parts = []
+    for each in _alternatives(kind):
+        if typing.get_origin(each) is Literal:
+            parts += [f'"{choice}"' for choice in _choices(each)]
+        elif typing.get_origin(each) is tuple:
+            parts.append(f"a list [...], each {described(typing.get_args(each)[0], text)}")
+        elif each is not types.NoneType:
+            parts.append(words.get(each, text))
+    return " or ".join(parts)
