@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import dataclasses
 import datetime
 import errno
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -647,6 +648,19 @@ def test_impatience_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert run("train", *SMALL, "--rounds", 100, "--output", tmp_path / "run") == 130
     assert names(tmp_path / "run") == FILES - {"metrics.jsonl"}
     assert 10 <= read(tmp_path / "run" / "results.json")["rounds"] <= 20
+
+
+def test_an_interrupt_after_the_last_round_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.contextmanager
+    def bar() -> Iterator[Callable]:
+        yield lambda now: None
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(simulate, "progress_bar", bar)
+    assert run("train", *SMALL, "--rounds", 1, "--output", tmp_path / "run") == 130
+    assert names(tmp_path / "run") == FILES
 
 
 def test_an_interrupt_before_the_first_round_is_no_traceback(
