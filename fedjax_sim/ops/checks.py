@@ -57,12 +57,14 @@ def _has_no_repr(value: Any) -> bool:
 
 
 def printable(text: str) -> str:
-    r"""Text whose control characters are escaped, so that it cannot act on a terminal.
+    r"""Text whose control characters but newlines are escaped: it cannot act on a terminal.
 
     >>> print(printable("a" + chr(27) + "[31m"))
     a\x1b[31m
     """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 def is_traced(value: Any) -> bool:
