@@ -124,7 +124,7 @@ class Mean(NamedTuple):
     def __repr__(self) -> str:
         if np.size(self.total) > 10:
             return outline(self)
-        return f"Mean(total={self.total!r}, count={self.count!r})"
+        return f"{type(self).__name__}(total={self.total!r}, count={self.count!r})"
 
     @property
     def value(self) -> Array:

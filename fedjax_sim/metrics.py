@@ -346,11 +346,12 @@ def _roc_auc(outputs: Array, data: Any) -> Mean:
 roc_auc = ClientMetric(_roc_auc, higher_is_better=True)
 """Area under the ROC curve of every client: how often a positive scores above a negative.
 
-Labels are integers, negative for padding. Outputs [B] or [B, 1] are scores of class 1, [B, 2]
-logits of both; [B, K] logits of more classes give the mean of the areas of each class against the
-rest, by softmax probabilities, over those classes of which the client has examples and others. A
-client that has one class only is left out. Ties count half. Outputs that are not finite, or a label
->= K, make the client NaN.
+Labels are integers, negative for padding. Outputs [B] or [B, 1] are scores of class 1, and of
+labels [B, L] with one score each every answer counts as an example. [B, 2] are logits of both classes.
+[B, K] logits of more classes give the mean of the areas of each class against the rest, by softmax
+probabilities, over those classes of which the client has examples and others. A client that has one
+class only is left out. Ties count half. Outputs that are not finite, or a label >= K, make the
+client NaN.
 
 Cost: one sort of all examples, for K > 2 one a class.
 """
@@ -398,7 +399,6 @@ def f1(average: Literal["macro", "micro", "binary"] = "macro") -> ClientMetric:
     Raises:
         ValueError: another average; when it is traced, "binary" for K other than 2.
     """
-    checks.one_of("average", average, ("macro", "micro", "binary"))
 
     def fn(outputs: Array, data: Any) -> Mean:
         rows, (hits, true, predicted), wrong = _confusion(outputs, data)

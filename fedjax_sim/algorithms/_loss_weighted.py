@@ -61,6 +61,7 @@ def loss_weighted(
     server: optax.GradientTransformation | None,
     loss: Loss,
     loss_examples: int | None,
+    info: Callable[[Message], dict[str, Array]] = lambda message: {},
     **options: Unpack[engine.Options],
 ) -> Algorithm:
     """FedAvg with weights exp(log_weights(losses)) and the mean update times `scale`."""
@@ -95,7 +96,7 @@ def loss_weighted(
         rule=clients.adapt(
             clients.local_sgd(model, optimizer, loss=loss),
             weight=lambda message, _: message.per_slot.weight,
-            info=lambda message: {"incoming_loss": message.per_slot.loss},
+            info=lambda message: {"incoming_loss": message.per_slot.loss} | info(message),
         ),
         sampler=sampler or sampling.everyone(),
         aggregator=aggregators.mean(),

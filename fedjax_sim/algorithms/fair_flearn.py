@@ -42,7 +42,7 @@ class FairFlearnState(NamedTuple):
 def fair_flearn_afl(
     model: Model,
     *,
-    learning_rate: float | Array,
+    learning_rate: clients.Rate,
     mixture_step_size: float | Array,
     use_mixture: bool = False,
     loss: Loss = metrics.cross_entropy,
@@ -57,7 +57,7 @@ def fair_flearn_afl(
 
     Args:
         model, loss: as in `fedavg`; every client takes one step on all of its examples a round.
-        learning_rate: > 0, may be traced.
+        learning_rate: > 0, may be traced; or a function of the round.
         mixture_step_size: of lambda, >= 0, may be traced.
         use_mixture: weigh the clients by lambda / sum(lambda), as that code does with another
             `--sampling`; the projection stays as it is.
@@ -69,7 +69,8 @@ def fair_flearn_afl(
         Li, Sanjabi, Beirami, Smith, "Fair Resource Allocation in Federated Learning", ICLR 2020,
         the AFL baseline of its public code (flearn/trainers/afl.py).
     """
-    checks.in_range("learning_rate", learning_rate, 0.0, open_low=True)
+    if not callable(learning_rate):
+        checks.in_range("learning_rate", learning_rate, 0.0, open_low=True)
     checks.in_range("mixture_step_size", mixture_step_size, 0.0)
 
     def init(key: Key, params: Params, data: FederatedData) -> FairFlearnState:
@@ -93,7 +94,11 @@ def fair_flearn_afl(
 
     return engine.federated(
         rule=clients.adapt(
-            clients.local_sgd(model, optax.sgd(learning_rate), loss=loss),
+            clients.local_sgd(
+                model,
+                lambda round: optax.sgd(clients.at_round(learning_rate, round)),
+                loss=loss,
+            ),
             weight=lambda message, _: message.per_slot if use_mixture else jnp.float32(1),
         ),
         sampler=sampling.everyone(),

@@ -5,7 +5,7 @@ from typing import Unpack
 import jax.numpy as jnp
 import optax
 
-from fedjax_sim import engine, metrics
+from fedjax_sim import clients, engine, metrics
 from fedjax_sim.algorithms._loss_weighted import WeightedState, loss_weighted
 from fedjax_sim.base import Algorithm, Array, Loss, Model, Report, Sampler
 from fedjax_sim.data import Batching
@@ -18,7 +18,7 @@ def q_fedavg(
     model: Model,
     *,
     q: float | Array,
-    client_learning_rate: float | Array,
+    client_learning_rate: clients.Rate,
     batching: Batching,
     sampler: Sampler | None = None,
     server: optax.GradientTransformation | None = None,
@@ -41,13 +41,14 @@ def q_fedavg(
     Args:
         model, batching, sampler, loss, **options: as in `fedavg`.
         q: >= 0, may be traced.
-        client_learning_rate: eta of the plain SGD of the local steps, > 0, may be traced.
+        client_learning_rate: eta of the plain SGD of the local steps, > 0, may be traced; or a
+            function of the round.
         server: what happens to that step; `optax.sgd(1.0)`, by default, takes it.
         loss_examples: estimate F_k on so many examples of the client, drawn with replacement; None
             takes all of them, as the paper does.
 
     Returns:
-        An Algorithm; `info.cohort.clients["incoming_loss"]` holds F_k.
+        An Algorithm; `info.cohort.clients` holds F_k, "incoming_loss", and eta, "learning_rate".
 
     Cost: `fedavg` and a forward pass over the cohort's examples.
 
@@ -56,23 +57,29 @@ def q_fedavg(
         algorithms 1 and 2. As in their code, 1e-10 is added to F_k.
     """
     checks.in_range("q", q, 0.0)
-    checks.in_range("client_learning_rate", client_learning_rate, 0.0, open_low=True)
+    if not callable(client_learning_rate):
+        checks.in_range("client_learning_rate", client_learning_rate, 0.0, open_low=True)
+
+    def rate(round: Array | int) -> Array:
+        return jnp.asarray(clients.at_round(client_learning_rate, round), jnp.float32)
 
     def log_weights(losses: Array) -> Array:
         return q * jnp.log(losses + 1e-10)
 
     def scale(state: WeightedState, report: Report) -> tuple[Array, Array]:
         assert report.update_norm is not None  # the engine's
-        squared = jnp.square(report.update_norm / client_learning_rate)
+        rates = report.clients["learning_rate"]
+        squared = jnp.square(report.update_norm / rates)
         losses = report.clients["incoming_loss"] + 1e-10
-        curvature = 1 + client_learning_rate * q * squared / losses
+        curvature = 1 + rates * q * squared / losses
         valid = report.weights > 0
         total = jnp.where(valid, report.weights * curvature, 0).sum()
         return state.log_scale, report.weights.sum() / jnp.where(total > 0, total, 1)
 
     return loss_weighted(
         model,
-        optimizer=optax.sgd(client_learning_rate),
+        optimizer=lambda round: optax.sgd(rate(round)),
+        info=lambda message: {"learning_rate": rate(message.round)},
         log_weights=log_weights,
         scale=scale,
         batching=batching,

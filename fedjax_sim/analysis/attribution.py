@@ -15,12 +15,14 @@ import jax.numpy as jnp
 
 from fedjax_sim.base import Array, Key, Model, Params
 from fedjax_sim.ops import checks
-from fedjax_sim.ops.per_example import check_model, described
+from fedjax_sim.ops.arguments import checked
+from fedjax_sim.ops.per_example import described
 
 MakeModel = Callable[..., Model]
 """make(activation=...) -> the network, e.g. `functools.partial(models.lens_cnn, 10)`."""
 
 
+@checked
 def input_gradient(model: Model, params: Params, inputs: Array, labels: Array) -> Array:
     """Gradient of each example's logit of its label with respect to its input.
 
@@ -36,7 +38,6 @@ def input_gradient(model: Model, params: Params, inputs: Array, labels: Array) -
     References:
         Simonyan, Vedaldi, Zisserman, "Deep Inside Convolutional Networks", 2014.
     """
-    check_model(model)
     if not jnp.issubdtype(inputs.dtype, jnp.floating):
         raise TypeError(
             f"inputs must be floating-point to have a gradient, got {inputs.dtype}: give "

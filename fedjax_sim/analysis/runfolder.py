@@ -220,7 +220,9 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> No
     path = Path(path).expanduser()
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"output {path} is a file. Choose another --output.")
-    found = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
+    entries = path.iterdir() if path.exists() else ()
+    # One killed in its first moment leaves no more than this.
+    found = sorted(entry.name for entry in entries if entry.name != f".partial-{_CONFIG}")
     if not found:
         return
     holds = ", ".join(found[:3]) + (" ..." if len(found) > 3 else "")

@@ -149,8 +149,8 @@ class TableOptions:
     """How a table of your own is read, also one of each client; arguments of `datasets.from_table`.
 
     Attributes:
-        task: What the labels are: classes, or the targets of a regression. By default text and at
-            most 20 different integers are classes, decimals are targets.
+        task: What the labels are: classes, or the targets of a regression. By default text and few
+            different integers are classes, decimals are targets.
         feature_columns: The inputs. By default all columns but --label and --group.
         categorical_columns: Columns to one-hot even if they hold numbers.
         numeric_columns: Columns that must hold quantities: numbers with zeros in front too; yes is

@@ -26,7 +26,7 @@ from fedjax_sim.base import (
 from fedjax_sim.data.fitting import check_fit
 from fedjax_sim.ops import optimizers, trees
 from fedjax_sim.ops.arguments import checked
-from fedjax_sim.ops.per_example import check_model, per_example
+from fedjax_sim.ops.per_example import per_example
 
 Regularizer = Callable[[Params], Array]
 """regularizer(trained leaves) -> scalar, added to every batch's mean loss."""
@@ -161,9 +161,9 @@ def local_steps(
     return ClientRule(lambda params: (), begin, step, finish)
 
 
+@checked
 def mean_loss(model: Model, loss: Loss, regularizer: Regularizer | None = None) -> Objective:
     """The mean loss of a batch's examples, and the regularizer."""
-    check_model(model)
     each = per_example(loss, "loss")
 
     def objective(

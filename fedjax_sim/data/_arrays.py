@@ -1,11 +1,13 @@
 """What people have as arrays becomes NumPy, or is refused with the call that makes it so."""
 
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+
+from fedjax_sim.ops import checks
 
 
 def as_numpy(name: str, values: Any) -> np.ndarray:
@@ -31,7 +33,7 @@ def as_numpy(name: str, values: Any) -> np.ndarray:
         )
     if isinstance(values, Mapping):
         raise TypeError(
-            f"{name} is a {type(values).__name__} of {', '.join(map(repr, [*values][:5]))}: pass "
+            f"{name} is a {type(values).__name__} of {checks.shown([*values][:5])}: pass "
             "one array, for example np.column_stack([*columns.values()])."
         )
     array = _converted(name, values)
@@ -41,9 +43,15 @@ def as_numpy(name: str, values: Any) -> np.ndarray:
     if array.dtype == object:
         array = _from_objects(name, array)
     if array.dtype.kind == "S":
-        array = np.char.decode(array, "utf-8")
+        array = np.char.decode(array, "utf-8", "backslashreplace")
     _refuse_dtype(name, array.dtype)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def check_ignore_label(value: Any) -> None:
+    """Raise unless `value` is None or a negative integer."""
+    if value is not None:
+        checks.integer("ignore_label", value, -(2**31), -1, hint="-1 is usual.")
 
 
 def is_missing(value: Any) -> bool:
@@ -68,13 +76,13 @@ def is_text(array: np.ndarray) -> bool:
     return array.dtype.kind == "U" or (array.dtype == object and isinstance(next(known, None), str))
 
 
-def place(index: Iterable[Any]) -> str:
+def place(index: Sequence[Any]) -> str:
     """A position in words: the row, and where there are columns, which.
 
     >>> place((3,)), place((3, 1)), place((3, 0, 1))
     ('row 3', 'row 3, column 1', 'row 3, column (0, 1)')
     """
-    row, *column = map(int, index)
+    row, *column = map(int, index) if index else (0,)
     if not column:
         return f"row {row}"
     return f"row {row}, column {column[0] if len(column) == 1 else tuple(column)}"
@@ -132,7 +140,7 @@ def _from_objects(name: str, array: np.ndarray) -> np.ndarray:
     if any(isinstance(v, Sequence | np.ndarray) and not isinstance(v, str | bytes) for v in values):
         _refuse_ragged(name, values)
         return as_numpy(name, np.array([np.asarray(v) for v in values]))
-    values = [v.decode("utf-8") if isinstance(v, bytes) else v for v in values]
+    values = [v.decode("utf-8", "backslashreplace") if isinstance(v, bytes) else v for v in values]
     known = [v for v in values if not is_missing(v)]
     for i, value in enumerate(values):
         if is_missing(value) or isinstance(value, str):
@@ -146,7 +154,8 @@ def _from_objects(name: str, array: np.ndarray) -> np.ndarray:
         where = place(np.unravel_index(at, array.shape))
         number = next(v for v in known if not isinstance(v, str))
         raise TypeError(
-            f"{name} mixes text with numbers: {values[at]!r} in {where} stands beside {number!r}. "
+            f"{name} mixes text with numbers: {checks.shown(values[at])} in {where} stands beside "
+            f"{checks.shown(number)}. "
             "Make it one or the other."
         )
     if any(text) or len(known) < len(values):
@@ -158,12 +167,14 @@ def _from_objects(name: str, array: np.ndarray) -> np.ndarray:
     except OverflowError:
         found = np.array(known, object)
     if found.dtype == object:
-        largest = max(known, key=abs)
-        raise ValueError(f"{name} holds {largest}, which does not fit 64 bits.")
+        largest = max((v for v in known if isinstance(v, int)), key=abs)
+        raise ValueError(f"{name} holds {checks.shown(largest)}, which does not fit 64 bits.")
     return found.reshape(array.shape)
 
 
 def _described(value: Any) -> str:
+    if value is None:
+        return "None"
     return f"a {type(value).__module__}.{type(value).__qualname__}".replace("builtins.", "")
 
 

@@ -15,11 +15,14 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 StrPath = str | os.PathLike[str]
 
@@ -172,6 +175,29 @@ def check_dtype(dtype: np.dtype, path: object) -> None:
             f"{path} holds an array of {dtype}{why}. Save arrays of numbers, such as "
             "np.asarray(values, np.float32)"
         )
+
+
+def read_parquet(path: Path, texts: Sequence[str] = ()) -> "pa.Table":
+    """Read the table of a Parquet file.
+
+    Args:
+        path: the file.
+        texts: columns of which each text that the file holds once is held once, for however many
+            rows.
+    """
+    from pyarrow import parquet
+
+    with reading(path):
+        file = parquet.ParquetFile(
+            path, read_dictionary=list(texts), page_checksum_verification=True
+        )
+        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+        num_bytes = sum(max(group.total_byte_size, 8 * group.num_rows) for group in groups)
+    check_expansion(path, num_bytes, path.stat().st_size)
+    with reading(path):
+        table = file.read()
+        table.validate(full=True)
+    return table
 
 
 def read_json(path: Path) -> Any:

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.base import Array, Examples, outline, screen
-from fedjax_sim.data._arrays import as_numpy, first, is_text, missing, place
+from fedjax_sim.data._arrays import as_numpy, check_ignore_label, first, is_text, missing, place
+from fedjax_sim.ops import checks
 
 Ranges = tuple[tuple[str, int, int], ...]
 """(name, lowest, highest) of arrays of integers."""
@@ -154,10 +155,10 @@ def federate(
 
 def _rows(partition: Sequence[np.ndarray], num_rows: int) -> tuple[np.ndarray, np.ndarray]:
     """The rows of one client after the other, and the clients' sizes [N]."""
-    if isinstance(partition, Mapping) or not hasattr(partition, "__len__"):
+    if isinstance(partition, Mapping | str) or not hasattr(partition, "__len__"):
         raise TypeError(
             "partition must be a list with one array of row numbers a client, got "
-            f"{type(partition).__name__}. Of a dict by client pass [*partition.values()]."
+            f"{checks.shown(partition)}. Of a dict by client pass [*partition.values()]."
         )
     if len(partition) == 0:
         raise ValueError("partition must have at least one client, got an empty list.")
@@ -227,8 +228,9 @@ def checked(
         name: _narrow(name, as_numpy(f"examples[{name!r}]", a)) for name, a in examples.items()
     }
     _check_examples(arrays)
-    if ignore_label is not None and not ignore_label < 0:
-        raise ValueError(f"ignore_label must be negative (-1 is usual), got {ignore_label}.")
+    check_ignore_label(ignore_label)
+    if num_classes is not None:
+        checks.positive_int("num_classes", num_classes)
     if "y" in arrays and (num_classes is not None or ignore_label is not None):
         _check_labels(arrays["y"], num_classes, ignore_label)
     return arrays

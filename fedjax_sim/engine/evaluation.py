@@ -24,9 +24,9 @@ from fedjax_sim.data import FederatedData
 from fedjax_sim.data.fitting import check_labels
 from fedjax_sim.engine.width import plain
 from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops.arguments import checked
 from fedjax_sim.ops.per_example import (
     PerExample,
-    check_model,
     check_outputs,
     described,
     per_example,
@@ -57,6 +57,7 @@ class Evaluator:
         return self.shared(params, data)
 
 
+@checked
 def evaluator(
     model: Model,
     metrics: Metrics,
@@ -86,7 +87,6 @@ def evaluator(
     Cost: one forward pass of ceil(M / block_size) blocks, whatever the clients' sizes are. A
         ClientMetric needs all outputs at once, M times the outputs of an example.
     """
-    check_model(model)
     checks.positive_int("block_size", block_size)
     parts = _parts(metrics)
 
@@ -123,6 +123,7 @@ def evaluator(
     return Evaluator(evaluate, personal_evaluator(model, metrics, block_size=min(256, block_size)))
 
 
+@checked
 def personal_evaluator(
     model: Model, metrics: Metrics, *, block_size: int = 256
 ) -> Callable[..., dict[str, Mean]]:
@@ -144,7 +145,6 @@ def personal_evaluator(
 
     Cost: one forward pass over all examples, client after client; memory as for `evaluator`.
     """
-    check_model(model)
     checks.positive_int("block_size", block_size)
     parts = _parts(metrics)
 
@@ -263,6 +263,7 @@ def _check_personal(own: PyTree, params: Params | None, num_clients: int) -> Non
         ) from None
 
 
+@checked
 def cohort_loss(
     model: Model,
     loss: Loss,
@@ -291,7 +292,6 @@ def cohort_loss(
     """
     if num_examples is not None:
         checks.positive_int("loss_examples", num_examples, hint="None takes all of them.")
-    check_model(model)
     checks.positive_int("block_size", block_size)
     each = per_example(loss, "loss")
 

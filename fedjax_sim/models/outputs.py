@@ -8,9 +8,9 @@ from jax.typing import ArrayLike
 from fedjax_sim.base import Array, Key, Model, Params, PyTree
 from fedjax_sim.data.fitting import outputs_of
 from fedjax_sim.ops.arguments import checked
-from fedjax_sim.ops.per_example import check_model
 
 
+@checked
 def check_outputs(
     model: Model,
     params: Params,
@@ -35,7 +35,6 @@ def check_outputs(
         ValueError: naming the shapes or the number of classes that do not fit.
         TypeError: if the model does not take the dtype of the inputs, or gives no single array.
     """
-    check_model(model)
     outputs = outputs_of(model, params, inputs)
     if labels is not None and outputs.shape[:-1] != tuple(labels.shape):
         raise ValueError(

@@ -222,7 +222,7 @@ def _is(value: Any, kind: Any) -> bool:
         return any(value == each for each in inner) if isinstance(value, str | int) else False
     if origin is collections.abc.Callable:
         # optax.sgd is no function of the round: it has not been called.
-        of_optax = getattr(value, "__module__", "").startswith("optax")
+        of_optax = (getattr(value, "__module__", "") or "").startswith("optax")
         return callable(value) and not (of_optax and inner[-1] is optax.GradientTransformation)
     if _is_listing(kind):
         return _is_sequence(value, origin, inner)

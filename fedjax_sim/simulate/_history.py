@@ -43,6 +43,38 @@ class Dispatched(NamedTuple):
     clients: np.ndarray | None
 
 
+class Rows:
+    """Trees of arrays [rounds, ...], put one after the other.
+
+    Arrays grow where they stand: a list of parts, joined in the end, would be twice in memory.
+    """
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._leaves: list[np.ndarray] = []
+        self._structure = jax.tree.structure(None)
+
+    def append(self, tree: PyTree, length: int) -> None:
+        """Copy the first `length` rows of every leaf to the end."""
+        leaves, self._structure = jax.tree.flatten(tree)
+        if not self.length:
+            self._leaves = [np.array(leaf[:0]) for leaf in leaves]
+        end = self.length + length
+        for array, leaf in zip(self._leaves, leaves, strict=True):
+            if end > len(array):
+                array.resize((end + end // 4, *array.shape[1:]), refcheck=False)
+            array[self.length : end] = leaf[:length]
+        self.length = end
+
+    def tree(self) -> PyTree:
+        """All rows; None for none. Nothing may be appended while it is in use."""
+        if not self.length:
+            return None
+        for array in self._leaves:
+            array.resize((self.length, *array.shape[1:]), refcheck=False)
+        return jax.tree.unflatten(self._structure, self._leaves)
+
+
 class History:
     """The host's side of a run: the state, and what has been read back so far.
 
@@ -76,7 +108,7 @@ class History:
         self.state: PyTree = None
         self.pending: collections.deque[Dispatched] = collections.deque()
         self.num_rounds = 0
-        self.infos: list[PyTree] = []
+        self.infos = Rows()
         self.eval_rounds: list[int] = []
         self.scores: list[dict[str, dict[str, Mean]]] = []
         self.client_steps = 0
@@ -106,11 +138,7 @@ class History:
         while len(self.pending) > leave:
             segment = self.pending[0]
             length = segment.stop - segment.start
-            # A copy, so that rows which were not used, and what is not kept, leave the memory.
-            info = jax.tree.map(
-                lambda x: np.array(np.asarray(x)[:length]),  # noqa: B023
-                thinned(segment.info, self.keep),
-            )
+            info = jax.tree.map(np.asarray, thinned(segment.info, self.keep))
             steps = int(np.asarray(segment.client_steps)[:length].sum(dtype=np.int64))
             scores = jax.tree.map(np.asarray, segment.scores)
             _check_loaded(segment)
@@ -118,15 +146,17 @@ class History:
             self._keep(segment, info, steps, scores)
 
     def _keep(self, segment: Dispatched, info: PyTree, steps: int, scores: PyTree) -> None:
-        self.infos.append(info)
+        length = segment.stop - segment.start
+        self.infos.append(info, length)
         self.num_rounds = segment.stop
         self.client_steps += steps
         self.seconds = time.perf_counter() - self.started
         status = Status.OK
         if isinstance(info, RoundInfo):
-            status = Status(int(np.bitwise_or.reduce(info.status, axis=None)))
-        if status and self.failure is None:
-            self.failure = _explain(segment.start, info.status, segment.info.cohort)
+            statuses = np.asarray(info.status)[:length]
+            status = Status(int(np.bitwise_or.reduce(statuses, axis=None)))
+            if status and self.failure is None:
+                self.failure = _explain(segment.start, statuses, segment.info.cohort)
         if scores is not None:
             self._keep_scores(segment.stop, scores)
         if self.progress is not None:
@@ -166,8 +196,8 @@ class History:
 
     def save(self, saved: Checkpoints | None, key: Key) -> None:
         """Write a checkpoint, unless there is one of this round or there was no round at all."""
-        if saved is not None and self.infos and self.num_rounds != saved.latest:
-            info, evaluations = self._info(), self._evaluations()
+        if saved is not None and self.infos.length and self.num_rounds != saved.latest:
+            info, evaluations = self.infos.tree(), self._evaluations()
             times = np.array([self.seconds_before + self.seconds, self.compile_seconds])
             steps = np.array(self.client_steps)
             whole = {"key": jax.random.key_data(key), "state": self.state}
@@ -184,7 +214,7 @@ class History:
         found = saved.restore(whole, rows)
         self.num_rounds = int(saved.latest or 0)
         self.state = found["state"]
-        self.infos = [found["info"]]
+        self.infos.append(found["info"], self.num_rounds)
         self.client_steps = int(found["client_steps"])
         self.eval_rounds = found["rounds"].tolist()
         self.scores = [
@@ -200,11 +230,6 @@ class History:
             del self.eval_rounds[-1], self.scores[-1]
         self._ask_to_stop()
 
-    def _info(self) -> PyTree:
-        if len(self.infos) > 1:
-            self.infos = [jax.tree.map(lambda *x: np.concatenate(x), *self.infos)]
-        return self.infos[0] if self.infos else None
-
     def _evaluations(self) -> Evaluations:
         values = jax.tree.map(lambda *x: np.stack(x), *self.scores)
         return Evaluations(np.array(self.eval_rounds), values)
@@ -215,7 +240,7 @@ class History:
             params=params,
             state=self.state,
             num_rounds=self.num_rounds,
-            info=self._info(),
+            info=self.infos.tree(),
             evaluations=self._evaluations(),
             seconds=self.seconds_before + self.seconds,
             compile_seconds=self.compile_seconds,

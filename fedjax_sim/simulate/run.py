@@ -240,7 +240,7 @@ def _rescue(
     error: Exception, history: History, saved: Checkpoints | None, key: Key, output: Callable
 ) -> None:
     """Keep what was computed before an error, as far as the device still has it."""
-    if not (history.infos or history.pending):
+    if not (history.infos.length or history.pending):
         return
     history.progress = history.stop_when = None
     with contextlib.suppress(Exception):

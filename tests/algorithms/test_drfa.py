@@ -65,15 +65,14 @@ def shares():
     return np.array(SIZES) / sum(SIZES)
 
 
-@pytest.mark.parametrize("cohort_size", [COHORT, len(SIZES)])
-def test_drfa_as_fedtorch_equals_its_code(cohort_size):
+def fedtorch(**options):
+    return drfa(variant="fedtorch", **options)
+
+
+def test_drfa_as_fedtorch_equals_its_code():
     """Snapshots before a step, averaged evenly; updates weighted by lambda; gamma lowered first."""
-
-    def code():
-        return drfa(variant="fedtorch", mixture_step_size=0.05, cohort_size=cohort_size)
-
     w, mixture, gamma = point(), shares(), 0.05
-    for key, info, state in trajectory(code, 8):
+    for key, info, state in trajectory(fedtorch, 8, mixture_step_size=0.05):
         np.testing.assert_allclose(info.server["mixture"], mixture, atol=1e-5)
         w, mixture, gamma = twin.drfa_fedtorch_round(
             key,
@@ -81,12 +80,12 @@ def test_drfa_as_fedtorch_equals_its_code(cohort_size):
             mixture,
             gamma,
             people(),
-            cohort_size=cohort_size,
+            cohort_size=COHORT,
             batch_size=BATCH,
             learning_rate=0.3,
             num_steps=4,
         )
-        assert len(set(info.cohort.ids.tolist())) == cohort_size  # drawn without replacement
+        assert len(set(info.cohort.ids.tolist())) == COHORT  # drawn without replacement
         assert_model(state.server.params, w, 5e-5)
         np.testing.assert_allclose(state.server.mixture, mixture, atol=2e-5)
         assert state.server.step_size == pytest.approx(0.9 * gamma)  # of the next round
@@ -112,10 +111,8 @@ def test_drfa_as_fedtorch_with_two_steps_looks_at_the_model_of_the_round_before(
 
 
 def test_drfa_as_fedtorch_lifts_one_weight():
-    def code():
-        return drfa(variant="fedtorch", mixture_step_size=0.25)
-
-    mixtures = [np.asarray(info.server["mixture"]) for _, info, _ in trajectory(code, 8)]
+    rounds = trajectory(fedtorch, 8, mixture_step_size=0.25)
+    mixtures = [np.asarray(info.server["mixture"]) for _, info, _ in rounds]
     zeros = [np.flatnonzero(mixture < 1e-6) for mixture in mixtures]
     assert any(len(found) for found in zeros)  # only the first small weight is lifted
     for mixture, found in zip(mixtures, zeros, strict=True):

@@ -356,7 +356,7 @@ def test_learning_curves_of_a_sweep_are_a_line_for_each_run(num_runs: int) -> No
         )
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     named = range(6) if num_runs == 6 else (0, 10)
-    assert names == [f"{split} run {i}" for split in ("train", "test") for i in named]
+    assert names == [f"{split}, run {i}" for split in ("train", "test") for i in named]
 
     one = plots.learning_curves(evaluations, run=4)
     alone = evaluated((num_runs,))

@@ -106,6 +106,22 @@ def test_the_schedule_of_a_server_optimizer_counts_rounds():
     np.testing.assert_allclose(after(algorithm, population(), 3), expected, rtol=1e-5)
 
 
+def test_rates_of_algorithms_with_sgd_of_their_own_follow_rounds():
+    halving = optax.exponential_decay(0.5, 1, 0.5)
+    batching, data = fs.Batching(None, num_steps=1, shuffle="none"), population()
+    q_fedavg = fs.algorithms.q_fedavg(
+        MODEL, q=0.0, client_learning_rate=halving, batching=batching, loss=squares, width=1
+    )
+    fair = fs.algorithms.fair_flearn_afl(
+        MODEL, learning_rate=halving, mixture_step_size=0.1, loss=squares
+    )
+    left = np.prod([1 - 0.5 * 0.5**r for r in range(3)])
+    expected = (1 - left) * POINTS.mean(axis=0)
+    np.testing.assert_allclose(after(q_fedavg, data, 3), expected, rtol=1e-5)
+    last = fair._replace(params=lambda state: state.server.params)
+    np.testing.assert_allclose(after(last, data, 3), expected, rtol=1e-5)
+
+
 def test_a_schedule_may_count_the_steps_of_the_whole_run():
     """Two steps a round: the rates are 1/2, 1/4 | 1/8, 1/16."""
     halving = optax.exponential_decay(0.5, 1, 0.5)

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 import malformed
 import malformed.files
@@ -181,6 +182,17 @@ def test_pictures_of_absurd_size_are_refused(tmp_path: Path, side: int) -> None:
     pq.write_table(pa.table({"client": ["a"], "x": [picture], "y": [0]}), tmp_path / "mine.parquet")
     with pytest.raises(ValueError, match=r"cannot read .*mine.parquet: column 'x', row 0"):
         datasets.from_huggingface(tmp_path / "mine.parquet")
+
+
+def test_pictures_of_more_than_8_bits_are_not_cut_off(tmp_path: Path) -> None:
+    for array in (np.full((2, 2), 40_000, np.uint16), np.full((2, 2), 0.5, np.float32)):
+        file = io.BytesIO()
+        Image.fromarray(array).save(file, "TIFF" if array.dtype == np.float32 else "PNG")
+        path = tar(
+            tmp_path / "mine.tar.gz", train__0__a=file.getvalue(), test__0__b=file.getvalue()
+        )
+        with pytest.raises(ValueError, match=r"train/0/a.png has more than 8 bits a pixel"):
+            datasets.from_images(path)
 
 
 def test_bombs_in_archives_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,7 +125,7 @@ NAN[2, 1] = np.nan
         ({"y_train": Y - 9, "y_test": Y - 9}, ValueError, r"label -9 in row 0, below 0.*classes="),
         ({"num_classes": 3, "class_names": ["a"]}, ValueError, "1 class_names for num_classes=3"),
         ({"feature_names": ["a"]}, ValueError, r"1 feature_names for x_train of shape \(4, 3\)"),
-        ({"ignore_label": 0}, ValueError, "ignore_label must be negative"),
+        ({"ignore_label": 0}, ValueError, "ignore_label must be <= -1, got 0"),
         ({"ignore_label": -2, "y_train": Y - 1}, ValueError, "y_train holds the label -1"),
         ({"train_groups": {"city": Y[:2]}}, ValueError, r"train_groups\['city'\] .*\(2,\).* 4 "),
         ({"test_groups": {"city": X}}, ValueError, r"test_groups\['city'\] has shape \(4, 3\)"),
@@ -699,6 +699,25 @@ def test_tfds_refuses_a_format_for_tensorflow_only(prepared: Path, tmp_path: Pat
     info = tmp_path / "tiny_shades" / "1.0.0" / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
     with pytest.raises(ValueError, match=r"cannot open 'tiny_shades'.*--file_format=array_record"):
+        datasets.tfds("tiny_shades", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("dataset_info.json", b"{"),
+        ("dataset_info.json", b"\xff"),
+        ("tiny_shades-train.array_record-00000-of-00001", b""),
+        ("tiny_shades-test.array_record-00000-of-00001", bytes(70_000)),
+    ],
+)
+def test_tfds_names_damaged_files(
+    prepared: Path, tmp_path: Path, file: str, content: bytes
+) -> None:
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tiny_shades" / "1.0.0" / file).write_bytes(content)
+    place = f"the files of 'tiny_shades' in {re.escape(str(tmp_path))}"
+    with pytest.raises(ValueError, match=f"cannot read {place}.*truncated, corrupt"):
         datasets.tfds("tiny_shades", data_dir=tmp_path)
 
 

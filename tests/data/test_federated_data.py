@@ -154,7 +154,7 @@ def test_labels_that_do_not_count_may_be_negative():
     data = federate(examples(y=y), PARTITION, num_classes=3, ignore_label=-1)
     assert data.client(1)["y"].tolist() == [0, 0, -1, 2]
     assert data.ranges == (("y", 0, 2),)
-    with pytest.raises(ValueError, match="ignore_label must be negative"):
+    with pytest.raises(ValueError, match="ignore_label must be <= -1, got 0"):
         federate(examples(y=y), PARTITION, ignore_label=0)
 
 

@@ -145,7 +145,9 @@ ONE = {"x": np.eye(2), "y": [0, 1]}
         (3, {}, TypeError, r"train must be arrays by client, for example \{\"anna\""),
         ("folder", {}, TypeError, r"train must be arrays by client"),
         ({}, {}, ValueError, r"train holds no examples; it needs clients, for example"),
-        ({"a": np.eye(2)}, {}, TypeError, r"train: client 'a' needs inputs and labels, for exam"),
+        ({"a": np.eye(2)}, {}, TypeError, r"train: client 'a' needs inputs and labels alone, f"),
+        ({"a": ONE | {"w": [1, 2]}}, {}, TypeError, r"labels alone, .*got \['x', 'y', 'w'\]"),
+        ({"a": ONE}, {"x_dtype": "int8"}, ValueError, r"unknown x_dtype 'int8'"),
         ({"a": {"x": np.eye(2)}}, {}, TypeError, r"client 'a' needs inputs .*got \['x'\]"),
         ({"a": ONE | {"y": [1]}}, {}, ValueError, r"client 'a' has 2 inputs \(x\) but 1 labels"),
         ({"a": {"x": [[1], [1, 2]], "y": [0, 1]}}, {}, ValueError, r"'a' has x whose rows differ"),
@@ -438,6 +440,8 @@ def test_hugging_face_refuses(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"holds no .arrow or .parquet files"):
         datasets.from_huggingface(tmp_path)
     path = write_parquet(tmp_path / "p", TRAIN, TEST)
+    with pytest.raises(ValueError, match=r"p has the split 'test', but no 'dev'; name it with"):
+        datasets.from_huggingface(path, train_split="dev")
     (path / "data" / "train-00001-of-00002.parquet").unlink()
     with pytest.raises(FileNotFoundError, match=r"holds 1 of the 2 files train-\.\.\.-of-00002"):
         datasets.from_huggingface(path)
@@ -579,6 +583,21 @@ def test_sqlite_refuses(tmp_path: Path, statements: list, message: str) -> None:
         datasets.from_sqlite(path)
     assert str(path) in str(caught.value)
     assert path.read_bytes() == before and [*tmp_path.iterdir()] == [path]
+
+
+def test_sqlite_that_is_being_written_to_is_refused(tmp_path: Path) -> None:
+    path = database(tmp_path / "mine.sqlite", *fedjax((b"a", packed(ARRAYS), 2)))
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("INSERT INTO federated_data VALUES (?, ?, ?)", (b"b", packed(ARRAYS), 2))
+    connection.commit()
+    with pytest.raises(
+        ValueError, match=r"mine.sqlite is not whole: some of it is in mine.sqlite-"
+    ):
+        datasets.from_sqlite(path)
+    connection.close()
+    data = datasets.from_sqlite(path, test_fraction=0.5)
+    assert np.unique(data.train_groups["client"]).tolist() == ["a", "b"]
 
 
 def test_sqlite_has_odd_names_pictures_and_text(tmp_path: Path) -> None:

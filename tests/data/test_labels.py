@@ -105,6 +105,7 @@ def test_text_of_both_sets_makes_the_classes():
         ([1, 2, 3, 2], {}, r"holds the labels 1, 2, 3, and none is 0.* classes=\[1, 2, 3\]"),
         ([0, 2, 2, 0], {}, r"none is 1.*classes=\[0, 2\].*num_classes=3.*regression"),
         ([10**12, 0, 1, 0], {}, r"1000000000000.*none is 2.*classes=\[0, 1, 1000000000000\]"),
+        (np.array([2**64 - 1, 0, 1, 0], np.uint64), {}, "18446744073709551615; labels .*below 2"),
         ([0, 1, 1, 0], {"num_classes": 10**12}, "num_classes must be <= 2147483647"),
         ([-1, 1, 1, -1], {}, r"label -1 in row 0, below 0.*ignore_label=-1.*classes=\[-1, 1\]"),
         ([1, 2, 3, 4], {"classes": [1, 2, 3]}, "label .*4.* in row 3, which is none of"),
@@ -137,7 +138,7 @@ def test_text_of_both_sets_makes_the_classes():
         (np.zeros(4, [("a", int), ("b", int)]), {}, r"records with the fields \['a', 'b'\]"),
         ([10**30, 0, 1, 0], {}, "does not fit 64 bits"),
         ((k for k in range(4)), {}, r"a generator.*list\("),
-        ({"y": [0, 1, 1, 0]}, {}, "y_train is a dict of 'y'"),
+        ({"y": [0, 1, 1, 0]}, {}, r"y_train is a dict of \['y'\]"),
         ([object()] * 4, {}, "holds a object in row 0"),
         # tasks
         ([0, 1, 1, 0], {"task": "multilabel"}, r"shape \(4,\); .*needs \[M, K\]"),
@@ -227,7 +228,7 @@ IMAGES = np.arange(4 * 2 * 2, dtype=np.uint8).reshape(4, 2, 2)
         (X.astype(complex), "complex numbers"),
         (np.zeros((4, 1), "datetime64[D]"), "dates or times"),
         (np.ma.array(X, mask=X == 4), r"1 masked values, the first in row 1, column 1"),
-        ({"a": X[:, 0]}, "x_train is a dict of 'a'"),
+        ({"a": X[:, 0]}, r"x_train is a dict of \['a'\]"),
     ],
     ids=str,
 )  # fmt: skip

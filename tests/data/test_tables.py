@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedjax_sim.data import datasets
@@ -149,6 +149,7 @@ def test_from_csv_reads_adult_as_adult_does(shared_data: Path, tmp_path: Path) -
     np.testing.assert_array_equal(data.test["y"], datasets.adult().test["y"])
 
 
+@settings(max_examples=40)
 @given(
     st.lists(
         st.tuples(st.integers(-1_000, 1_000), st.sampled_from("uvw"), st.sampled_from("xy")),
@@ -431,14 +432,17 @@ def test_categories_are_in_order_of_value(read: Any) -> None:
     assert data.feature_names == ("k=9", "k=10") and data.class_names == ("9", "10")
 
 
-def integers(number: int) -> str:
-    return "x,y\n" + "".join(f"{i},{7 * i}\n" for i in range(number))
+def integers(number: int, times: int = 1) -> str:
+    return "x,y\n" + "".join(f"{i},{7 * i}\n" for i in range(number)) * times
 
 
 def test_labels_are_classes_or_targets_by_a_rule(read: Any) -> None:
-    assert read(integers(20)).class_names == tuple(str(7 * i) for i in range(20))
+    assert read(integers(20, times=2)).class_names == tuple(str(7 * i) for i in range(20))
+    assert read(integers(10)).num_classes == 10
     with pytest.raises(ValueError, match=r"'y': the labels are 21 different integers.*Set task"):
-        read(integers(21))
+        read(integers(21, times=2))
+    with pytest.raises(ValueError, match=r"the labels are 11 different integers in 11 rows"):
+        read(integers(11))
     data = read(integers(21), task="regression")
     assert (data.task, data.num_classes, data.train["y"].dtype) == ("regression", 0, np.float32)
     np.testing.assert_array_equal(data.train["y"], 7 * np.arange(21))
@@ -530,6 +534,8 @@ def test_free_text_is_no_feature(read: Any) -> None:
         ({"feature_columns": ["x", "y"]}, ValueError, "'y' is among the feature_columns"),
         ({"group_columns": "k"}, TypeError, r"group_columns must be a list such as \['k'\]"),
         ({"ignore_columns": [3]}, TypeError, "ignore_columns must be a list of text, got 3"),
+        ({"ignore_columns": ["y"]}, ValueError, "'y' cannot be used and be in ignore_columns"),
+        ({"feature_columns": ["x", "x"]}, ValueError, "feature_columns lists a name twice"),
         ({"ignore_columns": ["kk"]}, ValueError, "'kk'. Did you mean 'k'"),
         (
             {"categorical_columns": ["k"], "numeric_columns": ["k"]},
@@ -702,6 +708,18 @@ def test_the_same_population_in_every_form_is_the_same_data_set(tmp_path: Path) 
     assert_same(from_table(tmp_path / "europe.tsv", **OPTIONS, **comma), expected)
 
 
+def test_a_long_text_of_many_rows_is_held_once(tmp_path: Path) -> None:
+    rows, long = 100_000, "n" * 10_000  # 1 GB, which the file holds once
+    columns = {"notes": [long], "x": [1.0], "y": ["a"]}
+    table = pa.table({k: pa.array(v).dictionary_encode() for k, v in columns.items()})
+    table = table.take(pa.array(np.zeros(rows, np.int64)))
+    pq.write_table(table, tmp_path / "long.parquet", store_schema=False)
+    peak = pa.default_memory_pool().max_memory()
+    with pytest.raises(ValueError, match=r"'notes' has 1 different values.*10,000 characters"):
+        from_table(tmp_path / "long.parquet", label_column="y")
+    assert pa.default_memory_pool().max_memory() < peak + 1e8
+
+
 def test_a_frame_after_a_selection() -> None:
     frame = population().to_pandas()
     selected = frame[frame["city"] != "Lima"].set_index("hospital", append=True)
@@ -709,6 +727,25 @@ def test_a_frame_after_a_selection() -> None:
     assert "city=Lima" not in data.feature_names  # though nothing keeps pandas from remembering it
     assert not any("index" in name or "hospital" in name for name in data.feature_names)
     assert len(data.train_groups["hospital"]) == len(data.train["y"])
+
+
+def test_nullable_and_zoned_columns_of_a_frame() -> None:
+    frame = pd.DataFrame(
+        {
+            "a": pd.array([1, None, 3, 4], dtype="Int64"),
+            "b": pd.array([True, None, False, True], dtype="boolean"),
+            "s": pd.array(["u", "v", None, "u"], dtype="string"),
+            "t": pd.date_range("2024-05-31 14:00", periods=4, tz="Europe/Oslo"),  # 12:00 UTC
+            "c": pd.Categorical([1, 2, 1, 2]),
+            "y": [0.0, 1.0, 0.0, 1.0],
+        }
+    )
+    data = from_table(frame, frame, label_column="y", scaling="none", fill="mean")
+    names = ["a", "a=?", "b=false", "b=true", "s=u", "s=v", "t [days]", "c=1", "c=2"]
+    assert data.feature_names == tuple(names)
+    expected = np.float32([8 / 3, 1, 0, 0, 0, 1, 19875.5, 0, 1])
+    np.testing.assert_array_equal(data.train["x"][1], expected)
+    assert data.class_names == ("0", "1")
 
 
 def test_interchange_of_other_frames() -> None:

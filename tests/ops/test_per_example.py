@@ -14,7 +14,7 @@ from flax import linen, nnx
 
 import compilation
 import fedjax_sim as fs
-from fedjax_sim.ops.per_example import check_model, per_example
+from fedjax_sim.ops.per_example import per_example
 from small_task import CLASSES, KEY, MODEL, SIZES, params, population
 
 SIZE = 8
@@ -143,7 +143,7 @@ NO_MODELS = {
     "functions": (lambda: (jnp.ones, jnp.ones), r"models.from_functions\(init, apply\)"),
     "name": (lambda: "mlp", r"got 'mlp'"),
     "none": (lambda: None, r"got None"),
-    "factory": (lambda: fs.models.logistic, r"got a logistic"),
+    "factory": (lambda: fs.models.logistic, r"call it, logistic\(num_classes\)"),
 }
 
 
@@ -151,7 +151,7 @@ NO_MODELS = {
 def test_what_is_no_model_is_refused_with_the_adapter(name: str) -> None:
     make, message = NO_MODELS[name]
     with pytest.raises(TypeError, match=rf"model must be a Model.*{message}"):
-        check_model(make())
+        fs.evaluator(make(), {"accuracy": fs.metrics.accuracy})
 
 
 # Every public function that takes a loss, a metric or a model.
@@ -181,6 +181,8 @@ ARGUMENTS: dict[str, Any] = {
     "boost": 2.0,
     "targets": TARGETS,
     "names": "kernel",
+    "shift": 0.0,
+    "scale": 1.0,
 }
 
 

@@ -168,7 +168,7 @@ def _draw_runs(
                 at, summary["mean"][:, run], marker="." * (at.size == 1), **style
             )
             if run in named:
-                lines[f"{split} run {run}".strip()] = line
+                lines[f"{split}, run {run}" if split else f"run {run}"] = line
     return lines
 
 

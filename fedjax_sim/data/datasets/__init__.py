@@ -110,20 +110,14 @@ def load(name: str, folder: StrPath | None = None, **options: Any) -> Dataset:
     if name.startswith("tfds:"):
         where = {} if folder is None else {"data_dir": folder}
         return _call(name, tfds, {"name": name.removeprefix("tfds:"), **where, **options})
-    if is_by_client(name):
-        kind, _, path = name.partition(":")
+    kind, colon, path = name.partition(":")
+    if colon and kind in BY_CLIENT:
         return _call(name, functools.partial(BY_CLIENT[kind], Path(folder or "") / path), options)
     kinds = ", ".join(f"{kind}:PATH" for kind in BY_CLIENT)
     hint = f"Any of TFDS: tfds:NAME. Files with clients: {kinds}."
     checks.one_of("data set", name, DATASETS, hint=hint)
     where = {} if folder is None else {"folder": folder}
     return _call(name, DATASETS[name], {**where, **options})
-
-
-def is_by_client(name: str) -> bool:
-    """Whether `load` takes the name as that of files that have clients."""
-    kind, colon, _ = name.partition(":")
-    return bool(colon) and kind in BY_CLIENT
 
 
 def _call(name: str, function: Callable[..., Dataset], options: dict[str, Any]) -> Dataset:

@@ -220,8 +220,13 @@ def decode(content: bytes, name: str) -> np.ndarray:
         # A picture of 90 million pixels is no example: it fills memory.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(io.BytesIO(content)) as picture:
-            grey = picture.mode in ("L", "1")
+            mode, grey = picture.mode, picture.mode in ("L", "1")
             image = np.asarray(picture.convert("L" if grey else "RGB"))
+    if mode[0] in "IF":
+        raise ValueError(
+            f"{name} has more than 8 bits a pixel (mode {mode} of Pillow), which would be cut off. "
+            "Read it as numbers and give them to from_arrays or from_clients as float32"
+        )
     return image[..., None] if grey else image
 
 

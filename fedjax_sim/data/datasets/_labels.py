@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from fedjax_sim.data._arrays import as_numpy, first, is_text, missing, place
+from fedjax_sim.data._arrays import as_numpy, check_ignore_label, first, is_text, missing, place
 from fedjax_sim.ops import checks
 
 Task = Literal["classification", "multilabel", "regression"]
@@ -41,8 +41,7 @@ def read_labels(
 ) -> Labels:
     """Check the labels of both sets, each (name, labels, inputs), and bring them to their form."""
     checks.one_of("task", wanted.task, Task.__args__)  # type: ignore[attr-defined]
-    if wanted.ignore_label is not None and not wanted.ignore_label < 0:
-        raise ValueError(f"ignore_label must be negative (-1 is usual), got {wanted.ignore_label}")
+    check_ignore_label(wanted.ignore_label)
     of = {
         "classification": _classification,
         "multilabel": _multilabel,
@@ -180,6 +179,12 @@ def _classification(splits: list[Split], wanted: Wanted) -> Labels:
         classes = list(wanted.class_names) or _sorted_names(splits)
     if classes is not None:
         return _numbered(splits, classes, wanted)
+    for name, y, _ in splits:
+        if y.dtype.kind == "u" and y.max() > _MOST_CLASSES:
+            raise ValueError(
+                f"{name} holds the label {y.max()}; labels must lie below 2**31. To number them "
+                "from 0 give classes=np.unique(y)"
+            )
     train, test = (y.astype(np.int64) for _, y, _ in splits)
     num_classes = wanted.num_classes or len(wanted.class_names)
     if wanted.num_classes is None and not num_classes:
@@ -226,8 +231,8 @@ def _known(name: str, y: np.ndarray, wanted: Wanted) -> np.ndarray:
     if wanted.ignore_label is None:
         at = first(lacking)
         raise ValueError(
-            f"{name} has no label in {place(at)}: {y[at]!r} ({np.count_nonzero(lacking)} such). "
-            f"{_GIVE_IGNORE_LABEL}"
+            f"{name} has no label in {place(at)}: {checks.shown(y[at])} "
+            f"({np.count_nonzero(lacking)} such). {_GIVE_IGNORE_LABEL}"
         )
     filled = y.astype(object)
     filled[lacking] = wanted.ignore_label
@@ -246,9 +251,9 @@ def _sorted_names(splits: list[Split]) -> list[str]:
     if all(map(_is_float, names)):
         if not all(name.strip().lstrip("+-").isdecimal() for name in names):
             raise TypeError(
-                f"{splits[0][0]} holds numbers written as text, such as {names[0]!r}. For targets "
-                'of a regression give y.astype(float) and task="regression"; if they are classes: '
-                "classes=np.unique(y)"
+                f"{splits[0][0]} holds numbers written as text, such as {checks.shown(names[0])}. "
+                'For targets of a regression give y.astype(float) and task="regression"; if they '
+                "are classes: classes=np.unique(y)"
             )
         return sorted(names, key=int)
     return names
@@ -264,10 +269,15 @@ def _is_float(text: str) -> bool:
 
 def _numbered(splits: list[Split], classes: Sequence[Any], wanted: Wanted) -> Labels:
     """Labels as the positions of their values in `classes`."""
-    values = as_numpy("classes", classes).tolist()
+    given = as_numpy("classes", classes)
+    if given.ndim != 1 or missing(given).any():
+        raise ValueError(f"classes must be a list of values, got {checks.shown(classes)}")
+    values = given.tolist()
     number = {value: k for k, value in enumerate(values)}
     if len(number) != len(values) or not values:
-        raise ValueError(f"classes must all be different, and at least one, got {values}")
+        raise ValueError(
+            f"classes must all be different, and at least one, got {checks.shown(values)}"
+        )
     if wanted.num_classes not in (None, len(values)):
         raise ValueError(f"num_classes={wanted.num_classes}, but there are {len(values)} classes")
     numbered = []
@@ -278,8 +288,8 @@ def _numbered(splits: list[Split], classes: Sequence[Any], wanted: Wanted) -> La
         if None in found:
             at = np.unravel_index(found.index(None), y.shape)
             raise ValueError(
-                f"{name} holds the label {y[at]!r} in {place(at)}, which is none of the classes "
-                f"{_some(values)}"
+                f"{name} holds the label {checks.shown(y[at])} in {place(at)}, which is none of "
+                f"the classes {_some(values)}"
             )
         numbered.append(np.array(found, np.int32).reshape(y.shape))
     names = wanted.class_names or [str(value) for value in values]
@@ -359,5 +369,5 @@ def _classes_call(values: Sequence[int]) -> str:
 
 
 def _some(values: Sequence[Any]) -> str:
-    listed = ", ".join(repr(value) for value in values[:5])
+    listed = ", ".join(checks.shown(value) for value in values[:5])
     return f"{listed}, ... ({len(values)} in all)" if len(values) > 5 else listed

@@ -72,8 +72,8 @@ def column(table: Table, name: str, written: Written) -> Column:
     import pyarrow.compute as pc
 
     values = table.columns[name]
-    is_category = pa.types.is_dictionary(values.type)
-    kind = values.type.value_type if is_category else values.type
+    is_encoded = pa.types.is_dictionary(values.type)
+    kind = values.type.value_type if is_encoded else values.type
     known = (
         *(pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal),
         *(pa.types.is_temporal, pa.types.is_null, _is_text),
@@ -86,7 +86,7 @@ def column(table: Table, name: str, written: Written) -> Column:
         )
     if pa.types.is_null(kind):
         values, kind = values.cast(pa.large_string()), pa.large_string()
-    encoded = values.unify_dictionaries() if is_category else values.dictionary_encode()
+    encoded = values.unify_dictionaries() if is_encoded else values.dictionary_encode()
     encoded = encoded.combine_chunks()
     codes = _codes(encoded.indices)
     distinct = encoded.dictionary
@@ -111,7 +111,7 @@ def column(table: Table, name: str, written: Written) -> Column:
         written,
         renumbered[codes],
         merged.dictionary.filter(pa.array(is_used[:-1])),
-        is_category,
+        is_encoded and name not in table.encoded,
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fedjax_sim.data._files import existing, read_bytes, reading
+from fedjax_sim.data._files import existing, read_bytes, read_parquet, reading
 from fedjax_sim.ops import checks
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class Table(NamedTuple):
     where: row of the file -> where that is, for messages.
     rows: [M] of the file, those that the columns hold.
     index_columns: those that are a pandas index.
+    encoded: columns of text that are held as Arrow's categories are, but are none.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Table(NamedTuple):
     where: Callable[[int], str]
     rows: np.ndarray
     index_columns: frozenset[str] = frozenset()
+    encoded: frozenset[str] = frozenset()
 
     def filter(self, kept: np.ndarray) -> "Table":
         """The rows where `kept` [M] is true."""
@@ -77,7 +79,9 @@ def read(argument: str, source: Any, delimiter: str | None, encoding: str | None
         raise ValueError(f"{argument}: {path} is a folder. Name the file with the table")
     with reading(path), path.open("rb") as file:
         is_parquet = file.read(4) == b"PAR1"
-    return _parquet(path) if is_parquet else _csv(path, read_bytes(path), delimiter, encoding)
+    if is_parquet:
+        return _parquet(path)
+    return _csv(path, read_bytes(path), delimiter, encoding)
 
 
 def _in_memory(argument: str, source: Any) -> Table:
@@ -106,11 +110,15 @@ def _in_memory(argument: str, source: Any) -> Table:
 
 
 def _parquet(path: Path) -> Table:
+    import pyarrow as pa
     from pyarrow import parquet
 
     with reading(path):
-        table = parquet.read_table(path, partitioning=None)
-    return _typed(path.name, table)
+        fields = parquet.read_schema(path)
+    is_text = (pa.types.is_string, pa.types.is_large_string)
+    texts = [field.name for field in fields if any(each(field.type) for each in is_text)]
+    table = read_parquet(path, texts)
+    return _typed(path.name, table)._replace(encoded=frozenset(texts))
 
 
 def _typed(name: str, table: "pa.Table") -> Table:

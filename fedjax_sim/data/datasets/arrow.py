@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_sim.data._files import check_expansion, existing, reading
+from fedjax_sim.data._files import check_expansion, existing, read_parquet, reading
 from fedjax_sim.data.datasets._image_files import pictures
 from fedjax_sim.data.datasets.by_client import divided, fields, gather
 from fedjax_sim.data.datasets.dataset import Dataset
@@ -70,11 +70,17 @@ def from_huggingface(
         name = name or path.resolve().name.split(".")[0]
     else:
         splits = source if isinstance(source, Mapping) else {train_split: source}
-        tables = {split: _table(data) for split, data in splits.items()}
-        where = {split: f"split {split!r}" for split in splits}
+        used = [split for split in (train_split, test_split) if split in splits]
+        tables = {split: _table(splits[split]) for split in used}
+        where = {split: f"split {split!r}" for split in used}
+        if train_split not in splits:
+            raise ValueError(
+                f"source has the splits {[*splits]}, but no {train_split!r}; name it with "
+                "train_split="
+            )
     if train_split not in tables:
         raise ValueError(
-            f"the data set has the splits {[*tables]}, but no {train_split!r}; name it with "
+            f"{path} has the split {test_split!r}, but no {train_split!r}; name it with "
             "train_split="
         )
     train = tables[train_split]
@@ -143,7 +149,7 @@ def _read(files: Sequence[Path]) -> Any:
 
     tables = []
     for file in files:
-        tables.append(_read_parquet(file) if file.suffix == ".parquet" else _read_arrow(file))
+        tables.append(read_parquet(file) if file.suffix == ".parquet" else _read_arrow(file))
         if tables[-1].schema.names != tables[0].schema.names:
             raise ValueError(
                 f"{file} has the columns {tables[-1].schema.names}, but {files[0]} "
@@ -164,20 +170,6 @@ def _read_arrow(path: Path) -> Any:
         table = reader.read_all()
         table.validate(full=True)
     check_expansion(path, table.get_total_buffer_size(), path.stat().st_size)
-    return table
-
-
-def _read_parquet(path: Path) -> Any:
-    import pyarrow.parquet
-
-    with reading(path):
-        file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
-        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-        num_bytes = sum(max(group.total_byte_size, 8 * group.num_rows) for group in groups)
-    check_expansion(path, num_bytes, path.stat().st_size)
-    with reading(path):
-        table = file.read()
-        table.validate(full=True)
     return table
 
 

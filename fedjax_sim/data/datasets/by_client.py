@@ -3,10 +3,9 @@
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from fedjax_sim.data._files import StrPath, existing
 from fedjax_sim.data.datasets.dataset import Dataset, from_arrays
@@ -27,7 +26,7 @@ def from_clients(
     seed: int = 0,
     name: str = "clients",
     x_shape: Sequence[int] = (),
-    x_dtype: DTypeLike | None = None,
+    x_dtype: Literal["float32", "uint8"] | None = None,
     **options: Any,
 ) -> Dataset:
     """Make a data set of arrays by client, after checking them.
@@ -40,8 +39,8 @@ def from_clients(
         train: name -> {"x": [n, ...] inputs, "y": [n] labels}, or an iterator of such pairs, of
             which one client at a time is asked for. A client needs one example at least.
         test: the same for the test. Clients that have no test examples may be left out or empty.
-        test_fraction: of each client's examples, rounded, in (0, 1); by default 0.2. One stays for
-            training. Without `test` only.
+        test_fraction: of each client's examples, rounded, in (0, 1]; by default 0.2. One example at
+            least stays for training. Without `test` only.
         seed: of the draw of the test examples.
         name: what the data set is called in reports.
         x_shape: shape that an input has, such as (28, 28, 1), where files hold rows of numbers.
@@ -114,7 +113,7 @@ def gather(where: object, clients: Clients, *, may_be_empty: bool = False) -> Ga
         if not len(y):
             continue
         for what, array, first in (("x", x, xs), ("y", y, ys)):
-            if first and _form(array) != _form(first[0]):
+            if first and _form(what, array) != _form(what, first[0]):
                 raise ValueError(
                     f"{where}: client {client!r} has {what} of shape {array.shape} and type "
                     f"{array.dtype}, but the first client {first[0].shape} and {first[0].dtype}: "
@@ -129,9 +128,10 @@ def gather(where: object, clients: Clients, *, may_be_empty: bool = False) -> Ga
     return Gathered(where, np.concatenate(xs), np.concatenate(ys), names)
 
 
-def _form(array: np.ndarray) -> tuple:
+def _form(what: str, array: np.ndarray) -> tuple:
     """What the arrays of all clients share."""
-    return array.shape[1:], array.dtype == np.uint8, array.dtype.kind == "U"
+    is_pixels = what == "x" and array.dtype == np.uint8
+    return array.shape[1:], is_pixels, array.dtype.kind == "U"
 
 
 def divided(
@@ -142,7 +142,7 @@ def divided(
     test_fraction: float | None = None,
     seed: int = 0,
     x_shape: Sequence[int] = (),
-    x_dtype: DTypeLike | None = None,
+    x_dtype: Literal["float32", "uint8"] | None = None,
     **options: Any,
 ) -> Dataset:
     """Make the data set of what was gathered, keeping a part for the test if there is none."""
@@ -164,7 +164,8 @@ def divided(
             **options,
         )
     except (ValueError, TypeError) as error:
-        raise type(error)(f"{train.where}: {error}") from error
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{train.where}: {error}") from error
 
 
 def client_name(where: object, name: Any) -> str:
@@ -174,7 +175,7 @@ def client_name(where: object, name: Any) -> str:
     if isinstance(name, int | np.integer) and not isinstance(name, bool):
         name = str(name)
     if not isinstance(name, str):
-        raise TypeError(f"{where}: names of clients must be text, got {name!r:.100}; {_FORM}")
+        raise TypeError(f"{where}: names of clients must be text, got {_shown(name)}; {_FORM}")
     # NumPy's text ends at the last character that is not NUL; a surrogate cannot be written.
     if len(name) > _LONGEST_NAME or "\0" in name or any("\ud800" <= c <= "\udfff" for c in name):
         raise ValueError(
@@ -236,25 +237,30 @@ def _pairs(where: object, clients: Any) -> Iterator[tuple[Any, Any]]:
         yield from clients.items()
         return
     if isinstance(clients, str | bytes) or not isinstance(clients, Iterable):
-        raise TypeError(f"{where} must be arrays by client, {_FORM}; got {clients!r:.100}")
+        raise TypeError(f"{where} must be arrays by client, {_FORM}; got {_shown(clients)}")
     for pair in clients:
         if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
             raise TypeError(
                 f"{where} must give pairs of a name and its arrays, got {type(pair).__name__} "
-                f"{pair!r:.100}"
+                f"{_shown(pair)}"
             )
         yield pair[0], pair[1]
 
 
 def _arrays(where: str, arrays: Any) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and labels of a client as arrays that hold plain finite values."""
-    if not isinstance(arrays, Mapping) or not {"x", "y"} <= arrays.keys():
-        got = [*arrays] if isinstance(arrays, Mapping) else f"{arrays!r:.100}"
-        raise TypeError(f"{where} needs inputs and labels, {_FORM}; got {got}")
+    if not isinstance(arrays, Mapping) or arrays.keys() != {"x", "y"}:
+        got = [*arrays] if isinstance(arrays, Mapping) else _shown(arrays)
+        raise TypeError(f"{where} needs inputs and labels alone, {_FORM}; got {got}")
     x, y = (_array(where, what, arrays[what]) for what in ("x", "y"))
     if len(x) != len(y):
         raise ValueError(f"{where} has {len(x)} inputs (x) but {len(y)} labels (y)")
     return x, y
+
+
+def _shown(value: Any) -> str:
+    """The beginning of a value, on one line."""
+    return " ".join(repr(value).split())[:100]
 
 
 def _array(where: str, what: str, values: Any) -> np.ndarray:
@@ -269,7 +275,7 @@ def _array(where: str, what: str, values: Any) -> np.ndarray:
     if not array.ndim or array.dtype.kind not in ("biuf" if what == "x" else "biufU"):
         raise ValueError(
             f"{where} has {what} of shape {array.shape} and type {array.dtype}, where numbers "
-            f"[n, ...] are needed: {' '.join(repr(values).split()):.100}"
+            f"[n, ...] are needed: {_shown(values)}"
         )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         row = int(np.argwhere(~np.isfinite(array))[0][0])
@@ -302,7 +308,7 @@ def held_out(
 
 
 def _formed(
-    split: Gathered, x_shape: Sequence[int], x_dtype: DTypeLike | None, options: Mapping[str, Any]
+    split: Gathered, x_shape: Sequence[int], x_dtype: str | None, options: Mapping[str, Any]
 ) -> Gathered:
     """The inputs in the shape and type that were asked for."""
     x = split.x
@@ -316,21 +322,24 @@ def _formed(
             ) from error
     elif x.ndim == 1:
         x = x[:, None]
+    if x_dtype is not None:
+        checks.one_of("x_dtype", x_dtype, ("float32", "uint8"))
+    if x_dtype == "uint8":
+        if not ((x >= 0) & (x <= 255) & (x == np.trunc(x))).all():
+            raise ValueError(
+                f"{split.where} has inputs from {x.min()} to {x.max()}, which are not all integers "
+                "from 0 to 255, as x_dtype='uint8' needs"
+            )
+        x = x.astype(np.uint8)
+    elif x_dtype == "float32":
+        with np.errstate(over="ignore"):  # what overflows is refused as not finite
+            x = x.astype(np.float32)
     is_image = x.dtype == np.uint8 and x.ndim > 2 and x.max() > 1
-    if x_dtype is None and x.dtype.kind in "iu" and not is_image and not options.get("tokens"):
+    if x.dtype.kind in "iu" and not is_image and not options.get("tokens"):
         raise TypeError(
             f"{split.where} has inputs of {x.dtype} and shape {x.shape[1:]}, which could mean "
             "several things: pass x_dtype='float32' for quantities; x_dtype='uint8' for pixels "
             "from 0 to 255, and x_shape=(height, width, channels) if they are in a row; tokens="
             "True for token ids"
         )
-    if x_dtype is not None:
-        wanted = np.dtype(x_dtype)
-        low, high = (np.iinfo(wanted).min, np.iinfo(wanted).max) if wanted.kind in "iu" else (0, 0)
-        if wanted.kind in "iu" and ((x < low) | (x > high) | (x != np.trunc(x))).any():
-            raise ValueError(
-                f"{split.where} has inputs from {x.min()} to {x.max()}, which are not all integers "
-                f"of x_dtype={wanted} ({low} to {high})"
-            )
-        x = x.astype(wanted)
     return split._replace(x=x)

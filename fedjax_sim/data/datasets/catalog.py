@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_sim.data._files import StrPath
+from fedjax_sim.data._files import StrPath, reading
 from fedjax_sim.data.datasets.dataset import Dataset, from_arrays
 from fedjax_sim.ops import checks
 
@@ -51,13 +51,19 @@ def tfds(
     Cost: reads example by example, about 10,000 small images a second.
     """
     builder = _prepared(name, data_dir)
-    train, test = builder.as_data_source(split=[train_split, test_split])
+    place = f"the files of {name!r} in {builder.data_path}"
+    try:
+        train, test = builder.as_data_source(split=[train_split, test_split])
+    except (ValueError, KeyError) as error:
+        raise ValueError(
+            f"TFDS cannot read the splits {train_split!r} and {test_split!r} of {place}: {error}"
+        ) from error
     info = train.dataset_info
     input_key, label_key = _keys(info, input_key, label_key)
     for key in (input_key, label_key, *group_keys):
         checks.one_of(f"feature of {name}", key, info.features)
     keys = [input_key, label_key, *group_keys]
-    train_columns, test_columns = _columns(train, keys, name), _columns(test, keys, name)
+    train_columns, test_columns = _columns(train, keys, place), _columns(test, keys, place)
     label = info.features[label_key]
     return from_arrays(
         train_columns[input_key],
@@ -103,6 +109,9 @@ def _prepared(name: str, data_dir: StrPath | None) -> Any:
             f"TFDS cannot open {name!r} in {place}: {error}. The name must be that of a config, "
             "and the files must be prepared with --file_format=array_record"
         ) from error
+    except Exception:  # of what is prepared
+        with reading(f"the files of {name!r} in {place}"):
+            raise
     if not builder.is_prepared():
         if not _has_network():
             raise ConnectionError(
@@ -147,17 +156,18 @@ def _keys(info: Any, input_key: str | None, label_key: str | None) -> tuple[str,
     return input_key or only("Image", "input_key"), label_key or only("ClassLabel", "label_key")
 
 
-def _columns(source: Any, keys: Sequence[str], name: str) -> dict[str, np.ndarray]:
+def _columns(source: Any, keys: Sequence[str], place: str) -> dict[str, np.ndarray]:
     values: dict[str, list[Any]] = {key: [] for key in keys}
-    for example in source:
-        for key in keys:
-            value = example[key]
-            values[key].append(value.decode() if isinstance(value, bytes) else value)
+    with reading(place):
+        for example in source:
+            for key in keys:
+                value = example[key]
+                values[key].append(value.decode() if isinstance(value, bytes) else value)
     for key, column in values.items():
         shapes = {np.shape(value) for value in column}
         if len(shapes) > 1:
             raise ValueError(
-                f"feature {key!r} of {name} has examples of {len(shapes)} shapes, such as "
+                f"feature {key!r} of {place} has examples of {len(shapes)} shapes, such as "
                 f"{sorted(shapes)[:3]}; bring them to one size and use from_arrays"
             )
     return {key: np.array(column) for key, column in values.items()}

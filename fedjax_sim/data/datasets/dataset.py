@@ -15,6 +15,7 @@ from fedjax_sim.base import Examples, screen
 from fedjax_sim.data._arrays import as_numpy, first, is_text, missing, place
 from fedjax_sim.data._files import read_npz
 from fedjax_sim.data.datasets._labels import Task, Wanted, read_labels
+from fedjax_sim.ops import checks
 
 Groups = Mapping[str, np.ndarray]
 
@@ -209,11 +210,11 @@ def _inputs(name: str, values: Any, tokens: bool) -> np.ndarray:
 
 def _refuse_no_numbers(name: str, x: np.ndarray) -> None:
     if is_text(x):
-        text = next(value for value in x.ravel().tolist() if isinstance(value, str))
+        text = next((value for value in x.ravel().tolist() if isinstance(value, str)), "")
         raise TypeError(
-            f"{name} has dtype {x.dtype} and holds text, such as {text!r}; it must hold "
-            "numbers. Of numbers written as text pass x.astype('float32'); encode categories first "
-            "(from_table does it)"
+            f"{name} has dtype {x.dtype} and holds text, such as {checks.shown(text)}; it must "
+            "hold numbers. Of numbers written as text pass x.astype('float32'); encode categories "
+            "first (from_table does it)"
         )
     if x.dtype == object:
         raise ValueError(

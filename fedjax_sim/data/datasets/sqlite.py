@@ -66,6 +66,12 @@ def _query(path: Path, text: str, *values: str) -> Iterator[tuple]:
     """The rows of a query, of a database that is never written to."""
     import sqlite3
 
+    for log in (path.with_name(f"{path.name}-{kind}") for kind in ("wal", "journal")):
+        if log.exists() and log.stat().st_size:
+            raise ValueError(
+                f"{path} is not whole: some of it is in {log.name}, as it is being written to or "
+                "was not closed. Open and close it with the program that wrote it"
+            )
     with reading(path):
         connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
     try:

@@ -3,7 +3,7 @@
 import datetime
 import re
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ LabelTask = Literal["auto", "classification", "regression"]
 Scaling = Literal["minmax", "standard", "none"]
 Fill = Literal["refuse", "drop", "mean", "median"]
 
-_FEW = 20  # as many integers are classes for sure, as many texts may all be different
+_FEW = 20  # so many integers may be classes, so many texts may all be different
 _MANY_CATEGORIES = 1_000
 _LONG_TEXT = 200  # characters; longer is no category and no name
 
@@ -63,9 +63,9 @@ def from_table(
       nothing), free text, and columns of lists are refused: the message names the column, the row,
       the value, and the options. The index of a pandas frame is no feature.
 
-    The labels are classes if they are text, booleans or at most 20 different integers, in order;
-    they are the targets of a regression if they have decimals. More integers may be either: say by
-    `task`.
+    The labels are classes if they are text, booleans or few different integers (at most 10, or at
+    most 20 with two rows each on average), in order; they are the targets of a regression if they
+    have decimals. More integers may be either: say by `task`.
 
     Args:
         train: the training rows, or all rows: a path, a pandas or polars data frame, a
@@ -141,23 +141,14 @@ def from_table(
     )
     written = _written(missing, decimal, thousands, date_format)
     table = _table_files.read("train", train, delimiter, encoding)
-    if feature_columns is None:
+    features = feature_columns
+    if features is None:
         apart = {label_column, *group_columns, *ignore_columns, *table.index_columns}
         features = [column for column in table.columns.column_names if column not in apart]
-    else:
-        features = list(feature_columns)
     used = [label_column, *features, *group_columns]
     declared = [*categorical_columns, *numeric_columns]
-    _check_columns(table, [*used, *declared, *ignore_columns], [label_column, *features], declared)
-    if label_column in features:
-        raise ValueError(
-            f"the label {checks.shown(label_column)} is among the feature_columns: take it out"
-        )
-    if not features:
-        raise ValueError(
-            f"no feature columns are left in {table.name}: it has "
-            f"{listed(table.columns.column_names)}"
-        )
+    _check_columns(table, [*used, *declared, *ignore_columns])
+    _check_roles(table, label_column, features, declared, {*used} & {*ignore_columns})
     table = _only(table, used, written, fill)
 
     def of(rows: Table, column: str) -> Column:
@@ -243,6 +234,8 @@ def _check_lists(**lists: Sequence[str] | None) -> None:
                 raise TypeError(
                     f"{argument} must be a list of text, got {checks.shown(value)} in it"
                 )
+        if len({*(values or ())}) < len([*(values or ())]):
+            raise ValueError(f"{argument} lists a name twice: {checks.shown(values)}")
 
 
 def _check_texts(**texts: str | None) -> None:
@@ -275,18 +268,33 @@ def _written(
     return Written(tuple(missing), decimal, thousands, date_format)
 
 
-def _check_columns(
-    table: Table,
-    named: Iterable[str],
-    learned_from: Sequence[str] = (),
-    declared: Sequence[str] = (),
-) -> None:
+def _check_columns(table: Table, named: Iterable[str]) -> None:
     names = table.columns.column_names
     hint = "With one column only: set delimiter to what divides them." * (len(names) == 1)
     for column in {*named} - {*names}:
         checks.one_of(f"column of {table.name}", column, names, hint=hint)
+
+
+def _check_roles(
+    table: Table,
+    label: str,
+    features: Sequence[str],
+    declared: Sequence[str],
+    contradicted: Collection[str],
+) -> None:
+    if contradicted:
+        raise ValueError(
+            f"{table.name}: {listed([*contradicted])} cannot be used and be in ignore_columns"
+        )
+    if label in features:
+        raise ValueError(f"the label {checks.shown(label)} is among the feature_columns")
+    if not features:
+        raise ValueError(
+            f"no feature columns are left in {table.name}: it has "
+            f"{listed(table.columns.column_names)}"
+        )
     for column in declared:
-        if column not in learned_from or declared.count(column) > 1:
+        if column not in (label, *features) or declared.count(column) > 1:
             raise ValueError(
                 f"column {checks.shown(column)} of {table.name} is listed in categorical_columns "
                 "or numeric_columns: that is for features and the label only, and in one of the two"
@@ -491,11 +499,12 @@ def _is_target(train: Column, how: Quantity) -> bool:
     """Whether quantities as labels are the targets of a regression rather than classes."""
     values = how.parse(train.distinct, train.written)
     if how.what == "numbers" and (values % 1 == 0).all():
-        if len(values) <= _FEW:
+        num_labels = np.count_nonzero(train.codes >= 0)
+        if len(values) <= _FEW / 2 or len(values) <= min(_FEW, num_labels / 2):
             return False
         raise ValueError(
-            f"{train.title}: the labels are {len(values):,} "
-            "different integers, which may be classes or quantities. Set task to "
+            f"{train.title}: the labels are {len(values):,} different integers in "
+            f"{num_labels:,} rows, which may be classes or quantities. Set task to "
             "'classification' or 'regression'"
         )
     if how.what == "numbers":
@@ -530,7 +539,8 @@ def _classes(train: Column) -> _Labels:
             unknown = int(np.argmin(found))
             raise ValueError(
                 f"{column.at(unknown)}: the label {column.text(unknown)} does not occur in the "
-                f"training rows, which have {listed(classes)}"
+                f"training rows, which have {listed(classes)}. Add rows with it, or, if labels are "
+                "quantities, set task to 'regression'"
             )
         return column.rows(found, -1)
 
