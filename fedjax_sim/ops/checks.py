@@ -17,7 +17,18 @@ MOST = 2**31 - 1
 _LARGEST, _SMALLEST = 3.4028235e38, 1.1754944e-38  # normal numbers of float32
 
 _OBJECTS = re.compile(r"<(class|function|built-in|bound|module)|at 0x|object at|<.* \.\.\.")
-_SHORT = reprlib.Repr()
+
+
+class _Short(reprlib.Repr):
+    """Bounded, with arrays inside other things by their shape."""
+
+    def repr_ndarray(self, array: Any, level: int) -> str:
+        return f"{array.dtype}{list(array.shape)}"
+
+    repr_ArrayImpl = repr_ndarray  # reprlib looks methods up by the name of the type
+
+
+_SHORT = _Short()
 _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong, _SHORT.maxlevel = 80, 120, 40, 3
 
 
