@@ -541,7 +541,7 @@ def test_a_table_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str])
             "dose": rng.normal(size=90),
             "given": [datetime.date(2024, 5, int(day)) for day in rng.integers(1, 30, 90)],
             "drug": rng.choice(["a", "b"], 90),
-            "hospital": [("x", "y", "z")[i % 3] for i in range(90)],
+            "hospital": [("$x^$", "[/red]", "_\x1b[31mz")[i % 3] for i in range(90)],
             "outcome": rng.choice(["no", "yes"], 90),
         }
     )
@@ -552,17 +552,19 @@ def test_a_table_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         for row in table.to_pylist()
     ]
     text = "\n".join([";".join(table.column_names), *rows])
-    (tmp_path / "patients.csv").write_bytes(text.encode("utf-16"))
+    (tmp_path / "[bold]$p.csv").write_bytes(text.encode("utf-16"))
 
     args = ["train", "--partition", "by_group", "--group", "hospital", "--model", "logistic"]
     args += ["--cohort-size", "all", "--rounds", 2, "--width", 1]
-    csv = ["--dataset", tmp_path / "patients.csv", "--decimal", ",", "--date-format", "%d.%m.%Y"]
+    csv = ["--dataset", tmp_path / "[bold]$p.csv", "--decimal", ",", "--date-format", "%d.%m.%Y"]
     parquet = ["--dataset", tmp_path / "patients.parquet"]
     use = ["--label", "outcome", "--ignore-columns", "id"]
     assert run(*args, *csv, *use, "--output", tmp_path / "csv") == 0
     assert run(*args, *parquet, *use, "--output", tmp_path / "parquet") == 0
+    out = capsys.readouterr().out  # of names as they are, and nothing that acts on a terminal
+    assert "[bold]$p: 72 training" in out and "\x1b" not in out
     found = arrays(tmp_path / "csv")
-    assert found["client_names"].tolist() == ["x", "y", "z"]
+    assert found["client_names"].tolist() == ["$x^$", "[/red]", "_\x1b[31mz"]
     assert found["client_sizes"].sum() == 72  # a fifth is for tests
     for file in ("params.npz", "per_client.npz"):
         with np.load(tmp_path / "csv" / file) as a, np.load(tmp_path / "parquet" / file) as b:
