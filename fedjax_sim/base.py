@@ -372,8 +372,8 @@ class ClientRule(NamedTuple):
     finish(key, client_state, message, client, work) -> (client_state, Upload, info): info is a dict
         of scalars to look at.
     kinds: the `Model.kinds` of the model that is trained.
-    check(params, data): raises if the rule cannot train on data like these, as their shapes and
-        static facts tell, before a round is run; None if all will do.
+    check(message, data): raises if the rule cannot train on data like these from such a message,
+        as shapes and static facts tell, before a round is run; None if all will do.
     """
 
     init: Callable[[Params], PyTree]
@@ -383,7 +383,7 @@ class ClientRule(NamedTuple):
         [Key, PyTree, Message, Client, PyTree], tuple[PyTree, Upload, dict[str, Array]]
     ]
     kinds: Kinds | None = None
-    check: Callable[[Params, Any], None] | None = None
+    check: Callable[[Message, Any], None] | None = None
 
 
 class Uplink(NamedTuple):

@@ -31,7 +31,6 @@ from fedjax_sim.base import (
     screen,
 )
 from fedjax_sim.data import Batching, FederatedData
-from fedjax_sim.data.fitting import check_fit
 from fedjax_sim.ops import optimizers, trees
 from fedjax_sim.ops.arguments import checked
 from fedjax_sim.ops.per_example import per_example
@@ -209,7 +208,7 @@ def _domain_weighted(
         return value, (each.over(batch.mask), statistics)
 
     base = clients.local_steps(objective, optimizer)._replace(
-        kinds=model.kinds, check=functools.partial(check_fit, model)
+        kinds=model.kinds, check=functools.partial(clients.check_message, model)
     )
 
     def begin(key: Key, state: PyTree, message: Message, client: Client) -> clients.Work:

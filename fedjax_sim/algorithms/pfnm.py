@@ -201,8 +201,8 @@ def _initial_state(key: Key, model: Model, params: Params, num_clients: int) -> 
     layers = matching.layers_of(params)
     inputs = jnp.zeros((1, layers[0][0].shape[0]))
     networks = jax.vmap(lambda k: model.init(k, inputs))(jax.random.split(key, num_clients))
-    networks = jax.tree.map(lambda own, leaf: own.astype(leaf.dtype), networks, params)
     _check_budgets(layers, matching.layers_of(networks))
+    networks = jax.tree.map(lambda own, leaf: own.astype(leaf.dtype), networks, params)
     widths = [bias.shape[1] for _, bias in matching.layers_of(networks)[:-1]]
     return PfnmState(
         params=params,

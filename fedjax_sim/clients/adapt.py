@@ -1,6 +1,7 @@
 """A rule made for one server, under another."""
 
 from collections.abc import Callable
+from typing import Any
 
 from fedjax_sim.base import Array, Batch, Client, ClientRule, Key, Message, PyTree, Upload
 from fedjax_sim.ops.arguments import checked
@@ -50,4 +51,8 @@ def adapt(
             facts = facts | info(received)
         return state, upload, facts
 
-    return rule._replace(begin=begin, step=step, finish=finish)
+    def check(received: Message, data: Any) -> None:
+        if rule.check is not None:
+            rule.check(message(received), data)
+
+    return rule._replace(begin=begin, step=step, finish=finish, check=check)

@@ -23,6 +23,7 @@ from fedjax_sim.base import (
     PyTree,
     Upload,
 )
+from fedjax_sim.data import FederatedData
 from fedjax_sim.data.fitting import check_fit
 from fedjax_sim.ops import optimizers, trees
 from fedjax_sim.ops.arguments import checked
@@ -99,10 +100,15 @@ def local_sgd(
     """
     objective = mean_loss(model, loss, regularizer)
     rule = local_steps(objective, optimizer, correct=correct)
-    return rule._replace(kinds=model.kinds, check=functools.partial(check_fit, model))
+    return rule._replace(kinds=model.kinds, check=functools.partial(check_message, model))
 
 
 @checked
+def check_message(model: Model, message: Message, data: FederatedData) -> None:
+    """Raise unless the model that a message of params holds fits the data."""
+    check_fit(model, message.params(message.shared), data)
+
+
 def local_steps(
     objective: Objective, optimizer: Optimizer, *, correct: Correction | None = None
 ) -> ClientRule:

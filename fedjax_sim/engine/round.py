@@ -185,8 +185,6 @@ def _init(parts: _Parts, key: Key, params: Params, data: FederatedData) -> Feder
     leaves = split(params, parts.rule.kinds)
     contracts.check_params(leaves.trained)
     update = jax.eval_shape(lambda: _update_like(parts, key, params, data))
-    if parts.rule.check is not None:
-        parts.rule.check(params, data)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), update)
 
     def for_everybody(state: PyTree) -> PyTree:
@@ -380,6 +378,8 @@ def _update_like(parts: _Parts, key: Key, params: Params, data: FederatedData) -
     draft = Message(round=jnp.int32(0), statistics=leaves.statistics, frozen=leaves.frozen)
     message = parts.server.broadcast(key, server, draft, cohort, data)
     message = message._replace(per_slot=jax.tree.map(lambda x: x[0], message.per_slot))
+    if rule.check is not None:
+        rule.check(message, data)
     state, client = rule.init(params), Client(cohort.ids[0], data.sizes[0], jnp.int32(0))
     work = rule.begin(key, state, message, client)
     return rule.finish(key, state, message, client, work)[1].update
