@@ -20,6 +20,7 @@ import math
 import os
 import platform
 import shutil
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -189,7 +190,9 @@ class RunFolder:
 
     def save_figure(self, name: str, figure: "Figure") -> None:
         """Write a picture; the format follows from the name's ending."""
-        with self.writing(name) as path:
+        with self.writing(name) as path, warnings.catch_warnings():
+            # A name in a script that the font does not have is drawn as boxes.
+            warnings.filterwarnings("ignore", "Glyph")
             figure.savefig(path)
 
     def _partial(self, name: str) -> Path:

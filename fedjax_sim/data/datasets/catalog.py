@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_sim.data._files import StrPath, naming, reading
+from fedjax_sim.data.datasets._labels import Task
 from fedjax_sim.data.datasets.dataset import Dataset, from_arrays
 from fedjax_sim.ops import checks
 
@@ -22,6 +23,7 @@ def tfds(
     input_key: str | None = None,
     label_key: str | None = None,
     group_keys: Sequence[str] = (),
+    task: Task = "classification",
 ) -> Dataset:
     """Load any classification data set of tensorflow-datasets (TFDS), without TensorFlow.
 
@@ -37,6 +39,7 @@ def tfds(
         input_key, label_key: the features to learn from; by default the supervised pair of the data
             set, or its only image and its only class label.
         group_keys: features to keep as groups.
+        task: as in `from_arrays`.
 
     Returns:
         A Dataset: uint8 images stay uint8.
@@ -74,6 +77,7 @@ def tfds(
             name=name,
             num_classes=getattr(label, "num_classes", None),
             class_names=getattr(label, "names", None) or (),
+            task=task,
             train_groups={key: train_columns[key] for key in group_keys},
             test_groups={key: test_columns[key] for key in group_keys},
         )

@@ -3,11 +3,13 @@
 import string
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fedjax_sim.data._files import StrPath, existing, naming
 from fedjax_sim.data.datasets._image_files import Images, Split, idx_file, read_images
+from fedjax_sim.data.datasets._labels import Task
 from fedjax_sim.data.datasets.catalog import tfds
 from fedjax_sim.data.datasets.dataset import Dataset, from_arrays, read_shipped
 from fedjax_sim.ops import checks
@@ -60,6 +62,9 @@ def from_images(
     name: str | None = None,
     num_classes: int | None = None,
     class_names: Sequence[str] = (),
+    classes: Sequence[Any] | None = None,
+    ignore_label: int | None = None,
+    task: Task = "classification",
     prefix: str = "",
 ) -> Dataset:
     """Read an image data set from local files; the kind is seen from what is there.
@@ -79,6 +84,7 @@ def from_images(
         num_classes: K, by default as many as there are class names or labels.
         class_names: K names in the order of the labels. Folders of pictures must then carry these
             names, or 0 to K - 1; by default their own names are taken, in order.
+        classes, ignore_label, task: as in `from_arrays`.
         prefix: how the names of the IDX files begin.
 
     Returns:
@@ -102,6 +108,9 @@ def from_images(
             name=name or source.name.split(".")[0],
             num_classes=num_classes,
             class_names=images.class_names,
+            classes=classes,
+            ignore_label=ignore_label,
+            task=task,
         )
 
 
