@@ -100,7 +100,7 @@ def _complain(message: str) -> None:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print("error:", style="bold red", end=" ")
     # Names of files and columns stand in messages, and must not act on the terminal.
-    lines = (checks.printable(line) for line in message.split("\n"))
+    lines = checks.printable(message).split("\n")
     shown = (line if len(line) < 1000 else f"{line[:900]} ..." for line in lines)
     console.print("\n".join(shown), style="red", markup=False)
 

@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import logging
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -12,16 +13,17 @@ import jax
 import numpy as np
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from fedjax_sim import metrics, simulate
 from fedjax_sim.analysis import plots
 from fedjax_sim.analysis.runfolder import RunFolder, has_checkpoint
 from fedjax_sim.base import Params, Status
 from fedjax_sim.cli import train_options
-from fedjax_sim.cli.build import GOALS, Dealt, Goal
+from fedjax_sim.cli.build import GOALS, Dealt, Goal, target_units
 from fedjax_sim.cli.train_options import TrainOptions
 from fedjax_sim.data.datasets import Dataset
-from fedjax_sim.ops import trees
+from fedjax_sim.ops import checks, trees
 
 Summaries = dict[str, dict[str, dict[str, np.ndarray]]]
 """split -> metric -> statistic over clients -> [E]."""
@@ -34,7 +36,7 @@ def default_output(options: TrainOptions) -> Path:
     if train_options.is_table(dataset):
         dataset = PureWindowsPath(dataset).name  # which is divided by / as well
     # What a path, a shell or another system would take for something else.
-    name = re.sub(r"[^\w.+-]+", "-", dataset).strip("-.") or "data"
+    name = re.sub(r"[^\w.+-]+", "-", dataset).strip("-.")[:80] or "data"
     return Path("runs") / f"{name}-{options.training.algorithm}-{now:%Y%m%d-%H%M%S}"
 
 
@@ -174,6 +176,7 @@ def write(
             "num_clients": dealt.train.num_clients,
             "num_test_clients": dealt.test.num_clients,
             "num_parameters": trees.num_parameters(params),
+            **_target_units(dealt.dataset),
             "client_steps": result.client_steps,
             "bytes_down": bytes_down,
             "bytes_up": bytes_up,
@@ -185,6 +188,14 @@ def write(
         },
     )
     _write_pictures(folder, dealt, result, summaries)
+
+
+def _target_units(dataset: Dataset) -> dict[str, Any]:
+    """What the outputs of params.npz are scaled by, of a regression."""
+    if dataset.task != "regression":
+        return {}
+    shift, scale = target_units(dataset)
+    return {"target_mean": shift.ravel(), "target_std": scale.ravel()}
 
 
 def _write_pictures(
@@ -246,26 +257,31 @@ def card_of(options: TrainOptions, dealt: Dealt, params: Params) -> Table:
     device = jax.local_devices()[0]
     card = Table.grid(padding=(0, 2))
     card.add_column(style="bold")
-    card.add_row(
+
+    def row(name: str, text: str) -> None:
+        """Names of files and columns are text, not markup, and do not act on the terminal."""
+        card.add_row(name, Text(checks.printable(text)))
+
+    row(
         "data",
         f"{dealt.dataset.name}: {len(dealt.dataset.train['y']):,} training and "
         f"{len(dealt.dataset.test['y']):,} test examples, "
         f"{_outputs(dealt.dataset)}",
     )
-    card.add_row(
+    row(
         "clients",
         f"{len(sizes):,}, {data.partition}{_some_options(options, 'partition')}: "
         f"{sizes.min():,} to {sizes.max():,} examples, median {np.median(sizes):,.0f}",
     )
     if dealt.test.num_clients == 1 < len(sizes):
-        card.add_row("", "test examples cannot be dealt out alike: the test metrics are pooled")
-    card.add_row("model", f"{options.model.model}: {trees.num_parameters(params):,} parameters")
-    card.add_row(
+        row("", "test examples cannot be dealt out alike: the test metrics are pooled")
+    row("model", f"{options.model.model}: {trees.num_parameters(params):,} parameters")
+    row(
         "algorithm",
         f"{training.algorithm}{_some_options(options, 'algorithm')}, batch_size "
         f"{training.batch_size}",
     )
-    card.add_row("device", f"{jax.device_count()} x {device.device_kind}")
+    row("device", f"{jax.device_count()} x {device.device_kind}")
     return card
 
 
@@ -336,8 +352,9 @@ def closing(folder: RunFolder, options: TrainOptions, result: simulate.Result) -
     why = f"stopped early: {result.stopped_early}\n" * bool(result.stopped_early)
     goes_on = result.num_rounds < options.training.rounds and not result.stopped_early
     resumes = goes_on and options.run.checkpoint_every is not None and has_checkpoint(folder.path)
-    return (
+    path = str(folder.path)
+    return checks.printable(
         f"{why}{how} {result.num_rounds} rounds in {seconds}: {speed}, {steps}\n"
-        f"results: {folder.path}/ (results.json, metrics.jsonl, per_client.npz, params.npz, "
-        "pictures)" + f"\ncontinue: fedjax-sim train --resume {folder.path}" * resumes
+        f"results: {path}/ (results.json, metrics.jsonl, per_client.npz, params.npz, "
+        "pictures)" + f"\ncontinue: fedjax-sim train --resume {shlex.quote(path)}" * resumes
     )

@@ -127,13 +127,14 @@ def options(factory: Factory) -> dict[str, Option]:
 @functools.cache
 def _modules() -> list[types.ModuleType]:
     """Every module of the package in which parts may stand."""
-    rooms = {"cli", "experiments", "__main__"}
+    without = {"cli", "experiments", "__main__", "engine.contracts"}
     package = importlib.import_module(base.__name__.partition(".")[0])
     prefix = f"{package.__name__}."
     found = []
     for module in pkgutil.walk_packages(package.__path__, prefix, _fail):
         inside = module.name.removeprefix(prefix).split(".")
-        if inside[0] not in rooms and not any(name.startswith("_") for name in inside):
+        hidden = any(name.startswith("_") for name in inside)
+        if not hidden and not {inside[0], ".".join(inside)} & without:
             found.append(importlib.import_module(module.name))
     return found
 

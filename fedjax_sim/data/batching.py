@@ -57,8 +57,17 @@ class Batching:
         per_epoch = -(-size // slots)
         epochs = 1.0 if self.num_epochs is None else self.num_epochs
         whole = math.floor(epochs)
-        # As a fraction whose products fit int32: rounding must not add a step to 0.3 of 50.
-        part = Fraction(epochs - whole).limit_denominator((2**31 - 1) // -(-max_size // slots))
+        most = -(-max_size // slots)
+        if epochs * most > checks.MOST:
+            raise ValueError(
+                f"num_epochs must be <= {checks.MOST // most} for {most} steps an epoch, got "
+                f"{epochs:g}: steps are counted in int32."
+            )
+        # As a fraction whose products fit int32: rounding must not add a step to 0.3 of 50, nor
+        # take the only one of 1e-9.
+        finest = Fraction(1, checks.MOST // most)
+        part = Fraction(epochs - whole).limit_denominator(finest.denominator)
+        part = max(part, finest) if epochs > whole else part
         return per_epoch * whole - (-per_epoch * part.numerator // part.denominator)
 
     def positions(

@@ -159,6 +159,11 @@ def spread(values: np.ndarray, digits: int = 1) -> str:
     return text if np.size(values) == 1 else f"{text}±{np.std(values):.{digits}f}"
 
 
+def _shown(text: str) -> Text:
+    """Text that is no markup and does not act on the terminal."""
+    return Text(checks.printable(text))
+
+
 class Sheet(NamedTuple):
     """A table of text. The first column names the row, the others are aligned to the right."""
 
@@ -170,23 +175,26 @@ class Sheet(NamedTuple):
     def rich(self) -> Table:
         """The table for a terminal."""
         table = Table(
-            title=Text(self.title),
-            caption=Text(self.caption),
+            title=_shown(self.title),
+            caption=_shown(self.caption),
             box=box.SIMPLE_HEAD,
             padding=(0, 1, 0, 0),
             pad_edge=False,
         )
         for i, column in enumerate(self.columns):
             # What is too wide goes on in the next line: no name or number is cut.
-            table.add_column(column, justify="right" if i else "left", overflow="fold")
+            table.add_column(_shown(column), justify="right" if i else "left", overflow="fold")
         for row in self.rows:
-            table.add_row(*map(Text, row))
+            table.add_row(*map(_shown, row))
         return table
 
     def markdown(self) -> str:
         """The table as Markdown, title and caption as paragraphs."""
         ruler = ["---"] + ["---:"] * (len(self.columns) - 1)
-        lines = [self.columns, ruler, *self.rows]
+        # A bar would end the cell, and < begin HTML.
+        cells = str.maketrans({"|": r"\|", "<": "&lt;", "\n": " "})
+        escaped = [[checks.printable(cell).translate(cells) for cell in row] for row in self.rows]
+        lines = [self.columns, ruler, *escaped]
         body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
         return f"**{self.title}**\n\n{body}\n" + (f"\n{self.caption}\n" if self.caption else "")
 
@@ -282,7 +290,7 @@ class Study:
 
     def say(self, text: str) -> None:
         """Print a line."""
-        self.console.print(text, markup=False)
+        self.console.print(checks.printable(text), markup=False)
 
     def keep(self, *, complete: bool = False, **results: Any) -> None:
         """Write results.json as far as it is known."""

@@ -26,6 +26,7 @@ R = TypeVar("R")
 _HINTS = {
     "GradientTransformation": " A number alone is none: optax.sgd(0.1).",
     "Batching": " Such as fs.Batching(32).",
+    "FederatedData": " Such as federate(examples, partition).",
 }
 
 
@@ -162,10 +163,14 @@ def fitting(name: str, value: Any, kind: Any) -> Any:
         return _plain(value, kind)
     if typing.get_origin(kind) is typing.Literal and isinstance(value, str):
         checks.one_of(name, value, typing.get_args(kind))
+    if kind is jax.Array and name == "key":  # the engine checks keys
+        return value
     if kind is Model and not inspect.isfunction(value):
         per_example.check_model(value)  # knows which adapter makes one
     names = {getattr(each, "__name__", "") for each in _alternatives(kind)}
     hint = "".join(text for of, text in _HINTS.items() if of in names)
+    if checks.is_traced(value):
+        hint = " It decides what is compiled, so it must be static, not an argument of jit or vmap."
     raise TypeError(f"{name} must be {described(kind)}, got {_got(value, kind)}.{hint}")
 
 
@@ -227,7 +232,10 @@ def _is(value: Any, kind: Any) -> bool:
     if _is_listing(kind):
         return _is_sequence(value, origin, inner)
     kind = origin or kind
-    return isinstance(value, kind) if isinstance(kind, type) else True
+    try:
+        return isinstance(value, kind)
+    except TypeError:  # what cannot be asked, such as a protocol
+        return True
 
 
 def _is_scalar(value: Any, number: Any) -> bool:
@@ -288,7 +296,9 @@ def _words(kind: Any) -> Iterator[str]:
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     plain = {int: "an integer", float: "a number", bool: "True or False", str: "text"}
     plain |= {jax.Array: "an array", np.ndarray: "an array", types.NoneType: "None"}
-    if kind in plain:
+    if origin in (collections.abc.Mapping, dict):
+        yield "a dict"
+    elif kind in plain:
         yield plain[kind]
     elif origin is typing.Literal:
         yield from map(repr, inner)
@@ -302,7 +312,7 @@ def _words(kind: Any) -> Iterator[str]:
     elif kind is optax.GradientTransformation:
         yield "an optax optimizer"
     else:
-        name = getattr(origin or kind, "__name__", str(kind))
+        name = getattr(origin or kind, "__name__", str(kind)).replace("Mapping", "dict")
         yield f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
 
 

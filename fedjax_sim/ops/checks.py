@@ -17,7 +17,18 @@ MOST = 2**31 - 1
 _LARGEST, _SMALLEST = 3.4028235e38, 1.1754944e-38  # normal numbers of float32
 
 _OBJECTS = re.compile(r"<(class|function|built-in|bound|module)|at 0x|object at|<.* \.\.\.")
-_SHORT = reprlib.Repr()
+
+
+class _Short(reprlib.Repr):
+    """Bounded, with arrays inside other things by their shape."""
+
+    def repr_ndarray(self, array: Any, level: int) -> str:
+        return f"{array.dtype}{list(array.shape)}"
+
+    repr_ArrayImpl = repr_ndarray  # reprlib looks methods up by the name of the type
+
+
+_SHORT = _Short()
 _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong, _SHORT.maxlevel = 80, 120, 40, 3
 
 
@@ -57,12 +68,14 @@ def _has_no_repr(value: Any) -> bool:
 
 
 def printable(text: str) -> str:
-    r"""Text whose control characters are escaped, so that it cannot act on a terminal.
+    r"""Text whose control characters but newlines are escaped: it cannot act on a terminal.
 
     >>> print(printable("a" + chr(27) + "[31m"))
     a\x1b[31m
     """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 def is_traced(value: Any) -> bool:

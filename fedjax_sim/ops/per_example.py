@@ -100,8 +100,9 @@ def check_function(fn: Any, name: str, arguments: str, number: int) -> None:
     try:
         signature.bind(*[None] * number)
     except TypeError:
+        takes = ", ".join(signature.parameters)
         raise TypeError(
-            f"{form}, got one that takes {signature}. Bind other arguments with functools.partial."
+            f"{form}, got one that takes ({takes}). Bind other arguments with functools.partial."
         ) from None
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from fedjax_sim.base import Status
+from fedjax_sim.ops import checks
 
 
 class Progress(NamedTuple):
@@ -43,13 +44,13 @@ def progress_bar(title: str = "training") -> Iterator[Callable[[Progress], None]
     from rich.text import Text
 
     bar = Bar(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TextColumn("{task.fields[speed]}"),
         TimeRemainingColumn(compact=True),
     )
-    task = bar.add_task(title, total=None, speed="compiling")
+    task = bar.add_task(checks.printable(title), total=None, speed="compiling")
     latest = Text(style="dim")
     showing = _in_notebook if Console().is_jupyter else _in_terminal
     with showing(Group(bar, latest)) as refresh:
@@ -60,7 +61,8 @@ def progress_bar(title: str = "training") -> Iterator[Callable[[Progress], None]
             speed = f"{done / seconds:,.1f} rounds/s"
             if progress.client_steps:
                 speed += f", {progress.client_steps / seconds:,.0f} client-steps/s"
-            latest.plain = "  ".join(f"{name} {x:.4g}" for name, x in progress.latest.items())
+            shown = (f"{name} {x:.4g}" for name, x in progress.latest.items())
+            latest.plain = checks.printable("  ".join(shown))
             bar.update(
                 task, total=progress.total_rounds, completed=progress.num_rounds, speed=speed
             )

@@ -17,6 +17,7 @@ from fedjax_sim.data.disk import Population
 from fedjax_sim.engine import contracts
 from fedjax_sim.engine.width import memory_advice
 from fedjax_sim.ops import checks
+from fedjax_sim.ops.arguments import checked
 from fedjax_sim.simulate._evaluating import Shapes, assessor, info_shapes, score_shapes
 from fedjax_sim.simulate._feeding import Feed, all_processes, check_addressable, facts_of, feed_of
 from fedjax_sim.simulate._fingerprint import fingerprint
@@ -36,6 +37,7 @@ from fedjax_sim.simulate.stopping import StopWhen
 
 
 # So many parameters: each is a decision about a run of its own, and none of them a part.
+@checked
 @memory_advice()
 def run(
     algorithm: Algorithm,

@@ -101,6 +101,7 @@ def _check_rows(values: Mapping[str, Array | np.ndarray]) -> None:
         )
 
 
+@checked
 def sweep(
     make: Callable[..., Algorithm],
     points: Mapping[str, Array | np.ndarray],

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedjax_sim.analysis import plots
+from fedjax_sim.analysis.runfolder import RunFolder
 from fedjax_sim.base import Mean, MeanByClass
 from fedjax_sim.simulate import Evaluations, Result
 
@@ -50,6 +51,18 @@ def test_few_clients_are_stacked_bars_of_counts() -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["<=50K", ">50K"]
     assert axes.get_ylim() == (1.5, -0.5)  # the first client on top
     assert figure.dpi == 150
+
+
+def test_names_of_files_are_drawn_letter_by_letter(tmp_path: Path) -> None:
+    """No formulas, no control characters, nothing left out, no warning for want of a letter."""
+    names = ["$x^$", "_hidden", "\x1b[31m", "日本", "a" * 100]
+    figure = plots.label_counts(np.eye(5, dtype=int), class_names=names, client_names=names)
+    legend = figure.axes[0].get_legend() or figure.legends[0]
+    drawn = [text.get_text() for text in legend.get_texts()]
+    assert set(drawn) == {r"\$x^\$", " _hidden", r"\x1b[31m", "日本", "a" * 21 + "..."}
+    folder = RunFolder(tmp_path / "run", {})
+    folder.save_figure("counts.png", figure)
+    assert (folder.path / "counts.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_many_classes_are_a_heat_map_of_mixtures_below_the_sizes(rng: np.random.Generator) -> None:

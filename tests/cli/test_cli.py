@@ -541,7 +541,7 @@ def test_a_table_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str])
             "dose": rng.normal(size=90),
             "given": [datetime.date(2024, 5, int(day)) for day in rng.integers(1, 30, 90)],
             "drug": rng.choice(["a", "b"], 90),
-            "hospital": [("x", "y", "z")[i % 3] for i in range(90)],
+            "hospital": [("$x^$", "[/red]", "_\x1b[31mz")[i % 3] for i in range(90)],
             "outcome": rng.choice(["no", "yes"], 90),
         }
     )
@@ -552,17 +552,19 @@ def test_a_table_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         for row in table.to_pylist()
     ]
     text = "\n".join([";".join(table.column_names), *rows])
-    (tmp_path / "patients.csv").write_bytes(text.encode("utf-16"))
+    (tmp_path / "[bold]$p.csv").write_bytes(text.encode("utf-16"))
 
     args = ["train", "--partition", "by_group", "--group", "hospital", "--model", "logistic"]
     args += ["--cohort-size", "all", "--rounds", 2, "--width", 1]
-    csv = ["--dataset", tmp_path / "patients.csv", "--decimal", ",", "--date-format", "%d.%m.%Y"]
+    csv = ["--dataset", tmp_path / "[bold]$p.csv", "--decimal", ",", "--date-format", "%d.%m.%Y"]
     parquet = ["--dataset", tmp_path / "patients.parquet"]
     use = ["--label", "outcome", "--ignore-columns", "id"]
     assert run(*args, *csv, *use, "--output", tmp_path / "csv") == 0
     assert run(*args, *parquet, *use, "--output", tmp_path / "parquet") == 0
+    out = capsys.readouterr().out  # of names as they are, and nothing that acts on a terminal
+    assert "[bold]$p: 72 training" in out and "\x1b" not in out
     found = arrays(tmp_path / "csv")
-    assert found["client_names"].tolist() == ["x", "y", "z"]
+    assert found["client_names"].tolist() == ["$x^$", "[/red]", "_\x1b[31mz"]
     assert found["client_sizes"].sum() == 72  # a fifth is for tests
     for file in ("params.npz", "per_client.npz"):
         with np.load(tmp_path / "csv" / file) as a, np.load(tmp_path / "parquet" / file) as b:
@@ -917,6 +919,14 @@ def test_a_regression_from_a_table(tmp_path: Path, capsys: pytest.CaptureFixture
     assert 3_000 < final["mean_absolute_error"]["mean"] < 6_000
     assert 9e6 < final["mean_squared_error"]["mean"] < 60e6
     assert final["r2"]["mean"] > 0.95
+    results = read(tmp_path / "run" / "results.json")
+    with np.load(tmp_path / "run" / "params.npz") as file:
+        params = dict(file)
+    (mean,), (std,) = results["target_mean"], results["target_std"]
+    houses_of = datasets.from_table(tmp_path / "price.csv", label_column="price", seed=0)
+    outputs = houses_of.test["x"] @ params["kernel"] + params["bias"]
+    errors = np.abs(mean + std * outputs[:, 0] - houses_of.test["y"])
+    np.testing.assert_allclose(errors.mean(), final["mean_absolute_error"]["mean"], rtol=1e-4)
     assert "client_mean_absolute_error.png" in names(tmp_path / "run")
     assert "label_counts.png" not in names(tmp_path / "run")
     population = deal(dataset=str(tmp_path / "price.csv"), label="price", partition="shards")

@@ -280,6 +280,10 @@ def test_a_fixed_number_of_steps_and_none_for_nobody():
     steps = Batching(4, num_steps=7).steps(np.array([0, 1, 5, 100]), 100)
     assert steps.tolist() == [0, 7, 7, 7]
     assert Batching(4).steps(0, 100) == 0
+    assert Batching(4, num_epochs=1e-9).steps(np.array([0, 1, 100]), 100).tolist() == [0, 1, 1]
+    assert Batching(4, num_epochs=1e6).steps(100, 100) == 25 * 10**6
+    with pytest.raises(ValueError, match=r"num_epochs must be <= 85899345 for 25 steps an epoch"):
+        Batching(4, num_epochs=1e8).steps(100, 100)
 
 
 def test_fixed_steps_go_through_epochs(key):

@@ -7,9 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from fedjax_sim import experiments
-from fedjax_sim.experiments.study import SeedsOptions, Study, compared, expect, table
+from fedjax_sim.experiments.study import SeedsOptions, Sheet, Study, compared, expect, table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,3 +86,11 @@ def test_experiments_are_named_by_their_place() -> None:
         *("fair-adult", "fair-shakespeare", "fedma-fashion", "lens-adult", "lens-fashion"),
         *("pfnm-cifar10", "pfnm-mnist", "robust-mnist"),
     ]
+
+
+def test_names_in_tables_are_text(capsys: pytest.CaptureFixture[str]) -> None:
+    sheet = Sheet("[/red]", ["a|b", "x"], [["[bold]|", "\x1b[31m"], ["<b>", "1"]])
+    Console(highlight=False, width=80).print(sheet.rich())
+    shown = capsys.readouterr().out
+    assert "[/red]" in shown and "[bold]|" in shown and "\x1b" not in shown
+    assert sheet.markdown().splitlines()[-2:] == [r"| [bold]\| | \x1b[31m |", "| &lt;b> | 1 |"]

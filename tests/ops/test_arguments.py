@@ -19,12 +19,7 @@ from fedjax_sim.ops.arguments import checked, described
 
 MODEL = fs.models.logistic(2)
 SGD = optax.sgd(0.1)
-EVERY_FACTORY = [
-    factory
-    for contract in parts.CONTRACTS.values()
-    for factory in parts.find(contract).values()
-    if factory.__module__ != "fedjax_sim.engine.contracts"  # which give the part they are given
-]
+EVERY_FACTORY = [f for each in parts.CONTRACTS.values() for f in parts.find(each).values()]
 fedavg = functools.partial(fs.algorithms.fedavg, client_optimizer=SGD, batching=fs.Batching(2))
 
 

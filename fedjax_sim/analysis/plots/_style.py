@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from fedjax_sim.ops import checks
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -57,4 +59,14 @@ def names_of(argument: str, names: Sequence[str] | None, length: int) -> list[st
         return [str(i) for i in range(length)]
     if len(names) != length:
         raise ValueError(f"{argument} must hold {length} names, got {len(names)}.")
-    return [str(name) for name in names]
+    return [_shown(str(name)) for name in names]
+
+
+def _shown(name: str) -> str:
+    """A name as matplotlib draws it letter by letter, of bounded length.
+
+    It would read formulas between two $, and leave what begins with _ out of legends.
+    """
+    short = name if len(name) <= 24 else f"{name[:21]}..."
+    text = checks.printable(short).replace("\n", " ").replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
