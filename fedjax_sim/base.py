@@ -107,6 +107,9 @@ class Status(enum.IntFlag):
     """What the server made of the aggregate is not finite, be it params, the state of its optimizer
     or a mixture; the server stayed as it was."""
 
+    UNKNOWN_CLIENT = 64
+    """The sampler named a client that there is not; its slot stayed empty."""
+
 
 MAX_WEIGHT = 1e30
 """The largest aggregation weight: sums of weighted updates must not overflow float32."""
@@ -133,11 +136,16 @@ class Mean(NamedTuple):
         return jnp.where(empty, 0.0, self.total / jnp.where(empty, 1, self.count))
 
     def over(self, mask: Array) -> "Mean":
-        """The mean of the examples where `mask` [B] is True: a scalar, or [K] by class."""
+        """The mean of the examples where `mask` [B] is True: a scalar, or [K] by class.
+
+        Half precision is summed in float32.
+        """
 
         def kept(x: Array) -> Array:
             rows = mask.reshape(mask.shape + (1,) * (x.ndim - 1))
-            return jnp.where(rows, x, jnp.zeros((), x.dtype)).sum(axis=0)
+            is_real = jnp.issubdtype(x.dtype, jnp.floating)
+            wide = jnp.promote_types(x.dtype, jnp.float32) if is_real else None
+            return jnp.where(rows, x, jnp.zeros((), x.dtype)).sum(axis=0, dtype=wide)
 
         return type(self)(*map(kept, self))
 
@@ -443,7 +451,8 @@ class Aggregator(NamedTuple):
         is an empty slot and may hold anything, NaN included: mask with `where`.
     summand, from_sum: only for rules that are sums. `summand(update, weight)` is one client's term
         (0 for weight 0) and `from_sum(key, state, total)` finishes as `apply` does. Given both, the
-        engine adds the terms up while it walks the cohort and never stacks the updates.
+        engine adds the terms up while it walks the cohort and never stacks the updates. They may be
+        wider than an update, whose dtypes the aggregate gets.
     """
 
     init: Callable[[PyTree], PyTree]

@@ -309,7 +309,7 @@ class _Labelled(NamedTuple):
         wrong = grouped.count(self.owners, self.num_clients, wrong) > 0
         count = grouped.count(self.owners, self.num_clients)
         count = jnp.where(defined | wrong, count, 0).astype(jnp.float32)
-        return Mean(jnp.where(wrong, jnp.nan, value) * count, count)
+        return Mean(jnp.where(wrong, jnp.nan, value).astype(jnp.float32) * count, count)
 
 
 def _labelled(outputs: Array, data: Any) -> _Labelled:
@@ -347,11 +347,11 @@ roc_auc = ClientMetric(_roc_auc, higher_is_better=True)
 """Area under the ROC curve of every client: how often a positive scores above a negative.
 
 Labels are integers, negative for padding. Outputs [B] or [B, 1] are scores of class 1, and of
-labels [B, L] with one score each every answer counts as an example. [B, 2] are logits of both classes.
-[B, K] logits of more classes give the mean of the areas of each class against the rest, by softmax
-probabilities, over those classes of which the client has examples and others. A client that has one
-class only is left out. Ties count half. Outputs that are not finite, or a label >= K, make the
-client NaN.
+labels [B, L] with one score each every answer counts as an example. [B, 2] are logits of both
+classes. [B, K] logits of more classes give the mean of the areas of each class against the rest, by
+softmax probabilities, over those classes of which the client has examples and others. A client that
+has one class only is left out. Ties count half. Outputs that are not finite, or a label >= K, make
+the client NaN.
 
 Cost: one sort of all examples, for K > 2 one a class.
 """

@@ -1,5 +1,7 @@
 """Every part still computes what record.py has kept of it."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 import record
@@ -34,3 +36,13 @@ def test_a_changed_part_deviates(parts):
         {},
     ):
         assert record.deviation(changed, recorded)[0] > record.PARTS_TOLERANCE
+
+
+def test_a_nan_on_the_way_of_a_healthy_run_raises(monkeypatch):
+    def compute(row):
+        return {"x": jax.jit(lambda: jnp.zeros(2) / row)()}
+
+    monkeypatch.setitem(record.KINDS, "quotient", ({"one": 1.0, "none": 0.0}, compute))
+    assert record.compute_part("quotient/one")["x"].tolist() == [0, 0]
+    with pytest.raises(FloatingPointError, match="nan"):
+        record.compute_part("quotient/none")

@@ -54,6 +54,7 @@ def _sum(summand: Callable, from_sum: Callable) -> Aggregator:
         key: Key, state: PyTree, updates: PyTree, weights: Array
     ) -> tuple[PyTree, PyTree, dict[str, Array]]:
         terms = jax.vmap(summand)(updates, weights)
-        return from_sum(key, state, trees.sum_rows(terms))
+        state, total, info = from_sum(key, state, trees.sum_rows(terms))
+        return state, jax.tree.map(lambda x, u: x.astype(u.dtype), total, updates), info
 
     return Aggregator(lambda update: (), apply, summand, from_sum)

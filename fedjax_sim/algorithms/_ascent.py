@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.base import Array, PyTree
-from fedjax_sim.data import FederatedData
+from fedjax_sim.data import FederatedData, fitting
 from fedjax_sim.ops import checks, simplex
 
 Schedule = Callable[[Array], Array]
@@ -105,20 +105,7 @@ def check_domains(domains: Domains | None, data: FederatedData | None = None) ->
         return
     checks.positive_int("number", domains.number)
     if data is not None:
-        hint = "It names an integer array that the examples carry beside x and y."
-        checks.one_of("name", domains.name, data.examples, hint=hint)
-        if not jnp.issubdtype(data.examples[domains.name].dtype, jnp.integer):
-            raise TypeError(
-                f"examples[{domains.name!r}] must be integers, the domain of every example, got "
-                f"{data.examples[domains.name].dtype}."
-            )
-        low, high = data.range_of(domains.name) or (0, 0)
-        if not 0 <= low <= high < domains.number:
-            raise ValueError(
-                f"examples[{domains.name!r}] must lie in [0, {domains.number}), the number of "
-                f"domains, but go from {low} to {high}. Number the domains from 0, for example "
-                "np.unique(domains, return_inverse=True)[1]."
-            )
+        fitting.check_domains(data, domains.name, domains.number)
 
 
 def running_mean(mean: PyTree, value: PyTree, count: Array) -> PyTree:

@@ -224,10 +224,11 @@ def _starts(state: PfnmState) -> Params:
 
 
 def _class_counts(data: FederatedData, num_classes: int) -> Array:
-    """How many examples of each class every client has: [N, K] float32."""
-    labels = data.owners * num_classes + data.examples["y"].astype(jnp.int32)
-    ones = jnp.ones_like(labels, jnp.float32)
-    counts = trees.group_sum(ones, labels, data.num_clients * num_classes)
+    """How many examples of each class every client has, [N, K] float32, without padding."""
+    labels = data.examples["y"].astype(jnp.int32)
+    cells = data.owners * num_classes + jnp.maximum(labels, 0)
+    counted = (labels >= 0).astype(jnp.float32)
+    counts = trees.group_sum(counted, cells, data.num_clients * num_classes)
     return counts.reshape(data.num_clients, num_classes)
 
 

@@ -20,7 +20,7 @@ from fedjax_sim.analysis import plots
 from fedjax_sim.analysis.runfolder import RunFolder, has_checkpoint
 from fedjax_sim.base import Params, Status
 from fedjax_sim.cli import train_options
-from fedjax_sim.cli.build import GOALS, Dealt, Goal
+from fedjax_sim.cli.build import GOALS, Dealt, Goal, target_units
 from fedjax_sim.cli.train_options import TrainOptions
 from fedjax_sim.data.datasets import Dataset
 from fedjax_sim.ops import checks, trees
@@ -176,6 +176,7 @@ def write(
             "num_clients": dealt.train.num_clients,
             "num_test_clients": dealt.test.num_clients,
             "num_parameters": trees.num_parameters(params),
+            **_target_units(dealt.dataset),
             "client_steps": result.client_steps,
             "bytes_down": bytes_down,
             "bytes_up": bytes_up,
@@ -187,6 +188,14 @@ def write(
         },
     )
     _write_pictures(folder, dealt, result, summaries)
+
+
+def _target_units(dataset: Dataset) -> dict[str, Any]:
+    """What the outputs of params.npz are scaled by, of a regression."""
+    if dataset.task != "regression":
+        return {}
+    shift, scale = target_units(dataset)
+    return {"target_mean": shift.ravel(), "target_std": scale.ravel()}
 
 
 def _write_pictures(

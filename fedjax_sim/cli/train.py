@@ -36,6 +36,7 @@ from fedjax_sim.cli.output import (
 from fedjax_sim.cli.train_options import RunOptions, TrainOptions
 from fedjax_sim.data import FederatedData
 from fedjax_sim.ops import checks, devices
+from fedjax_sim.simulate.interrupts import DeferredInterrupt
 
 
 def main(options: TrainOptions) -> int:
@@ -79,7 +80,7 @@ def main(options: TrainOptions) -> int:
         begin()  # the folder of a run that is continued stays as it is until all is checked
     evaluate = engine.evaluator(model, goal.metrics, mesh=mesh)
     splits = {"train": train, "test": dealt.test}
-    with stopped_by_signals():
+    with stopped_by_signals(), DeferredInterrupt() as interrupt:
         result, failure = _simulated(
             algorithm, params, splits, run_key, evaluate, stop_when, begin, options
         )
@@ -104,7 +105,7 @@ def main(options: TrainOptions) -> int:
             f"{failure}. The run ended after {result.num_rounds} rounds; what could be written of "
             f"them is in {folder.path}/."
         ) from failure
-    return 130 if result.interrupted else 0
+    return 130 if interrupt.asked or result.interrupted else 0
 
 
 def _begun(output: Path, options: TrainOptions) -> RunFolder:
@@ -172,9 +173,10 @@ def _simulated(
                 debug=run.debug,
             )
         except Exception as error:
-            if "result" not in vars(error):
-                raise  # nothing was done yet
-            return vars(error)["result"], error
+            done = getattr(error, "result", None)
+            if done is None:  # nothing was done yet
+                raise
+            return done, error
     return result, None
 
 

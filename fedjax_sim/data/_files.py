@@ -53,6 +53,16 @@ def reading(path: object) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def naming(source: object) -> Iterator[None]:
+    """Put what arrays come from before the message of a check of theirs."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{source}: {error}") from error
+
+
 def _told(error: Exception) -> str:
     """What an error of a library says, in a line that can be printed."""
     if isinstance(error, AttributeError | TypeError | AssertionError):

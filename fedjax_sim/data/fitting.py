@@ -3,9 +3,11 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from fedjax_sim.base import Model, Params
 from fedjax_sim.data.federated_data import FederatedData
+from fedjax_sim.ops import checks
 from fedjax_sim.ops.trees import flat_dict
 
 
@@ -68,6 +70,24 @@ def check_labels(data: FederatedData, outputs: Any) -> None:
             f"[0, {num_outputs}), but they go from {low} to {high}. Number the classes from 0: "
             f"np.unique(y, return_inverse=True)[1], or from_arrays(..., classes=...).{negative} "
             "Integers that are quantities: y.astype('float32')."
+        )
+
+
+def check_domains(data: FederatedData, name: str, num_domains: int) -> None:
+    """Raise unless array `name` says of every example which of the domains it belongs to."""
+    hint = "It names an integer array that the examples carry beside x and y."
+    checks.one_of("name", name, data.examples, hint=hint)
+    if not jnp.issubdtype(data.examples[name].dtype, jnp.integer):
+        raise TypeError(
+            f"examples[{name!r}] must be integers, the domain of every example, got "
+            f"{data.examples[name].dtype}."
+        )
+    low, high = data.range_of(name) or (0, 0)
+    if not 0 <= low <= high < num_domains:
+        raise ValueError(
+            f"examples[{name!r}] must lie in [0, {num_domains}), the number of domains, but go "
+            f"from {low} to {high}. Number the domains from 0, for example "
+            "np.unique(domains, return_inverse=True)[1]."
         )
 
 

@@ -66,8 +66,18 @@ def flip_labels(
     """
     checks.in_range("num_classes", num_classes, 2)
 
+    labels = np.asarray(examples["y"])
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"labels must be integers to be flipped, got {labels.dtype}.")
+    if labels.size and labels.max() >= num_classes:
+        raise ValueError(
+            f"labels must lie in [0, {num_classes}) (num_classes), got {labels.max()}."
+        )
+
     def flip(rows: Examples, client_id: int) -> Examples:
-        return rows | {"y": (num_classes - 1 - rows["y"]).astype(rows["y"].dtype)}
+        y = rows["y"]
+        # A negative label counts for nothing, and stays.
+        return rows | {"y": np.where(y < 0, y, num_classes - 1 - y).astype(y.dtype)}
 
     return _rewritten(examples, partition, ids, flip)
 
@@ -118,16 +128,34 @@ class Trigger(NamedTuple):
     """A pattern that is put over an input.
 
     mask: [...] bool of an input's shape, or one that broadcasts to it: where the pattern is.
-    value: scalar or [...], what is there, in the inputs' own numbers (255 is white in uint8).
+    value: scalar or [...], what is there, in the inputs' own numbers. None is 255, white, for uint8
+        images; what white is in others, say: 1.0 where they lie in [0, 1].
     """
 
     mask: NDArray[np.bool_]
-    value: ArrayLike
+    value: ArrayLike | None = None
 
     def stamp(self, inputs: ArrayLike) -> NDArray:
-        """Inputs [B, ...] with the trigger, in their dtype."""
+        """Inputs [B, ...] with the trigger, in their dtype.
+
+        Raises:
+            ValueError: a value that the dtype does not hold, or none for inputs other than uint8.
+        """
         inputs = np.asarray(inputs)
-        return np.where(self.mask, self.value, inputs).astype(inputs.dtype)
+        value = self.value
+        if value is None:
+            if inputs.dtype != np.uint8:
+                raise ValueError(
+                    "value must be given for a trigger on inputs that are not uint8 images: here "
+                    f"they are {inputs.dtype} from {inputs.min():g} to {inputs.max():g}, of which "
+                    "the largest may be white."
+                )
+            value = 255
+        with np.errstate(invalid="ignore"):
+            cast = np.asarray(value).astype(inputs.dtype)
+        if inputs.dtype.kind in "iu" and not np.array_equal(cast, value):
+            raise ValueError(f"value must fit inputs of dtype {inputs.dtype}, got {value}.")
+        return np.where(self.mask, cast, inputs)
 
     def parts(self, num_parts: int) -> list["Trigger"]:
         """Split the trigger's positions, in order, into that many smaller ones."""
@@ -141,8 +169,14 @@ class Trigger(NamedTuple):
         return pieces
 
 
-def corner(shape: Sequence[int], *, size: int = 3, value: float = 255) -> Trigger:
-    """A square in the bottom right corner of images of `shape` (H, W) or (H, W, channels)."""
+def corner(shape: Sequence[int], *, size: int = 3, value: float | None = None) -> Trigger:
+    """A square in the bottom right corner of images of `shape` (H, W) or (H, W, channels).
+
+    Args:
+        shape: of an image.
+        size: width of the square.
+        value: what is there; None is white for uint8 images, see `Trigger`.
+    """
     checks.in_range("size", size, 1, min(shape[:2]))
     mask = np.zeros(tuple(shape), bool)
     mask[-size:, -size:] = True

@@ -21,7 +21,7 @@ from fedjax_sim.base import (
     PyTree,
 )
 from fedjax_sim.data import FederatedData
-from fedjax_sim.data.fitting import check_labels
+from fedjax_sim.data.fitting import check_domains, check_labels
 from fedjax_sim.engine.width import plain
 from fedjax_sim.ops import checks, trees
 from fedjax_sim.ops.arguments import checked
@@ -215,10 +215,10 @@ class _Parts(NamedTuple):
 
 
 def _parts(metrics: Metrics) -> _Parts:
-    if not isinstance(metrics, Mapping) or not metrics:
-        raise TypeError(
-            'metrics must be a dict of at least one metric by name, such as {"accuracy": '
-            f"metrics.accuracy}}, got {metrics!r}."
+    if not metrics:
+        raise ValueError(
+            'metrics must hold at least one metric by name, such as {"accuracy": '
+            "metrics.accuracy}, got none."
         )
     each: dict[str, PerExample] = {}
     whole: dict[str, ClientMetric] = {}
@@ -298,6 +298,8 @@ def cohort_loss(
     each = per_example(loss, "loss")
 
     def look(key: Key, params: Params, cohort: Cohort, data: FederatedData) -> Mean:
+        if domain is not None:
+            check_domains(data, domain, num_domains)
         num_slots = cohort.ids.shape[0]
         sizes = jnp.where(cohort.mask, trees.rows(data.sizes, cohort.ids), 0)
         starts = trees.rows(data.starts, cohort.ids)

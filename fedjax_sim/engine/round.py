@@ -217,10 +217,22 @@ def _sample(
     parts: _Parts, key: Key, state: FederatedState, data: FederatedData
 ) -> tuple[FederatedState, Cohort]:
     """The cohort, and the state whose sampling has moved on by a round."""
+    state, cohort, _ = _drawn(parts, key, state, data)
+    return state, cohort
+
+
+def _drawn(
+    parts: _Parts, key: Key, state: FederatedState, data: FederatedData
+) -> tuple[FederatedState, Cohort, Array]:
+    """As `_sample`, and whether the sampler named a client that there is not."""
     sampling_key = jax.random.fold_in(key, Stream.SAMPLING)
     with stage("sampling the cohort"):
         sampled, cohort = parts.sampler.apply(sampling_key, state.sampler, data.sizes, state.round)
-    return state._replace(sampler=sampled, round=state.round + 1), cohort
+    known = (cohort.ids >= 0) & (cohort.ids < data.num_clients)
+    mask = cohort.mask & known
+    ids = jnp.where(mask, cohort.ids, data.num_clients).astype(jnp.int32)
+    state = state._replace(sampler=sampled, round=state.round + 1)
+    return state, Cohort(ids, mask), (cohort.mask & ~known).any()
 
 
 def _step(
@@ -232,7 +244,7 @@ def _step(
     # Without jit, shares would still be traced, and nobody could look at their values.
     mesh = None if jax.config.values["jax_disable_jit"] or plain() else parts.mesh
     before = state
-    state, cohort = _sample(parts, key, state, data)
+    state, cohort, unknown = _drawn(parts, key, state, data)
     with stage("broadcasting"):
         draft = Message(round=before.round, statistics=state.statistics, frozen=state.frozen)
         message = parts.server.broadcast(keys[Stream.BROADCAST], state.server, draft, cohort, data)
@@ -264,7 +276,7 @@ def _step(
         statistics=trees.where(stays, state.statistics, done.statistics),
     )
     info = RoundInfo(
-        status=_status(done.faults, empty, broken),
+        status=_status(done.faults, empty, broken, unknown),
         cohort=report,
         aggregator=aggregator_info,
         server=server_info,
@@ -336,10 +348,11 @@ def _aggregate(
     return state, jax.tree.map(lambda x, u: x.astype(u.dtype), aggregate, done.like), info
 
 
-def _status(faults: Array, empty: Array, broken: Array) -> Array:
-    """The bits of the round, from those of the clients [C] and of the server."""
+def _status(faults: Array, empty: Array, broken: Array, unknown: Array) -> Array:
+    """The bits of the round, from those of the clients [C], of the server and of the sampler."""
     clients = jax.lax.reduce(faults, jnp.int32(0), jax.lax.bitwise_or, (0,))
     bits = empty * int(Status.EMPTY_COHORT) | broken * int(Status.NON_FINITE_SERVER)
+    bits |= unknown * int(Status.UNKNOWN_CLIENT)
     return (clients | bits).astype(jnp.int32)
 
 

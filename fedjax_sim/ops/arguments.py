@@ -169,6 +169,8 @@ def fitting(name: str, value: Any, kind: Any) -> Any:
         per_example.check_model(value)  # knows which adapter makes one
     names = {getattr(each, "__name__", "") for each in _alternatives(kind)}
     hint = "".join(text for of, text in _HINTS.items() if of in names)
+    if checks.is_traced(value):
+        hint = " It decides what is compiled, so it must be static, not an argument of jit or vmap."
     raise TypeError(f"{name} must be {described(kind)}, got {_got(value, kind)}.{hint}")
 
 
@@ -310,7 +312,7 @@ def _words(kind: Any) -> Iterator[str]:
     elif kind is optax.GradientTransformation:
         yield "an optax optimizer"
     else:
-        name = getattr(origin or kind, "__name__", str(kind))
+        name = getattr(origin or kind, "__name__", str(kind)).replace("Mapping", "dict")
         yield f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
 
 

@@ -134,7 +134,12 @@ def weighted_sum(tree: PyTree, weights: Array) -> PyTree:
 
 
 def group_sum(values: Array, groups: Array, num_groups: int) -> Array:
-    """The sum of `values` [B] in every group: [num_groups]; `groups` [B] are in [0, num_groups)."""
+    """The sum of `values` [B] in every group: [num_groups]; `groups` [B] are in [0, num_groups).
+
+    Half precision is summed, and comes back, in float32.
+    """
+    if jnp.issubdtype(values.dtype, jnp.floating):
+        values = wide(values)
     if num_groups > 128:
         return jax.ops.segment_sum(values, groups, num_groups)
     # While there are few, masked sums are far faster than a scatter.

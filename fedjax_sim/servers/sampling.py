@@ -72,12 +72,13 @@ def by_weight(
     """
     checks.positive_int("cohort_size", cohort_size)
     if weights is not None:
-        host = np.asarray(weights)
+        with np.errstate(over="ignore", under="ignore"):
+            host = np.asarray(weights).astype(np.float32)  # as they are drawn with
         if host.ndim != 1 or not np.isfinite(host).all() or (host < 0).any() or not host.any():
             values = f" with range [{host.min()}, {host.max()}]" if host.size else ""
             raise ValueError(
-                "weights must be one number >= 0 a client, finite and not all 0, got an array of "
-                f"shape {host.shape}{values}."
+                "weights must be one number >= 0 a client, finite in float32 and not all 0 there, "
+                f"got an array of shape {host.shape}{values}. Divide them by the largest."
             )
         if not replace and (host > 0).sum() < cohort_size:
             raise ValueError(

@@ -287,6 +287,12 @@ def _explain(start: int, statuses: np.ndarray, cohort: Report) -> str:
             f"in {place}, {what}. Give Domains the number of domains that the examples have, "
             "numbered from 0."
         )
+    if Status.UNKNOWN_CLIENT in status:
+        return (
+            f"in {place}, the sampler named a client that there is not, whose slot stayed empty. "
+            "Ids are in [0, N), N the number of clients; an empty slot has mask False. Correct the "
+            f'sampler, or go on with on_error="continue". {rest}'
+        )
     if Status.NON_FINITE_UPDATE in status:
         who = f"{named(cohort.dropped)} sent" if cohort.dropped.any() else "the server made"
         return (

@@ -119,7 +119,7 @@ def test_too_many_byzantine_clients_are_refused_before_compiling(name):
         jax.eval_shape(aggregator.apply, KEY, (), updates[1:], np.ones(least - 1))
     with pytest.raises(ValueError, match="num_byzantine must be >= 0, got -1"):
         factory(num_byzantine=-1)
-    with pytest.raises(TypeError, match=r"num_byzantine must be an integer >= 0, got 1\.5"):
+    with pytest.raises(TypeError, match=r"num_byzantine must be an integer, got 1\.5"):
         factory(num_byzantine=1.5)
 
 
@@ -190,7 +190,7 @@ def test_a_traced_number_of_byzantine_clients_is_one_program():
             found,
             expected,
         )
-    with pytest.raises(TypeError, match="num_byzantine of mda must be static"):
+    with pytest.raises(TypeError, match=r"num_byzantine must be an integer.*traced.*static"):
         jax.vmap(lambda f: aggregators.mda(num_byzantine=f).apply(KEY, (), updates, np.ones(9)))(
             jnp.arange(2)
         )
@@ -243,7 +243,7 @@ def test_clipped_clustering_remembers_norms_and_forgets_the_oldest():
         expected = robust.clipped_clustering(updates[weights > 0].astype(float), list(before))
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(
-            np.sort(state.norms[~np.isnan(state.norms)]), np.sort(remembered), rtol=1e-6
+            np.sort(state.norms[np.isfinite(state.norms)]), np.sort(remembered), rtol=1e-6
         )
         past = remembered
 

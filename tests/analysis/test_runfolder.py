@@ -1,6 +1,8 @@
 import contextlib
+import io
 import json
 import resource
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -265,6 +267,16 @@ def test_parameters_of_another_model_are_refused_by_name(tmp_path: Path, params:
         load_params(path, wide)
 
 
+def lying() -> bytes:
+    """An .npz whose array says that it has 10^13 numbers."""
+    array, file = io.BytesIO(), io.BytesIO()
+    header = {"descr": "<f4", "fortran_order": False, "shape": (10**13,)}
+    np.lib.format.write_array_header_1_0(array, header)
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("kernel.npy", array.getvalue())
+    return file.getvalue()
+
+
 def test_a_damaged_file_is_named(tmp_path: Path, params: Params) -> None:
     run = RunFolder(tmp_path, {})
     run.save_params(params)
@@ -272,7 +284,10 @@ def test_a_damaged_file_is_named(tmp_path: Path, params: Params) -> None:
     whole = path.read_bytes()
     middle = len(whole) // 2
     flipped = whole[:middle] + bytes([whole[middle] ^ 0xFF]) + whole[middle + 1 :]
-    for damaged in (b"", b"hello", whole[:middle], whole[:-30], flipped):
+    at = whole.index(b"PK\x01\x02")
+    method = whole[: at + 10] + b"\x63" + whole[at + 11 :]  # 99: no compression that there is
+    locked = whole[: at + 8] + bytes([whole[at + 8] | 1]) + whole[at + 9 :]
+    for damaged in (b"", b"hello", whole[:middle], whole[:-30], flipped, method, locked, lying()):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"cannot read parameters from .*params\.npz"):
             load_params(path, params)

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import dataclasses
 import datetime
 import errno
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -651,6 +652,19 @@ def test_impatience_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert 10 <= read(tmp_path / "run" / "results.json")["rounds"] <= 20
 
 
+def test_an_interrupt_after_the_last_round_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.contextmanager
+    def bar() -> Iterator[Callable]:
+        yield lambda now: None
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(simulate, "progress_bar", bar)
+    assert run("train", *SMALL, "--rounds", 1, "--output", tmp_path / "run") == 130
+    assert names(tmp_path / "run") == FILES
+
+
 def test_an_interrupt_before_the_first_round_is_no_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -905,6 +919,14 @@ def test_a_regression_from_a_table(tmp_path: Path, capsys: pytest.CaptureFixture
     assert 3_000 < final["mean_absolute_error"]["mean"] < 6_000
     assert 9e6 < final["mean_squared_error"]["mean"] < 60e6
     assert final["r2"]["mean"] > 0.95
+    results = read(tmp_path / "run" / "results.json")
+    with np.load(tmp_path / "run" / "params.npz") as file:
+        params = dict(file)
+    (mean,), (std,) = results["target_mean"], results["target_std"]
+    houses_of = datasets.from_table(tmp_path / "price.csv", label_column="price", seed=0)
+    outputs = houses_of.test["x"] @ params["kernel"] + params["bias"]
+    errors = np.abs(mean + std * outputs[:, 0] - houses_of.test["y"])
+    np.testing.assert_allclose(errors.mean(), final["mean_absolute_error"]["mean"], rtol=1e-4)
     assert "client_mean_absolute_error.png" in names(tmp_path / "run")
     assert "label_counts.png" not in names(tmp_path / "run")
     population = deal(dataset=str(tmp_path / "price.csv"), label="price", partition="shards")

@@ -260,6 +260,15 @@ def test_labels_that_are_no_classes_name_the_file(tmp_path: Path, name: str, lab
         datasets.load(f"{kind}:{path}")
 
 
+@pytest.mark.parametrize("label", [10**12, np.nan, -1])
+def test_labels_of_images_that_are_no_classes_name_the_file(tmp_path: Path, label: float) -> None:
+    images = np.full((2, 3, 3), 9, np.uint8)
+    arrays = {f"x_{split}": images for split in ("train", "test")}
+    np.savez(tmp_path / "mine.npz", y_train=[0, 1], y_test=[0, label], **arrays)
+    with pytest.raises((ValueError, TypeError), match=r"mine.npz: y_t"):
+        datasets.from_images(tmp_path / "mine.npz")
+
+
 # ---------------------------------------------------------------- populations on disk
 
 

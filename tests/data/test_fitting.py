@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from fedjax_sim import algorithms, clients, engine, metrics, models, servers, simulate
+from fedjax_sim.base import Cohort
 from fedjax_sim.data import Batching, federate
 from fedjax_sim.servers import sampling
 
@@ -90,7 +91,7 @@ def test_features_that_the_model_does_not_take():
     bare = federate({"features": X, "y": Y}, PARTS)
     with pytest.raises((ValueError, KeyError), match='inputs "x" and labels "y", got'):
         agnostic(model).init(KEY, params_of(model), bare)
-    with pytest.raises(TypeError, match=r"data must be a FederatedData, got dict.*federate"):
+    with pytest.raises(TypeError, match=r"data must be .*FederatedData.*federate\(examples"):
         fedavg(model).init(KEY, params_of(model), {"x": X, "y": Y})
 
 
@@ -157,6 +158,10 @@ def test_domains_out_of_range(domains, error, message):
     for algorithm in (agnostic(model, domains=of), averaging):
         with pytest.raises(error, match=message):
             algorithm.init(KEY, params_of(model), data)
+    look = engine.cohort_loss(model, metrics.cross_entropy, domain="group", num_domains=3)
+    everybody = Cohort(jnp.arange(2), jnp.ones(2, bool))
+    with pytest.raises(error, match=message):
+        look(KEY, params_of(model), everybody, data)
 
 
 def test_targets_of_an_attacker_are_classes_of_the_model():

@@ -313,3 +313,14 @@ def test_a_regression_and_several_labels_are_learned() -> None:
         models.logistic(2), tags, metrics.sigmoid_cross_entropy, metrics.sigmoid_accuracy
     )
     assert right.total.sum() / right.count.sum() > 0.95
+
+
+def test_images_in_files_may_have_other_labels(tmp_path) -> None:
+    x, y = IMAGES.reshape(4, 2, 2), np.array([1, 2, 3, 2])
+    np.savez(tmp_path / "shades.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    with pytest.raises(ValueError, match=r"none is 0.*classes=\[1, 2, 3\]"):
+        datasets.from_images(tmp_path / "shades.npz")
+    data = datasets.from_images(tmp_path / "shades.npz", classes=[1, 2, 3])
+    assert data.train["y"].tolist() == [0, 1, 2, 1] and data.train["x"].dtype == np.uint8
+    data = datasets.from_images(tmp_path / "shades.npz", task="regression")
+    assert (data.task, data.num_outputs) == ("regression", 1)

@@ -86,3 +86,26 @@ def test_the_parts_of_a_distributed_trigger_make_up_the_whole():
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(*tiny())
+
+
+def test_a_trigger_is_in_the_numbers_of_the_inputs():
+    images = np.zeros((2, 4, 4), np.uint8)
+    assert poisoning.corner((4, 4), size=1).stamp(images)[0, 3, 3] == 255
+    floats = np.linspace(0, 1, 32).reshape(2, 4, 4)
+    with pytest.raises(ValueError, match=r"value must be given.*float64 from 0 to 1, of which"):
+        poisoning.corner((4, 4)).stamp(floats)
+    stamped = poisoning.corner((4, 4), size=1, value=1.0).stamp(floats)
+    assert stamped.dtype == floats.dtype and stamped[0, 3, 3] == 1
+    for value in (300, -1, 0.5, float("nan")):
+        with pytest.raises(ValueError, match="value must fit inputs of dtype uint8"):
+            poisoning.corner((4, 4), value=value).stamp(images)
+
+
+def test_labels_that_do_not_count_are_not_flipped():
+    examples = {"x": np.zeros((4, 1)), "y": np.array([0, -1, 2, 1])}
+    flipped, parts = poisoning.flip_labels(examples, [np.arange(4)], [0], num_classes=3)
+    assert flipped["y"][parts[0]].tolist() == [2, -1, 0, 1]
+    with pytest.raises(ValueError, match=r"labels must lie in \[0, 2\).*got 2"):
+        poisoning.flip_labels(examples, [np.arange(4)], [0], num_classes=2)
+    with pytest.raises(TypeError, match="labels must be integers to be flipped, got float64"):
+        poisoning.flip_labels(examples | {"y": np.ones(4)}, [np.arange(4)], [0], num_classes=2)

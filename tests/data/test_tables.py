@@ -1,10 +1,12 @@
 """Tables: quantities, categories, labels and groups as people write them, right or refused."""
 
 import bz2
+import csv
 import datetime
 import decimal
 import functools
 import gzip
+import io
 import lzma
 import subprocess
 import sys
@@ -308,6 +310,7 @@ def test_times_become_hours(read: Any) -> None:
         (["7:30 pm", "8:15 am"], "looks like dates"),
         (["20240531", "20240601"], "may be dates or numbers.*'%Y%m%d'.*numeric_columns"),
         (["2024-05-31", "2024-02-30"], "line 3: column 'x' holds dates, but here '2024-02-30'"),
+        (["Oslo", "Lima", "7"], "line 4: column 'x' holds text, but here '7', .* as numbers are"),
         (["2024-05-31", "soon"], "line 3: column 'x' holds dates, but here 'soon'"),
         (["7:30", "7:75"], "line 3: column 'x' holds times, but here '7:75'"),
     ],
@@ -361,6 +364,9 @@ def test_constant_columns_are_zero_however_they_round() -> None:
     values = np.full((3, 1), 0.1)
     assert 0 < values.std(axis=0)[0] < 1e-16  # by which the difference to the mean was divided
     np.testing.assert_array_equal(scaler(values, "standard")(values), 0)
+    tiny = np.array([[0.0], [1e-200]])  # whose squares are 0
+    np.testing.assert_array_equal(scaler(tiny, "standard")(tiny), 0)
+    np.testing.assert_array_equal(scaler(tiny, "minmax")(tiny), [[0], [1]])
 
 
 # ---------------------------------------------------------------- what is missing
@@ -706,6 +712,57 @@ def test_the_same_population_in_every_form_is_the_same_data_set(tmp_path: Path) 
         assert_same(from_table(tmp_path / file, **OPTIONS), expected)
     comma = {"decimal": ",", "missing": ["NA"]}
     assert_same(from_table(tmp_path / "europe.tsv", **OPTIONS, **comma), expected)
+
+
+TEXTS = ["Oslo", 'say "hi"', "a,b;c|d", "line\nend", "\u00fc\tx", "North  America", "20-29", "?!"]
+
+
+@settings(max_examples=40)
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.floats(-1e6, 1e6),
+            st.sampled_from(TEXTS),
+            st.dates(datetime.date(1900, 1, 1), datetime.date(2100, 1, 1)),
+            st.booleans(),
+            st.sampled_from(["no", "yes"]),
+        ),
+        min_size=1,
+        max_size=8,
+    ),
+    delimiter=st.sampled_from([",", ";", "\t", "|"]),
+    decimal=st.sampled_from([".", ","]),
+    ending=st.sampled_from(["\n", "\r\n"]),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "latin-1"]),
+    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+)
+def test_a_table_survives_every_way_to_write_it(
+    tmp_path_factory: Any,
+    rows: list[tuple[Any, ...]],
+    delimiter: str,
+    decimal: str,
+    ending: str,
+    encoding: str,
+    quoting: Any,
+) -> None:
+    names = ["x", "k", "when", "flag", "y"]
+    file = io.StringIO()
+    writer = csv.writer(file, delimiter=delimiter, lineterminator=ending, quoting=quoting)
+    writer.writerow(names)
+    writer.writerows((repr(x).replace(".", decimal), *others) for x, *others in rows)
+    path = tmp_path_factory.mktemp("written") / "table.csv"
+    path.write_bytes(file.getvalue().encode(encoding))
+    options = {"label_column": "y", "scaling": "standard"}
+    typed = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    read = from_table(
+        path,
+        path,
+        decimal=decimal,
+        delimiter=delimiter,
+        encoding="latin-1" if encoding == "latin-1" else None,
+        **options,
+    )
+    assert_same(read, from_table(typed, typed, **options))
 
 
 def test_a_long_text_of_many_rows_is_held_once(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import compilation
 import fedjax_sim as fs
 from fedjax_sim.base import MAX_WEIGHT, Status, Upload
+from fedjax_sim.ops import trees
 from fedjax_sim.simulate import SimulationError
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -118,6 +119,23 @@ def test_a_rule_that_knows_no_loss_reports_none():
     assert info.cohort.loss is None
 
 
+@pytest.mark.parametrize("wrong", [3, -1, 10**9])
+def test_a_client_that_there_is_not_is_an_empty_slot_and_a_status(wrong):
+    """Clients 0 and `wrong`: the mean is that of client 0 alone."""
+
+    def apply(key: Any, state: Any, sizes: Any, round: Any) -> Any:
+        return state, fs.Cohort(jnp.array([0, wrong]), jnp.array([True, True]))
+
+    algorithm = averaging(sending(), sampler=fs.Sampler(lambda sizes: (), apply))
+    found, status, info = one_round(algorithm)
+    assert (found, status) == (1.0, Status.UNKNOWN_CLIENT)
+    assert info.cohort.ids.tolist() == [0, 3]
+    assert info.cohort.weights.tolist() == [1, 0]
+    if wrong == 3:
+        with pytest.raises(SimulationError, match="round 0, the sampler named a client that"):
+            fs.run(algorithm, params(), population(), key=KEY, num_rounds=1)
+
+
 def test_labels_out_of_range_are_a_status():
     """Labels 1..3 for a model of three classes, which are 0..2."""
     rng = np.random.default_rng(0)
@@ -181,6 +199,14 @@ def test_sums_of_half_precision_are_wider(dtype, aggregator):
     state = algorithm.init(KEY, params(dtype), population())
     after, _ = jax.eval_shape(algorithm.step, KEY, state, population())
     assert after.server.params["w"].dtype == dtype
+
+
+def test_losses_of_half_precision_are_summed_wider():
+    totals = jnp.full(3, 60_000.0, jnp.float16)
+    kept = fs.Mean(totals, jnp.ones(3)).over(jnp.array([True, True, False]))
+    assert (float(kept.total), float(kept.count)) == (120_000.0, 2.0)
+    groups = jnp.array([0, 0, 1])
+    assert trees.group_sum(totals, groups, 2).tolist() == [120_000.0, 60_000.0]
 
 
 def test_norms_of_half_precision_do_not_overflow():

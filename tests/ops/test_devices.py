@@ -81,11 +81,10 @@ PROGRAM = textwrap.dedent(
     gathered = re.findall(r"f32\\[([\\d,]+)\\]\\S* all-gather\\(", step.as_text())
     found["gathered"] = [math.prod(map(int, shape.split(","))) for shape in gathered]
     for name, where in (("evaluate/1", None), ("evaluate/8", mesh)):
-        evaluate = engine.evaluator(
-            model, {"loss": metrics.cross_entropy}, block_size=7, mesh=where
-        )
-        mean = jax.jit(evaluate)(params, data)["loss"]
-        found[name] = [mean.total.tolist(), mean.count.tolist()]
+        looked_at = {"loss": metrics.cross_entropy, "area": metrics.roc_auc}
+        evaluate = engine.evaluator(model, looked_at, block_size=7, mesh=where)
+        seen = jax.jit(evaluate)(params, data)
+        found[name] = [leaf.tolist() for mean in seen.values() for leaf in mean]
     scaffold = algorithms.scaffold(
         model, client_learning_rate=0.1, batching=Batching(8), mesh=mesh,
         sampler=sampling.uniform(5),

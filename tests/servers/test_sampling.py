@@ -118,6 +118,8 @@ def test_replacement_allows_cohorts_larger_than_the_population(key):
         (lambda: sampling.by_weight(2, [1.0, -1.0]), ValueError, r"weights.*range \[-1.0, 1.0\]"),
         (lambda: sampling.by_weight(2, [1.0, np.nan]), ValueError, "weights.*finite"),
         (lambda: sampling.by_weight(2, [0.0, 0.0]), ValueError, "weights.*not all 0"),
+        (lambda: sampling.by_weight(2, [1e300, 1.0]), ValueError, "weights.*finite in float32"),
+        (lambda: sampling.by_weight(2, [1e-300, 0.0]), ValueError, "weights.*not all 0 there"),
         (lambda: sampling.by_weight(2, []), ValueError, r"weights.*shape \(0,\)\."),
         (lambda: sampling.by_weight(2, [[1.0, 1.0]]), ValueError, r"weights.*shape \(1, 2\)"),
         (

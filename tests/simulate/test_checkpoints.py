@@ -261,6 +261,7 @@ def test_a_run_is_recognised_in_another_process_and_on_more_devices():
     assert found.stdout.strip() == some_fingerprint(), found.stderr
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_names_the_folder_and_loses_nothing(run, tmp_path):
     whole = run(num_rounds=6)
     run(num_rounds=2, checkpoint=tmp_path)

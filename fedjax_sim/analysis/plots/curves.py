@@ -92,7 +92,7 @@ def _summarized(evaluations: Evaluations) -> dict[str, dict[str, np.ndarray]]:
     def summary(name: str, mean: Mean) -> dict[str, np.ndarray]:
         if isinstance(mean, MeanByClass):
             mean = Mean(mean.total.sum(axis=-1), mean.count.sum(axis=-1))
-        metric = metrics.METRICS.get(name)
+        metric = metrics.METRICS.get(name.removeprefix("personal "))
         spread = spread_of(mean, higher_is_better=metric is not None and metric.higher_is_better)
         alone = {"mean"} if mean.count.shape[-1] == 1 else spread.keys()
         left_out = {"worst"} if metric is None else set()

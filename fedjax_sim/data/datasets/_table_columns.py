@@ -304,10 +304,18 @@ def quantity(values: Column, *, declared: bool = False) -> Quantity | None:
         if not good.any():
             continue
         if not good.all():
-            raise stray(values, each.what, int(np.argmin(good)))
+            is_good = good[values.codes[values.codes >= 0]]
+            if declared or 2 * np.count_nonzero(is_good) >= len(is_good):
+                raise stray(values, each.what, int(np.argmin(good)))
+            code = int(np.argmax(good))
+            raise ValueError(
+                f"{values.place(code)} holds text, but here {values.text(code)}, which is written "
+                f"as {each.what} are. Correct it, add it to missing, or list the column in "
+                "categorical_columns or ignore_columns"
+            )
         if each.what != "numbers" or declared or not _are_compact_dates(found):
             return each
-        if values.written.date_format is not None:
+        if np.isfinite(_days(values.distinct, values.written)).all():
             return _DATES
         raise ValueError(
             f"{values.place(0)} holds what may be dates or numbers, such as {values.text(0)}. Set "

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from fedjax_sim.data._files import StrPath, existing
+from fedjax_sim.data._files import StrPath, existing, naming
 from fedjax_sim.data.datasets.dataset import Dataset, from_arrays
 from fedjax_sim.ops import checks
 
@@ -152,7 +152,7 @@ def divided(
     elif test_fraction is not None:
         raise ValueError(f"test_fraction={test_fraction} is for data without test examples")
     train, test = (_formed(split, x_shape, x_dtype, options) for split in (train, test))
-    try:
+    with naming(train.where):
         return from_arrays(
             train.x,
             train.y,
@@ -163,9 +163,6 @@ def divided(
             test_groups={"client": test.clients},
             **options,
         )
-    except (ValueError, TypeError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{train.where}: {error}") from error
 
 
 def client_name(where: object, name: Any) -> str:

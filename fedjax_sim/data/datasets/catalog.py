@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_sim.data._files import StrPath, reading
+from fedjax_sim.data._files import StrPath, naming, reading
+from fedjax_sim.data.datasets._labels import Task
 from fedjax_sim.data.datasets.dataset import Dataset, from_arrays
 from fedjax_sim.ops import checks
 
@@ -22,6 +23,7 @@ def tfds(
     input_key: str | None = None,
     label_key: str | None = None,
     group_keys: Sequence[str] = (),
+    task: Task = "classification",
 ) -> Dataset:
     """Load any classification data set of tensorflow-datasets (TFDS), without TensorFlow.
 
@@ -37,6 +39,7 @@ def tfds(
         input_key, label_key: the features to learn from; by default the supervised pair of the data
             set, or its only image and its only class label.
         group_keys: features to keep as groups.
+        task: as in `from_arrays`.
 
     Returns:
         A Dataset: uint8 images stay uint8.
@@ -65,17 +68,19 @@ def tfds(
     keys = [input_key, label_key, *group_keys]
     train_columns, test_columns = _columns(train, keys, place), _columns(test, keys, place)
     label = info.features[label_key]
-    return from_arrays(
-        train_columns[input_key],
-        train_columns[label_key],
-        test_columns[input_key],
-        test_columns[label_key],
-        name=name,
-        num_classes=getattr(label, "num_classes", None),
-        class_names=getattr(label, "names", None) or (),
-        train_groups={key: train_columns[key] for key in group_keys},
-        test_groups={key: test_columns[key] for key in group_keys},
-    )
+    with naming(place):
+        return from_arrays(
+            train_columns[input_key],
+            train_columns[label_key],
+            test_columns[input_key],
+            test_columns[label_key],
+            name=name,
+            num_classes=getattr(label, "num_classes", None),
+            class_names=getattr(label, "names", None) or (),
+            task=task,
+            train_groups={key: train_columns[key] for key in group_keys},
+            test_groups={key: test_columns[key] for key in group_keys},
+        )
 
 
 def _prepared(name: str, data_dir: StrPath | None) -> Any:

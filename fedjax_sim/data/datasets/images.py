@@ -3,11 +3,13 @@
 import string
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from fedjax_sim.data._files import StrPath, existing
+from fedjax_sim.data._files import StrPath, existing, naming
 from fedjax_sim.data.datasets._image_files import Images, Split, idx_file, read_images
+from fedjax_sim.data.datasets._labels import Task
 from fedjax_sim.data.datasets.catalog import tfds
 from fedjax_sim.data.datasets.dataset import Dataset, from_arrays, read_shipped
 from fedjax_sim.ops import checks
@@ -60,6 +62,9 @@ def from_images(
     name: str | None = None,
     num_classes: int | None = None,
     class_names: Sequence[str] = (),
+    classes: Sequence[Any] | None = None,
+    ignore_label: int | None = None,
+    task: Task = "classification",
     prefix: str = "",
 ) -> Dataset:
     """Read an image data set from local files; the kind is seen from what is there.
@@ -79,6 +84,7 @@ def from_images(
         num_classes: K, by default as many as there are class names or labels.
         class_names: K names in the order of the labels. Folders of pictures must then carry these
             names, or 0 to K - 1; by default their own names are taken, in order.
+        classes, ignore_label, task: as in `from_arrays`.
         prefix: how the names of the IDX files begin.
 
     Returns:
@@ -93,15 +99,19 @@ def from_images(
     """
     source = existing("path", path)
     images = read_images(source, class_names, prefix=prefix)
-    return from_arrays(
-        images.train.images,
-        images.train.labels,
-        images.test.images,
-        images.test.labels,
-        name=name or source.name.split(".")[0],
-        num_classes=num_classes,
-        class_names=images.class_names,
-    )
+    with naming(source):
+        return from_arrays(
+            images.train.images,
+            images.train.labels,
+            images.test.images,
+            images.test.labels,
+            name=name or source.name.split(".")[0],
+            num_classes=num_classes,
+            class_names=images.class_names,
+            classes=classes,
+            ignore_label=ignore_label,
+            task=task,
+        )
 
 
 def fashion_small() -> Dataset:
@@ -285,11 +295,12 @@ def _checked(
             f"{name} has uint8 images of shape {shape}, but here are {train.images.dtype} images "
             f"of shape {train.images.shape[1:]}. Other images are read with from_images"
         )
-    return from_arrays(
-        train.images,
-        train.labels,
-        test.images,
-        test.labels,
-        name=name,
-        class_names=class_names,
-    )
+    with naming(name):
+        return from_arrays(
+            train.images,
+            train.labels,
+            test.images,
+            test.labels,
+            name=name,
+            class_names=class_names,
+        )

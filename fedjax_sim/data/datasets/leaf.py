@@ -59,7 +59,7 @@ def from_leaf(
         ValueError: not of this layout, a count that is not the number of examples, a user twice,
             examples of several kinds; names file and user.
 
-    Cost: a file is held as Python objects, about ten times its size, one at a time; texts all.
+    Cost: files are held one at a time as Python objects, about four times their size; texts all.
 
     References:
         Caldas et al., "LEAF: A Benchmark for Federated Settings", 2018.

@@ -214,8 +214,8 @@ def scaler(train: np.ndarray, scaling: str) -> Callable[[np.ndarray], np.ndarray
     shift, scale = (
         (low, high - low) if scaling == "minmax" else (known.mean(axis=0), known.std(axis=0))
     )
-    # The standard deviation of equal numbers is not 0 but what rounding leaves.
-    constant = low == high
+    # The standard deviation of equal numbers is what rounding leaves, that of tiny ones is 0.
+    constant = (low == high) | (scale == 0)
     scale = np.where(constant, 1, scale)
     return lambda values: np.where(constant, 0, (values - shift) / scale).astype(np.float32)
 
@@ -271,7 +271,8 @@ def _written(
 def _check_columns(table: Table, named: Iterable[str]) -> None:
     names = table.columns.column_names
     hint = "With one column only: set delimiter to what divides them." * (len(names) == 1)
-    for column in {*named} - {*names}:
+    known = {*names}
+    for column in (each for each in named if each not in known):
         checks.one_of(f"column of {table.name}", column, names, hint=hint)
 
 
