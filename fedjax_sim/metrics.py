@@ -309,7 +309,7 @@ class _Labelled(NamedTuple):
         wrong = grouped.count(self.owners, self.num_clients, wrong) > 0
         count = grouped.count(self.owners, self.num_clients)
         count = jnp.where(defined | wrong, count, 0).astype(jnp.float32)
-        return Mean(jnp.where(wrong, jnp.nan, value) * count, count)
+        return Mean(jnp.where(wrong, jnp.nan, value).astype(jnp.float32) * count, count)
 
 
 def _labelled(outputs: Array, data: Any) -> _Labelled:

@@ -1,5 +1,6 @@
 """Every benchmark runs at its smallest size and reports what its table is made of."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -99,3 +100,19 @@ def test_scripts_are_documented(path: Path) -> None:
     if path.stem != "harness":
         page = (BENCH.parents[1] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
         assert f"scripts/bench/{path.name}" in page
+
+
+def test_a_peer_that_fails_is_a_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCH)
+    rounds = importlib.import_module("rounds")
+    ours = "import json; print(json.dumps({'median': 2.0, 'first': 3.0}))"
+    commands = {
+        "fedjax_sim": [sys.executable, "-c", ours],
+        "peer": [sys.executable, "-c", "raise SystemExit(3)"],
+    }
+    work = ("logistic", 4, "equal")
+    found = rounds.turns(commands, {work: tmp_path / "data.npz"}, 1, 2)
+    assert rounds.cells(found, work, [*commands]) == ["2.0000 (1.0x)", "failed"]
+    commands["fedjax_sim"] = commands["peer"]
+    with pytest.raises(SystemExit, match="fedjax_sim failed on"):
+        rounds.turns(commands, {work: tmp_path / "data.npz"}, 1, 1)

@@ -209,8 +209,6 @@ def _best_subset(
     rule: str, num_byzantine: int, spread: Callable[[Geometry, Array], tuple[Array, Array]]
 ) -> Aggregator:
     """Mean of the n - f rows with the least spread(geometry, kept [C]), a value and a tie-break."""
-    if checks.is_traced(num_byzantine):
-        raise TypeError(f"num_byzantine of {rule} must be static: it decides what is compiled.")
     tolerated = tolerance(rule, num_byzantine)
 
     def shares(key: Key, updates: PyTree, weights: Array) -> Array:

@@ -173,9 +173,10 @@ def _simulated(
                 debug=run.debug,
             )
         except Exception as error:
-            if "result" not in vars(error):
-                raise  # nothing was done yet
-            return vars(error)["result"], error
+            done = getattr(error, "result", None)
+            if done is None:  # nothing was done yet
+                raise
+            return done, error
     return result, None
 
 

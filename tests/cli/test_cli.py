@@ -757,7 +757,7 @@ def test_debug_goes_to_the_engine_and_raises(
     assert capsys.readouterr().err == "error: debug is False\n"
     with pytest.raises(RuntimeError, match="debug is True"):
         cli.main(["train", *SMALL, "--debug", "--output", str(tmp_path / "b")])
-    with pytest.raises(ValueError, match="batch_size"):
+    with pytest.raises(ValueError, match="--batch-size must be"):
         cli.main(["train", "--batch-size", "0", "--debug", "--output", str(tmp_path / "c")])
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.csv
+import pyarrow.parquet
 from PIL import Image
 
 from federated_files import PLAIN, TRAIN, WRITERS
@@ -66,7 +68,12 @@ def _sound(folder: Path) -> dict[str, tuple[str, Callable[[Path], None]]]:
             _check(datasets.load(f"{kind}:{path}"))
 
         sound[name] = (str(path.relative_to(folder / name)), load)
-    for name, write_and_read in (("disk", _disk), ("images", _images), ("idx", _idx)):
+    for name, write_and_read in (
+        ("disk", _disk),
+        ("images", _images),
+        ("idx", _idx),
+        ("tables", _tables),
+    ):
         (folder / name).mkdir()
         sound[name] = write_and_read(folder / name)
     return sound
@@ -129,3 +136,21 @@ def _idx(folder: Path) -> tuple[str, Callable[[Path], None]]:
             header = np.array([0x0800 + content.ndim, *content.shape], ">i4").tobytes()
             (folder / f"{split}-{what}-ubyte").write_bytes(header + content.tobytes())
     return ".", lambda path: _check(datasets.from_images(path))
+
+
+def _tables(folder: Path) -> tuple[str, Callable[[Path], None]]:
+    """A table of each client, as text and as Parquet."""
+    for client, rows in PLAIN[0].items():
+        table = pyarrow.table({"label": rows["y"], "size": rows["x"][:, 0]})
+        for kind, write in (
+            ("csv", pyarrow.csv.write_csv),
+            ("parquet", pyarrow.parquet.write_table),
+        ):
+            (folder / kind / client).mkdir(parents=True)
+            write(table, folder / kind / client / f"train.{kind}")
+
+    def read(path: Path) -> None:
+        for kind in path.iterdir():
+            _check(datasets.from_folders(kind))
+
+    return ".", read

@@ -183,9 +183,11 @@ def _from_tables(
         raise ValueError(f"{source}: client {lacking!r} has no table for training")
     columns = read["train"][0][1].columns.column_names
     label = label_field(next(iter(tables.values()))["train"], columns, y)
-    train, test = (_joined(source, split, columns) if split else None for split in read.values())
-    assert train is not None  # there is a client
     names = np.array([*tables])
+    train, test = (
+        _joined(source, names, split, columns) if split else None for split in read.values()
+    )
+    assert train is not None  # there is a client
     if test is None:
         owners = names[_numbers(train.columns[_CLIENT].to_pylist())]
         is_test = held_out(source, owners, **divide)
@@ -200,7 +202,9 @@ def _from_tables(
     return data._replace(train_groups={_CLIENT: train_clients}, test_groups={_CLIENT: test_clients})
 
 
-def _joined(source: Path, tables: Sequence[tuple[int, Table]], columns: Sequence[str]) -> Table:
+def _joined(
+    source: Path, names: np.ndarray, tables: Sequence[tuple[int, Table]], columns: Sequence[str]
+) -> Table:
     """The tables of several clients as one, with a column that says whose a row is."""
     import pyarrow as pa
 
@@ -209,13 +213,14 @@ def _joined(source: Path, tables: Sequence[tuple[int, Table]], columns: Sequence
         own = table.columns.column_names
         if _CLIENT in own:
             raise ValueError(
-                f"{table.at(0)}: there is a column {_CLIENT!r}, but the files are the clients. "
-                "Rename it, or put all rows into one table for from_table"
+                f"{source}: the table of {str(names[number])!r} has a column {_CLIENT!r}, but the "
+                "files are the clients. Rename it, or put all rows into one table for from_table"
             )
         if sorted(own) != sorted(columns):
             raise ValueError(
-                f"{table.at(0)}: the columns are {_table_files.listed(own)}, but those of the "
-                f"first client {_table_files.listed(columns)}"
+                f"{source}: the table of {str(names[number])!r} has the columns "
+                f"{_table_files.listed(own)}, but that of the first client "
+                f"{_table_files.listed(columns)}"
             )
         # A name such as 007 is text here, whatever it looks like.
         owner = pa.array([f"client {number}"] * table.columns.num_rows)
