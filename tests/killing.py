@@ -56,7 +56,7 @@ def kill_runs(number: int, folder: Path, seed: int = 0) -> Iterator[str]:
             if rng.random() < 0.25:
                 time.sleep(rng.uniform(0, before_rounds))
             else:
-                line = rng.integers(_lines(output), num_lines)
+                line = rng.integers(min(_lines(output), num_lines - 1), num_lines)
                 while process.poll() is None and _lines(output) < line:
                     time.sleep(0.001)
                 time.sleep(rng.uniform(0, 0.03))  # a line of the log takes as long, or a checkpoint

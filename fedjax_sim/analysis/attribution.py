@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_sim.base import Array, Key, Model, Params
 from fedjax_sim.ops import checks
@@ -216,8 +217,9 @@ def _logits(model: Model, params: Params, inputs: Array, labels: Array) -> Array
             f"{described(labels)} and outputs {described(outputs)} for inputs {described(inputs)}."
         )
     if not checks.is_traced(labels):
-        checks.in_range("labels", int(jnp.min(labels)), 0, outputs.shape[1] - 1)
-        checks.in_range("labels", int(jnp.max(labels)), 0, outputs.shape[1] - 1)
+        known = np.asarray(labels)  # inside a loop, what jnp makes of it would be traced
+        checks.in_range("labels", known.min(), 0, outputs.shape[1] - 1)
+        checks.in_range("labels", known.max(), 0, outputs.shape[1] - 1)
     return jnp.take_along_axis(outputs, labels[:, None], axis=1)[:, 0]
 
 

@@ -238,7 +238,8 @@ def check_run(key: Key, data: FederatedData) -> None:
         )
     if not isinstance(data, FederatedData):
         raise TypeError(
-            f"data must be FederatedData, such as federate(examples, partition), got {_kind(data)}."
+            "data must be a FederatedData, such as federate(examples, partition), got "
+            f"{_kind(data)}."
         )
 
 

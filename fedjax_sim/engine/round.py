@@ -350,7 +350,8 @@ def _aggregate(
 
 def _status(faults: Array, empty: Array, broken: Array, unknown: Array) -> Array:
     """The bits of the round, from those of the clients [C], of the server and of the sampler."""
-    clients = jax.lax.reduce(faults, jnp.int32(0), jax.lax.bitwise_or, (0,))
+    # Bit by bit, by `any`: devices of a CPU cannot reduce integers by "or" among them.
+    clients = sum(jnp.any(faults & int(bit)) * int(bit) for bit in Status)
     bits = empty * int(Status.EMPTY_COHORT) | broken * int(Status.NON_FINITE_SERVER)
     bits |= unknown * int(Status.UNKNOWN_CLIENT)
     return (clients | bits).astype(jnp.int32)

@@ -1,11 +1,11 @@
 """By what a checkpoint tells whether it belongs to a run: digests of what the run is made of."""
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
-import xxhash
 
 from fedjax_sim import __version__
 from fedjax_sim.base import Algorithm, Key, Params, PyTree
@@ -68,7 +68,7 @@ def differences(saved: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 def digest(tree: PyTree) -> str:
     """A digest of arrays: names, dtypes, shapes and every byte."""
-    total = xxhash.xxh3_128()
+    total = hashlib.sha256()
     for name, leaf in trees.flat_dict(tree).items():
         is_key = jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key)
         array = np.ascontiguousarray(jax.random.key_data(leaf) if is_key else leaf)
@@ -80,7 +80,7 @@ def digest(tree: PyTree) -> str:
 def _of_population(population: Population) -> str:
     """Of one on disk: every client's size, and how large its files are."""
     files = sorted((path.name, path.stat().st_size) for path in population.path.iterdir())
-    return xxhash.xxh3_128_hexdigest(f"{files} {digest(population.sizes)}".encode())
+    return hashlib.sha256(f"{files} {digest(population.sizes)}".encode()).hexdigest()
 
 
 def _of_program(function: Callable, *args: PyTree) -> str:
@@ -88,4 +88,4 @@ def _of_program(function: Callable, *args: PyTree) -> str:
     # A function of its own, which JAX has not traced before in another way.
     closed = jax.make_jaxpr(lambda *args: function(*args))(*args)
     text = re.sub(r"0x[0-9a-f]+", "", str(closed.jaxpr))  # addresses of functions
-    return xxhash.xxh3_128_hexdigest((text + digest(closed.consts)).encode())
+    return hashlib.sha256((text + digest(closed.consts)).encode()).hexdigest()

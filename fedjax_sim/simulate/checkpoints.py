@@ -1,6 +1,7 @@
 """Checkpoints of a run: what it needs to go on as if it had never stopped, written by orbax."""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -10,7 +11,6 @@ from types import TracebackType
 
 import jax
 import numpy as np
-import xxhash
 
 from fedjax_sim.base import PyTree
 from fedjax_sim.ops import trees
@@ -167,7 +167,7 @@ def _kind(array: np.ndarray) -> tuple[str, list[int]]:
 
 
 def _text_digest(text: str) -> str:
-    return xxhash.xxh3_128_hexdigest(text.encode())
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 _DIGEST_LENGTH = len(_text_digest(""))

@@ -174,3 +174,35 @@ def test_runs_dealt_out_to_devices_are_the_same_as_on_one(found):
 def test_bad_number_of_devices():
     with pytest.raises(ValueError, match="num_devices must be >= 1, got 0"):
         devices.use_all_cores(0)
+
+
+ONE_EACH = """
+from fedjax_sim.ops import devices
+
+devices.use_all_cores(2)
+
+import jax, numpy as np, optax
+from fedjax_sim import algorithms, models, simulate
+from fedjax_sim.data import Batching, federate
+from fedjax_sim.servers import sampling
+
+data = federate({"x": np.eye(4, dtype=np.float32), "y": np.arange(4) % 2}, [[0, 1], [2, 3]])
+model, mesh = models.logistic(2), devices.mesh()
+fedavg = algorithms.fedavg(
+    model, client_optimizer=optax.sgd(0.1), batching=Batching(2), sampler=sampling.everyone(),
+    width=1, mesh=mesh,
+)
+params = model.init(jax.random.key(0), data.examples["x"][:1])
+there = devices.replicate(data, mesh)
+result = simulate.run(fedavg, params, there, key=jax.random.key(1), num_rounds=1)
+assert result.info.status.tolist() == [0]
+"""
+
+
+def test_a_client_a_device():
+    """Then the compiler has devices reduce what each has one of, the status among it."""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_EACH], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
