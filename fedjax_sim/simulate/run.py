@@ -133,6 +133,12 @@ def run(
         )
     splits, facts = eval_data or {}, facts_of(data)
     contracts.check_run(key, facts)
+    for leaf in jax.tree.leaves(params):
+        if not (hasattr(leaf, "dtype") or checks.is_number(leaf)):
+            raise TypeError(
+                f"params must be arrays, such as model.init(key, inputs), got {checks.shown(leaf)} "
+                "among them."
+            )
     where = all_processes(facts)
     with DeferredInterrupt() as interrupt:
         like = jax.eval_shape(algorithm.init, key, params, facts) if state is None else state

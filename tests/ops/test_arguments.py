@@ -162,3 +162,31 @@ def test_traced_numbers_must_be_scalars():
 def test_kinds_in_words():
     assert described(float | Array) == "a number"
     assert described(int | Literal["a", "b"] | None) == "an integer, 'a', 'b' or None"
+
+
+DATA = fs.federate({"x": np.eye(4), "y": np.arange(4) % 2}, np.split(np.arange(4), 2))
+KEY = jax.random.key(0)
+run = functools.partial(fs.run, key=KEY, num_rounds=1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: run(fs.algorithms.fedavg, {}, DATA), r"got the function fedavg: call it, fedavg"),
+        (
+            lambda: run(fedavg(MODEL), MODEL, DATA),
+            "params must be arrays, such as model",
+        ),
+        (lambda: run(fedavg(MODEL), {}, DATA, num_round=3), "Did you mean 'num_rounds'"),
+        (lambda: run(fedavg(MODEL), {}, DATA, evaluate=3), "evaluate must be a function or None"),
+        (lambda: fs.run(fedavg(MODEL), {}, DATA, KEY, 3), "run takes what follows data by name"),
+        (lambda: fs.evaluator(MODEL, [fs.metrics.accuracy]), "metrics must be a dict, got"),
+        (
+            lambda: fs.sweep(3, {}, dict, DATA, num_rounds=1),
+            "make must be a function that returns an",
+        ),
+    ],
+)
+def test_first_mistakes_with_a_run(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
