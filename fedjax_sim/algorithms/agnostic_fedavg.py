@@ -30,6 +30,7 @@ from fedjax_sim.base import (
     Server,
     screen,
 )
+from fedjax_sim.clients.local_sgd import check_message
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import optimizers, trees
 from fedjax_sim.ops.arguments import checked
@@ -208,7 +209,7 @@ def _domain_weighted(
         return value, (each.over(batch.mask), statistics)
 
     base = clients.local_steps(objective, optimizer)._replace(
-        kinds=model.kinds, check=functools.partial(clients.check_message, model)
+        kinds=model.kinds, check=functools.partial(check_message, model)
     )
 
     def begin(key: Key, state: PyTree, message: Message, client: Client) -> clients.Work:

@@ -103,12 +103,12 @@ def local_sgd(
     return rule._replace(kinds=model.kinds, check=functools.partial(check_message, model))
 
 
-@checked
 def check_message(model: Model, message: Message, data: FederatedData) -> None:
     """Raise unless the model that a message of params holds fits the data."""
     check_fit(model, message.params(message.shared), data)
 
 
+@checked
 def local_steps(
     objective: Objective, optimizer: Optimizer, *, correct: Correction | None = None
 ) -> ClientRule:

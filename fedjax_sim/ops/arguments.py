@@ -185,7 +185,8 @@ def _plain(value: Any, kind: Any) -> Any:
         if checks.is_number(value):
             return float(value)
     of = [typing.get_args(each)[0] for each in alternatives if _is_listing(each)]
-    if of and isinstance(value, list | tuple | np.ndarray) and np.ndim(value) == 1:
+    is_row = isinstance(value, np.ndarray) and value.ndim == 1
+    if of and (is_row or isinstance(value, list | tuple)):
         return tuple(_plain(each, of[0]) for each in value)
     return value
 
