@@ -152,6 +152,9 @@ def test_text_of_both_sets_makes_the_classes():
         ([1, 2, 3, 4], {"task": "regression", "num_classes": 4}, "num_classes belongs to classes"),
         (1.7e9 + np.arange(4), {"task": "regression"}, "subtract the mean first"),
         ([0, 1, 1, 0], {"task": "regresion"}, "Did you mean 'regression'"),
+        # arguments
+        (["1", "2", "2", "1"], {"classes": 3}, "classes must be a list.*got 3"),
+        ([0, 1, 1, 0], {"class_names": 2}, "class_names must be a list.*got 2"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )  # fmt: skip

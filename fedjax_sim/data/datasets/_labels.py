@@ -7,6 +7,7 @@ import numpy as np
 
 from fedjax_sim.data._arrays import as_numpy, check_ignore_label, first, is_text, missing, place
 from fedjax_sim.ops import checks
+from fedjax_sim.ops.arguments import fitting
 
 Task = Literal["classification", "multilabel", "regression"]
 _MOST_CLASSES = 2**31 - 1
@@ -42,6 +43,8 @@ def read_labels(
     """Check the labels of both sets, each (name, labels, inputs), and bring them to their form."""
     checks.one_of("task", wanted.task, Task.__args__)  # type: ignore[attr-defined]
     check_ignore_label(wanted.ignore_label)
+    fitting("classes", wanted.classes, Sequence[Any] | None)
+    fitting("class_names", wanted.class_names, Sequence[str] | str)
     of = {
         "classification": _classification,
         "multilabel": _multilabel,
