@@ -3,6 +3,7 @@
 import datetime
 import decimal
 import fractions
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -180,4 +181,6 @@ def _parts(rng: np.random.Generator, size: int) -> Any:
 
 def _shown(value: Any) -> str:
     dtype = getattr(value, "dtype", "")
-    return f"{type(value).__name__} {dtype} {value!r}"[:200].replace("\n", " ")
+    with warnings.catch_warnings(action="ignore"):  # pandas overflows where it counts digits
+        text = repr(value)
+    return f"{type(value).__name__} {dtype} {text}"[:200].replace("\n", " ")
