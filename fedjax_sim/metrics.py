@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_sim.base import Array, ClientMetric, Mean, MeanByClass
 from fedjax_sim.ops import checks, grouped
@@ -546,7 +547,7 @@ def each_client(
 def _clients_last(mean: Mean) -> Mean:
     """Check a Mean per client; of one by class, put the clients last."""
     axes = 2 if isinstance(mean, MeanByClass) else 1
-    shapes = [jnp.shape(part) for part in mean] if isinstance(mean, Mean) else []
+    shapes = [np.shape(part) for part in mean] if isinstance(mean, Mean) else []
     if len(shapes) != 2 or shapes[0] != shapes[1] or len(shapes[0]) < axes:
         raise ValueError(
             "mean must be a Mean of totals and counts [..., N], one for each client, such as "

@@ -324,10 +324,17 @@ _COLUMNS = {
 def summary_table(summaries: Summaries) -> Table:
     """The last evaluation."""
     table = Table(
-        box=box.SIMPLE_HEAD, title="last evaluation: mean over examples, then over clients"
+        box=box.SIMPLE_HEAD,
+        title="last evaluation: mean over examples, then over clients",
+        collapse_padding=True,
+        pad_edge=False,
     )
     for heading in ("", *_COLUMNS.values()):
-        table.add_column(heading, no_wrap=True, justify="right" if heading else "left")
+        # Names may wrap, so that numbers never are cut.
+        if heading:
+            table.add_column(heading, no_wrap=True, justify="right")
+        else:
+            table.add_column(overflow="fold", min_width=10)
     for split, by_name in summaries.items():
         for name, summary in by_name.items():
             cells = [
@@ -339,8 +346,8 @@ def summary_table(summaries: Summaries) -> Table:
 
 
 def _shown(value: float) -> str:
-    """A number with three decimals, or four digits where it is large."""
-    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.4g}"
+    """A number with three decimals, or four digits where it is large, such as 7.238e5."""
+    return f"{value:.3f}" if abs(value) < 10 else re.sub(r"e\+0?", "e", f"{value:.4g}")
 
 
 def closing(folder: RunFolder, options: TrainOptions, result: simulate.Result) -> str:

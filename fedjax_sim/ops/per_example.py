@@ -126,7 +126,8 @@ def _lifted(found: Any, size: int, is_loss: bool) -> Mean | None:
     parts = as_numbers(found)
     if parts is None or (is_loss and not _has_gradient(found)):
         return None
-    shape, is_by_class = parts[0].shape, parts[0].ndim == 2 and not is_loss
+    shape = parts[0].shape
+    is_by_class = len(shape) == 2 and shape[1] > 1 and not is_loss  # [B, 1] is [B] gone astray
     if shape[:1] != (size,) or parts[1].shape != shape or (len(shape) > 1 and not is_by_class):
         return None
     return MeanByClass(*parts) if is_by_class else Mean(*parts)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Sharding
 
 from fedjax_sim.base import Algorithm, Key, Mean, MeanByClass, Params, PyTree
@@ -66,9 +66,9 @@ def _checked(found: dict[str, Mean], shape: tuple[int, ...]) -> dict[str, Mean]:
     """What `evaluate` gave, if it has a Mean of every client."""
 
     def is_one(mean: Mean) -> bool:
-        if not isinstance(mean, Mean) or jnp.shape(mean.total) != jnp.shape(mean.count):
+        if not isinstance(mean, Mean) or np.shape(mean.total) != np.shape(mean.count):
             return False
-        size = jnp.shape(mean.total)
+        size = np.shape(mean.total)
         return (size[:-1] if isinstance(mean, MeanByClass) else size) == shape
 
     if not isinstance(found, dict) or not all(map(is_one, found.values())):

@@ -60,6 +60,10 @@ WRONG = {
     ),
     "a value by class": (lambda: OUTPUTS.mean(0), r"got float32\[3\]. Do not average"),
     "a position each": (lambda: OUTPUTS, r"got float32\[8, 3\]. Sum over all axes but the first"),
+    "a column": (
+        lambda: fs.Mean(OUTPUTS[:, :1], jnp.ones((8, 1))),
+        r"total float32\[8, 1\].*Sum over all axes but the first",
+    ),
     "a count for all": (
         lambda: fs.Mean(OUTPUTS.sum(1), 1.0),
         r"count 1.0\). Give the count the shape of the total",
