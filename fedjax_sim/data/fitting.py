@@ -35,11 +35,6 @@ def check_fit(model: Model, params: Params, data: FederatedData) -> None:
 
 def check_trainable(data: FederatedData) -> None:
     """Raise if there are clients without examples: they have nothing to train on."""
-    if not isinstance(data, FederatedData):
-        raise TypeError(
-            f"data must be a FederatedData, got {type(data).__name__}: deal the examples out with "
-            "federate(examples, partition)."
-        )
     if data.min_size == 0:
         raise ValueError(
             "there are clients without examples, which can be evaluated, but not trained on. Train "

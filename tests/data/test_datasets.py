@@ -25,22 +25,9 @@ from PIL import Image
 from fedjax_sim.data import datasets
 from fedjax_sim.data._files import read_npz
 from fedjax_sim.data.datasets import Dataset, _image_files, catalog, dataset, images
+from same_data import assert_same
 
 X, Y = np.arange(12.0).reshape(4, 3), np.array([0, 1, 2, 1])
-
-
-def assert_same(a: Dataset, b: Dataset) -> None:
-    for left, right in (
-        (a.train, b.train),
-        (a.test, b.test),
-        (a.train_groups, b.train_groups),
-        (a.test_groups, b.test_groups),
-    ):
-        assert left.keys() == right.keys()
-        for key in left:
-            np.testing.assert_array_equal(left[key], right[key], strict=True)
-    assert a.class_names == b.class_names
-    assert a.feature_names == b.feature_names
 
 
 # ---------------------------------------------------------------- from_arrays
