@@ -14,21 +14,29 @@ import optax
 
 from fedjax_sim import algorithms, models
 from fedjax_sim.data import Batching, federate
+from fedjax_sim.servers import sampling
 
 model_name, path, num_rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
 with np.load(path) as file:
     x, y, sizes = file["x"], file["y"], file["sizes"]
+    cohort_size, batch_size = int(file["cohort"]), int(file["batch_size"])
 build = {
     "logistic": lambda: models.logistic(10),
     "mlp": lambda: models.mlp(10),
     "cnn": lambda: models.emnist_cnn(10, dropout=(0.0, 0.0)),
+    "emnist": lambda: models.emnist_cnn(62),
+    "cifar10": lambda: models.simple_cnn(10),
 }
 mesh = devices.mesh()
 rows = np.split(np.arange(len(y)), np.cumsum(sizes)[:-1])
 data = devices.replicate(federate({"x": x, "y": y}, rows), mesh)
 model = build[model_name]()
 algorithm = algorithms.fedavg(
-    model, client_optimizer=optax.sgd(0.1), batching=Batching(20), mesh=mesh
+    model,
+    client_optimizer=optax.sgd(0.1),
+    batching=Batching(batch_size),
+    sampler=sampling.everyone() if cohort_size == len(sizes) else sampling.uniform(cohort_size),
+    mesh=mesh,
 )
 key = jax.random.key(0)
 params = devices.replicate(model.init(key, x[:1]), mesh)

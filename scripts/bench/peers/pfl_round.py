@@ -1,7 +1,8 @@
 """One FedAvg round of pfl-research: pfl_round.py MODEL DATA.npz ROUNDS -> one JSON line.
 
-Its simulated backend with PyTorch and preloaded user data; callbacks time the rounds. Alone it uses
-all cores, as one of several processes of torchrun its share of them.
+Its simulated backend with PyTorch and preloaded user data, on the accelerator where there is one;
+callbacks time the rounds. Alone it uses all cores, as one of several processes of torchrun its
+share of them.
 """
 
 import json
@@ -28,7 +29,10 @@ torch.set_num_threads(os.cpu_count() // int(os.environ.get("WORLD_SIZE", "1")))
 model_name, path, num_rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
 with np.load(path) as file:
     x, y, sizes = file["x"], file["y"], file["sizes"]
-inputs, labels = torch.tensor(x.transpose(0, 3, 1, 2)), torch.tensor(y, dtype=torch.long)
+    cohort_size, batch_size = int(file["cohort"]), int(file["batch_size"])
+device = "cuda" if torch.cuda.is_available() else "cpu"
+inputs = torch.tensor(x.transpose(0, 3, 1, 2), device=device)
+labels = torch.tensor(y, dtype=torch.long, device=device)
 ends = np.cumsum(sizes)
 
 
@@ -73,7 +77,7 @@ users = {
     str(i): [inputs[end - size : end], labels[end - size : end]]
     for i, (end, size) in enumerate(zip(ends, sizes, strict=True))
 }
-net = Net()
+net = Net().to(device)
 model = PyTorchModel(
     net,
     local_optimizer_create=torch.optim.SGD,
@@ -88,12 +92,12 @@ FederatedAveraging().run(
     NNAlgorithmParams(
         central_num_iterations=num_rounds + 1,
         evaluation_frequency=10**6,
-        train_cohort_size=len(users),
+        train_cohort_size=cohort_size,
         val_cohort_size=0,
     ),
     SimulatedBackend(training_data=federated, val_data=federated),
     model,
-    NNTrainHyperParams(local_num_epochs=1, local_learning_rate=0.1, local_batch_size=20),
+    NNTrainHyperParams(local_num_epochs=1, local_learning_rate=0.1, local_batch_size=batch_size),
     NNEvalHyperParams(local_batch_size=100),
     callbacks=[timer],
 )
