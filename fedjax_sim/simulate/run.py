@@ -226,9 +226,8 @@ def _drive(
         if history.ended():
             break
         start, end = np.int32(stop.start), np.int32(stop.stop)
-        history.state, (info, steps) = segment(key, history.state, feed.data, start, end)
-        scores = None
-        history.pending.append(Dispatched(stop.start, stop.stop, info, steps, scores, feed.clients))
+        history.state, seen = segment(key, history.state, feed.data, start, end)
+        history.pending.append(Dispatched(stop.start, stop.stop, seen, None, feed.clients))
         if stop.evaluates:
             scores = assess(history.state)
             history.pending[-1] = history.pending[-1]._replace(scores=scores)
