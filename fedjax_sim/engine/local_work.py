@@ -202,8 +202,7 @@ def even(width: int, share: int) -> int:
 
 def static_steps(batching: Batching, data: FederatedData) -> int:
     """The local steps of the largest client."""
-    with jax.ensure_compile_time_eval():
-        return int(batching.steps(data.max_size, data.max_size))
+    return int(batching.steps(data.max_size, data.max_size))
 
 
 def _walk(

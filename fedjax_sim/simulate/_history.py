@@ -21,7 +21,7 @@ from fedjax_sim.base import (
 )
 from fedjax_sim.ops import packing
 from fedjax_sim.simulate._evaluating import Shapes
-from fedjax_sim.simulate.checkpoints import Checkpoints
+from fedjax_sim.simulate.checkpoints import PLANNED, Checkpoints
 from fedjax_sim.simulate.interrupts import DeferredInterrupt
 from fedjax_sim.simulate.keeping import Keep, thinned
 from fedjax_sim.simulate.progress import Progress
@@ -91,6 +91,7 @@ class History:
 
     Args:
         total_rounds: rounds asked for.
+        planned_rounds: those asked for when the run was begun.
         keep: what stays of every round's info.
         progress, stop_when: see `run`.
         interrupt: whether Ctrl-C was pressed.
@@ -100,6 +101,7 @@ class History:
     def __init__(
         self,
         total_rounds: int,
+        planned_rounds: int,
         keep: Keep,
         progress: Callable[[Progress], None] | None,
         stop_when: StopWhen | None,
@@ -107,6 +109,7 @@ class History:
         raises: bool,
     ) -> None:
         self.total_rounds = total_rounds
+        self.planned_rounds = planned_rounds
         self.keep = keep
         self.progress = progress
         self.stop_when = stop_when
@@ -212,13 +215,14 @@ class History:
             steps = np.array(self.client_steps)
             whole = {"key": jax.random.key_data(key), "state": self.state}
             whole |= {"times": times, "client_steps": steps}
+            whole |= {PLANNED: np.array(self.planned_rounds)}
             rows = {"info": info, "rounds": evaluations.rounds, "scores": evaluations.values}
             saved.save(self.num_rounds, whole | rows)
 
     def restore(self, saved: Checkpoints, key: Key, shapes: Shapes, eval_every: int | None) -> None:
         """Take over what a checkpoint holds."""
         whole = {"key": jax.random.key_data(key), "state": shapes.state}
-        whole |= {"times": np.zeros(2), "client_steps": np.array(0)}
+        whole |= {"times": np.zeros(2), "client_steps": np.array(0), PLANNED: np.array(0)}
         info = thinned(shapes.info, self.keep)
         rows = {"info": info, "rounds": np.array(0), "scores": shapes.scores}
         found = saved.restore(whole, rows)

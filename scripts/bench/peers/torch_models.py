@@ -3,7 +3,6 @@
 from torch import nn
 
 
-
 def simple_cnn(channels: int, flat: int, num_classes: int) -> list[nn.Module]:
     """The convolutional network of the EMNIST and CIFAR-10 benchmarks, with dropout."""
     return [
