@@ -6,6 +6,7 @@ one `scan`, and devices walk chunks of their own.
 
 import dataclasses
 import enum
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -210,6 +211,7 @@ def _walk(
 ) -> tuple[PyTree, tuple[PyTree, ...]]:
     """One device's chunks [1, chunks, width, ...] -> its sums, and what is kept per client."""
 
+    @functools.partial(jax.jit, inline=True)  # traced once, for its shapes and in the loop
     def chunk(members: _Dealt) -> tuple[PyTree, tuple[PyTree, ...]]:
         states, update, statistics, report, faults = _train(local, members.slots(), message, data)
         told = packing.pack((report, faults), 1)

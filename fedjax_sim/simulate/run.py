@@ -148,7 +148,11 @@ def run(
             saved = Checkpoints(checkpoint, made_of)
         planned = num_rounds if saved is None else saved.planned or num_rounds
         with saved or contextlib.nullcontext(), expected_rounds(planned):
-            like = jax.eval_shape(algorithm.init, key, params, facts) if state is None else state
+            like = state
+            if state is None:
+                shapes = jax.eval_shape(algorithm.init, key, params, facts)
+                # The layout is a part of what a trace is remembered by.
+                like = jax.tree.map(lambda x: x.update(sharding=where), shapes)
             # Without jit nothing is traced beforehand: what one looks for is met in its round.
             started = time.perf_counter()
             info = None if debug and keep == "all" else info_shapes(algorithm, key, like, facts)
