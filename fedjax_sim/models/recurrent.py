@@ -7,6 +7,7 @@ from fedjax_sim.base import Array, Key, Model, Params
 from fedjax_sim.models import layers
 from fedjax_sim.ops import checks, recurrent
 from fedjax_sim.ops.arguments import checked
+from fedjax_sim.ops.embedding import embed
 
 
 @checked
@@ -73,7 +74,7 @@ def char_lstm(
         if inputs.ndim != 2:
             raise ValueError(f"inputs must be tokens [B, T], got shape {inputs.shape}")
         # Time comes first: its steps are what the recurrence slices.
-        x = jnp.take(params["embedding"], jnp.asarray(inputs).T, axis=0)
+        x = embed(params["embedding"], jnp.asarray(inputs).T)
         for name in names:
             x = recurrent.lstm(x, **params[name])
         return jnp.swapaxes(layers.dense(params["dense"], x), 0, 1)
