@@ -6,8 +6,8 @@ arithmetic. Here the backward loop only finds the gradients by the gates; every 
 one product over all steps after it.
 
 Measured with `models.char_lstm` (2 layers of 256, T = 80, B = 20) on one core of a CPU, in
-milliseconds of a client's local step: 127 as a differentiated scan, 100 so, of which 77 are
-matrix products; four clients under `vmap` 156 and 112 each. It keeps two thirds of the memory.
+milliseconds of a client's local step: 130 as a differentiated scan, 99 so, of which 77 are
+matrix products; four clients under `vmap` 166 and 110 each. It needs two thirds of the memory.
 """
 
 from typing import NamedTuple
