@@ -5,9 +5,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 BENCH = Path(__file__).parents[1] / "scripts" / "bench"
@@ -35,7 +37,8 @@ def run(name: str, *options: str) -> list[dict[str, Any]]:
 
 def test_rounds_without_peers() -> None:
     (line,) = run("rounds", "--peers")
-    assert (line["simulator"], line["clients"], line["times_ours"]) == ("fedjax_sim", 4, 1)
+    assert (line["simulator"], line["clients"], line["cohort"]) == ("fedjax_sim", 4, 4)
+    assert line["parameters"] == 7850
 
 
 def test_sweep() -> None:
@@ -97,22 +100,79 @@ def test_gpu_workloads_run_anywhere() -> None:
 
 @pytest.mark.parametrize("path", sorted(BENCH.glob("*.py")), ids=lambda path: path.stem)
 def test_scripts_are_documented(path: Path) -> None:
-    if path.stem != "harness":
+    if path.stem not in ("harness", "simulators", "workloads"):
         page = (BENCH.parents[1] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
         assert f"scripts/bench/{path.name}" in page
 
 
-def test_a_peer_that_fails_is_a_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Imports a script as a module."""
     monkeypatch.syspath_prepend(BENCH)
-    rounds = importlib.import_module("rounds")
-    ours = "import json; print(json.dumps({'median': 2.0, 'first': 3.0}))"
+    return importlib.import_module
+
+
+def test_whatever_fails_is_a_cell(bench: Callable[[str], Any]) -> None:
+    simulators = bench("simulators")
+    python = [sys.executable, "-c"]
     commands = {
-        "fedjax_sim": [sys.executable, "-c", ours],
-        "peer": [sys.executable, "-c", "raise SystemExit(3)"],
+        "fedjax_sim": [*python, "import json; print(json.dumps({'seconds': 2.0}))"],
+        "fedjax": [*python, "import sys; sys.exit(3)"],
+        "pfl": [*python, "print('no JSON')"],
+        "pfl-processes": [*python, "import os, time; os.fork(); time.sleep(600)"],
+        "flower": [],
+        "other": [*python, "import json; print(json.dumps({'seconds': 3.0}))"],
     }
-    work = ("logistic", 4, "equal")
-    found = rounds.turns(commands, {work: tmp_path / "data.npz"}, 1, 2)
-    assert rounds.cells(found, work, [*commands]) == ["2.0000 (1.0x)", "failed"]
-    commands["fedjax_sim"] = commands["peer"]
-    with pytest.raises(SystemExit, match="fedjax_sim failed on"):
-        rounds.turns(commands, {work: tmp_path / "data.npz"}, 1, 1)
+
+    def once(work: str, name: str) -> dict[str, Any]:
+        if (work, name) == ("second", "fedjax_sim"):
+            return {"failed": "exit status 1"}
+        return simulators.measure(commands[name], [], 60 if name != "pfl-processes" else 1)
+
+    found = list(simulators.turns(["first", "second"], commands, 2, once))
+    # Who failed is not asked again; nobody else is kept from its turns.
+    assert sum(name == "fedjax" for _, name, _, _ in found) == 2
+    assert [turn for work, name, turn, _ in found if (work, name) == ("second", "other")] == [0, 1]
+    lines = [{"work": work, "simulator": name, **line} for work, name, _, line in found]
+    table = simulators.table(lines, {"work": "work"})
+    assert table.columns[:3] == ("work", "fedjax_sim, s", "FedJAX, s")
+    failures = (
+        "failed: exit status 3",
+        "failed: no result",
+        "failed: no result in 1 s",
+        "failed: not installed",
+    )
+    assert table.rows == [
+        ("first", "2", *failures, "3 (1.5x)"),
+        ("second", "failed: exit status 1", *failures, "3"),
+    ]
+
+
+def test_a_model_of_another_size_is_refused(bench: Callable[[str], Any]) -> None:
+    refused = bench("simulators").of_same_model({"parameters": 7840, "seconds": 1.0}, "logistic")
+    assert refused == {"failed": "7,840 parameters, not 7,850"}
+
+
+# FedJAX's and pfl-research's papers, repositories and papers that they follow: the EMNIST CNN of
+# Reddi et al. 2021, pfl-research's CIFAR-10 CNN, TFF's Shakespeare LSTM. The others by hand.
+PARAMETERS = {
+    "logistic": 784 * 10 + 10,
+    "mlp": 784 * 200 + 200 + 200 * 200 + 200 + 200 * 10 + 10,
+    "cnn": 1_199_882,
+    "emnist": 1_206_590,
+    "cifar10": 1_626_442,
+    "lstm": 820_522,
+    "resnet": 78_042,
+    "transformer": 430_170,
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_workloads(name: str, bench: Callable[[str], Any]) -> None:
+    workloads = bench("workloads")
+    assert set(PARAMETERS) == set(workloads.WORKLOADS)
+    work = workloads.WORKLOADS[name]()
+    assert work.num_parameters() == PARAMETERS[name]
+    x, y = work.draw(3)
+    shapes = jax.eval_shape(work.model.apply, jax.eval_shape(work.init, jax.random.key(0)), x)
+    assert shapes.shape == (*y.shape, work.num_labels)
