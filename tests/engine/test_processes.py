@@ -10,6 +10,8 @@ import textwrap
 import numpy as np
 import pytest
 
+import compilation
+
 PROGRAM = textwrap.dedent(
     """
     import json, sys
@@ -98,14 +100,14 @@ def found(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment = os.environ | compilation.QUICK_ENVIRONMENT | {"JAX_PLATFORMS": "cpu"}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", PROGRAM, address, str(i), str(folder)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=environment | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+            env=environment,
         )
         for i in range(2)
     ]

@@ -26,6 +26,8 @@ from reference_models import (
     statistics,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 class LinenDeterministic(nn.Module):
     @nn.compact

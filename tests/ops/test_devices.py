@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+import compilation
 from fedjax_sim.ops import devices
 
 PROGRAM = textwrap.dedent(
@@ -136,8 +137,7 @@ PROGRAM = textwrap.dedent(
 
 @pytest.fixture(scope="module")
 def found():
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    environment = os.environ | compilation.QUICK_ENVIRONMENT
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment
     )
@@ -201,7 +201,7 @@ assert result.info.status.tolist() == [0]
 
 def test_a_client_a_device():
     """Then the compiler has devices reduce what each has one of, the status among it."""
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment = os.environ | compilation.QUICK_ENVIRONMENT
     done = subprocess.run(
         [sys.executable, "-c", ONE_EACH], capture_output=True, text=True, env=environment
     )
