@@ -14,8 +14,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 from workloads import WORKLOADS
 
 fs.devices.use_all_cores()
-if hasattr(fs, "use_compilation_cache"):
-    fs.use_compilation_cache()
+fs.devices.use_compilation_cache()
 model_name, path, num_rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
 with np.load(path) as file:
     x, y, sizes = file["x"], file["y"], file["sizes"]
