@@ -37,7 +37,12 @@ hypothesis.settings.load_profile("fedjax_sim")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse test names that differ from process to process: workers must collect the same."""
+    """Start with the tests of the whole; refuse names that differ from process to process.
+
+    Workers must collect the same names. The files outside the folders take longest, and the last
+    one to be handed out should be short, or the other workers wait for it.
+    """
+    items.sort(key=lambda item: len(item.path.parts))
     unstable = [item.nodeid for item in items if " at 0x" in item.nodeid]
     if unstable:
         raise pytest.UsageError(f"give these tests ids without addresses: {unstable}")

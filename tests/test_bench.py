@@ -1,6 +1,7 @@
 """Every benchmark runs at its smallest size and reports what its table is made of."""
 
 import importlib
+import itertools
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 BENCH = Path(__file__).parents[1] / "scripts" / "bench"
@@ -98,18 +100,18 @@ def test_gpu_workloads_run_anywhere() -> None:
     assert all(line["client_steps_per_second"] > 0 for line in found)
 
 
-@pytest.mark.parametrize("path", sorted(BENCH.glob("*.py")), ids=lambda path: path.stem)
-def test_scripts_are_documented(path: Path) -> None:
-    if path.stem not in ("harness", "simulators", "workloads"):
-        page = (BENCH.parents[1] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-        assert f"scripts/bench/{path.name}" in page
-
-
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
     """Imports a script as a module."""
     monkeypatch.syspath_prepend(BENCH)
     return importlib.import_module
+
+
+@pytest.mark.parametrize("path", sorted(BENCH.glob("*.py")), ids=lambda path: path.stem)
+def test_scripts_are_documented(path: Path) -> None:
+    if path.stem not in ("all", "harness", "page", "simulators", "workloads"):
+        page = (BENCH.parents[1] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+        assert f"scripts/bench/{path.name}" in page
 
 
 def test_whatever_fails_is_a_cell(bench: Callable[[str], Any]) -> None:
@@ -129,11 +131,12 @@ def test_whatever_fails_is_a_cell(bench: Callable[[str], Any]) -> None:
             return {"failed": "exit status 1"}
         return simulators.measure(commands[name], [], 60 if name != "pfl-processes" else 1)
 
-    found = list(simulators.turns(["first", "second"], commands, 2, once))
+    ways = itertools.product(["first", "second"], commands)
+    found = list(simulators.turns(ways, 2, once))
     # Who failed is not asked again; nobody else is kept from its turns.
-    assert sum(name == "fedjax" for _, name, _, _ in found) == 2
-    assert [turn for work, name, turn, _ in found if (work, name) == ("second", "other")] == [0, 1]
-    lines = [{"work": work, "simulator": name, **line} for work, name, _, line in found]
+    assert [turn for way, turn, _ in found if way == ("first", "fedjax")] == [0]
+    assert [turn for way, turn, _ in found if way == ("second", "other")] == [0, 1]
+    lines = [{"work": work, "simulator": name, **line} for (work, name), _, line in found]
     table = simulators.table(lines, {"work": "work"})
     assert table.columns[:3] == ("work", "fedjax_sim, s", "FedJAX, s")
     failures = (
@@ -176,3 +179,82 @@ def test_workloads(name: str, bench: Callable[[str], Any]) -> None:
     x, y = work.draw(3)
     shapes = jax.eval_shape(work.model.apply, jax.eval_shape(work.init, jax.random.key(0)), x)
     assert shapes.shape == (*y.shape, work.num_labels)
+
+
+def test_page_is_made_of_its_lines(bench: Callable[[str], Any]) -> None:
+    page, tables = bench("page"), bench("all").TABLES
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert page.fill(text, page.read()) == text
+    assert sorted(name for _, name, _ in page.BLOCK.findall(text)) == sorted(tables)
+
+
+def test_newest_run_fills_its_table_alone(bench: Callable[[str], Any]) -> None:
+    page = bench("page")
+    text = (
+        "a\n<!-- table: rounds -->\nold\n<!-- end -->\nb\n<!-- table: none -->\n1\n<!-- end -->\n"
+    )
+    facts = {
+        **{"table": "rounds", "command": "rounds.py", "bench": "rounds", "sizes": "equal"},
+        **{"model": "mlp", "clients": 1000, "cohort": 10, "date": "2026-11-26", "cores": 2},
+        **{"processor": "P", "versions": {"jax": "0.10"}, "simulator": "fedjax_sim"},
+    }
+    peer = facts | {"simulator": "fedjax", "requirements": ["fedjax==0.0.17"]}
+    end = {"table": "rounds", "command": "rounds.py", "bench": page.FINISHED}
+    lines = [
+        facts | {"run": "1", "seconds": 9.0},
+        end | {"run": "1"},
+        *(facts | {"run": "2", "seconds": seconds} for seconds in (0.5, 1.0, 4.0)),
+        peer | {"run": "2", "failed": "exit status 3"},
+        end | {"run": "2"},
+        facts | {"run": "3", "seconds": 7.0},  # under way
+    ]
+    filled = page.fill(text, lines)
+    assert filled.startswith(
+        "a\n<!-- table: rounds -->\n\n    scripts/bench/rounds.py\n\n| model |"
+    )
+    assert "| mlp | 1,000 | 10 | equal | 1 | failed: exit status 3 |\n" in filled
+    assert "\nMeasured 2026-11-26 on 2 cores of P; jax 0.10; fedjax: fedjax==0.0.17." in filled
+    assert filled.endswith("b\n<!-- table: none -->\n1\n<!-- end -->\n")
+    assert page.fill(filled, lines) == filled
+
+
+def test_a_run_of_all_goes_on_where_it_stopped(
+    bench: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything, page = bench("all"), bench("page")
+    (tmp_path / "ends.py").write_text("print('{\"bench\": \"ends\"}')\nprint('| table |')\n")
+    stops = 'import sys\nprint(\'{"bench": "stops"}\')\nsys.exit(1)\n'
+    (tmp_path / "stops.py").write_text(stops)
+    monkeypatch.setattr(everything, "HERE", tmp_path)
+    path = tmp_path / "lines.jsonl"
+    for _ in range(2):  # the second time only what has not ended
+        for command in ("ends.py", "stops.py"):
+            everything.measure(path, "1", "table", command)
+    found = [(line["command"], line["bench"]) for line in page.read(path)]
+    assert found == [("ends.py", "ends"), ("ends.py", page.FINISHED), ("stops.py", "stops")]
+    assert everything.started(path, resume=True) == "1"
+    assert everything.started(path, resume=False) > "1"
+    path.write_text(path.read_text() + '{"bench": "cut o')
+    assert len(page.read(path)) == 3
+
+
+def test_cold_starts() -> None:
+    found = run("coldstart", "--peers")
+    scripts = [line for line in found if line["part"] == "scripts"]
+    assert [line["process"] for line in scripts] == ["first", "again"]
+    before, after = scripts[0]["losses"]
+    assert after < before == pytest.approx(np.log(10), abs=0.01)
+    assert scripts[1]["losses"] == scripts[0]["losses"]
+
+
+def test_evaluation_of_every_client() -> None:
+    (line,) = run("evaluation", "--peers")
+    assert line["evaluated_clients"] == line["clients"] == 4
+
+
+def test_robust_rules_on_several_devices() -> None:
+    found = run("devices", "--aggregators", "krum", "trimmed_mean", "--strong")
+    assert [(line["aggregator"], line["num_devices"], line["clients"]) for line in found] == [
+        (rule, number, 8) for rule in ("krum", "trimmed_mean") for number in (1, 8)
+    ]
+    assert all(line["relative_difference"] < 1e-6 for line in found)

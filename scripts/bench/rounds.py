@@ -81,8 +81,9 @@ def main() -> None:
             found = simulators.measure(commands[name], arguments, options.timeout, cwd=folder)
             return simulators.of_same_model(found, work.model)
 
-        for work, name, turn, found in simulators.turns(works, commands, options.repeats, once):
-            facts = {"simulator": name, "turn": turn, **work._asdict(), **found}
+        ways = itertools.product(works, commands)
+        for (work, name), turn, found in simulators.turns(ways, options.repeats, once):
+            facts = simulators.identity(name) | {"turn": turn, **work._asdict(), **found}
             lines.append(harness.emit("rounds", uses_jax=False, **facts))
     harness.show("median seconds a round (times ours)", *table(lines))
 

@@ -13,10 +13,11 @@ import signal
 import statistics
 import subprocess
 import sys
+import time
 import venv
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import harness
 from harness import Line, Table
@@ -39,6 +40,7 @@ REQUIREMENTS = {
 }
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={os.cpu_count()}"]
 Command = Sequence[str | Path]
+Way = TypeVar("Way", bound=tuple[Any, ...])
 Found = dict[str, Any]
 """What a process says of itself in its last line, or {"failed": why}."""
 
@@ -82,14 +84,18 @@ def _script(name: str, kind: str) -> Path:
 
 
 def add_options(parser: argparse.ArgumentParser, peers: Sequence[str]) -> None:
-    """Add --peers, of which the first two are the default, and --timeout."""
+    """Add --peers, of which the first two are the default, and --timeout.
+
+    A terminated bench ends its processes, as an interrupted one does.
+    """
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     parser.add_argument("--peers", nargs="*", default=peers[:2], choices=peers)
     parser.add_argument(
         "--timeout", type=float, default=900, help="seconds after which a process is given up"
     )
 
 
-def measure(command: Command, arguments: Sequence[object], timeout: float, **options: Any) -> Found:
+def measure(command: Command, arguments: Iterable[object], timeout: float, **options: Any) -> Found:
     """Run a process to its end and return the JSON of its last line, with its own CPU time.
 
     Args:
@@ -98,10 +104,22 @@ def measure(command: Command, arguments: Sequence[object], timeout: float, **opt
         timeout: seconds after which the process, and all that it started, is killed.
         options: further ones of `subprocess.Popen`.
     """
+    found = watch(command, arguments, timeout, **options)
+    output = found.pop("output", "")
+    if "failed" in found:
+        return found
+    try:
+        return json.loads(output.splitlines()[-1]) | {"cpu_seconds": found["cpu_seconds"]}
+    except (IndexError, ValueError):
+        return {"failed": "no result"}
+
+
+def watch(command: Command, arguments: Iterable[object], timeout: float, **options: Any) -> Found:
+    """Run a process to its end, as `measure` does; return its output, wall seconds and CPU time."""
     if not command:
         return {"failed": "not installed"}
     line = [*map(str, (*command, *arguments))]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before, started = _cpu_seconds(), time.perf_counter()
     # A session of its own, so that its children (torchrun's, Ray's) end with it.
     process = subprocess.Popen(
         line,
@@ -112,23 +130,23 @@ def measure(command: Command, arguments: Sequence[object], timeout: float, **opt
         **options,
     )
     try:
-        out, errors = process.communicate(timeout=timeout)
+        output, errors = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         return {"failed": f"no result in {timeout:g} s"}
     finally:
         if process.returncode is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    try:
-        if process.returncode:
-            raise ValueError(f"exit status {process.returncode}")
-        found = json.loads(out.splitlines()[-1]) if out else {}
-    except ValueError as error:
-        print(f"{' '.join(line)}: {error}\n{errors[-2000:]}", file=sys.stderr)
-        return {"failed": str(error) if process.returncode else "no result"}
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return found | {"cpu_seconds": cpu}
+    seconds = time.perf_counter() - started
+    if process.returncode:
+        print(f"{' '.join(line)}:\n{errors[-2000:]}", file=sys.stderr)
+        return {"failed": f"exit status {process.returncode}"}
+    return {"output": output, "seconds": seconds, "cpu_seconds": _cpu_seconds() - before}
+
+
+def _cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def of_same_model(found: Found, model: str) -> Found:
@@ -140,16 +158,21 @@ def of_same_model(found: Found, model: str) -> Found:
 
 
 def turns(
-    works: Iterable[Any], names: Iterable[str], repeats: int, once: Callable[[Any, str], Found]
-) -> Iterator[tuple[Any, str, int, Found]]:
-    """(work, name, turn, once(work, name)) as it is found; who fails on a work is out of it."""
+    ways: Iterable[Way], repeats: int, once: Callable[..., Found]
+) -> Iterator[tuple[Way, int, Found]]:
+    """(way, turn, once(*way)) as it is found; a way that fails is out of the later turns."""
     failed = set()
-    for turn, work, name in itertools.product(range(repeats), works, names):
-        if (work, name) not in failed:
-            found = once(work, name)
+    for turn, way in itertools.product(range(repeats), [*ways]):
+        if way not in failed:
+            found = once(*way)
             if "failed" in found:
-                failed.add((work, name))
-            yield work, name, turn, found
+                failed.add(way)
+            yield way, turn, found
+
+
+def identity(name: str) -> Line:
+    """What a line says of its simulator: its name, and what is installed for it."""
+    return {"simulator": name, "requirements": REQUIREMENTS.get(name.partition("-")[0], [])}
 
 
 def table(lines: Sequence[Line], keys: Mapping[str, str], quantity: str = "seconds") -> Table:
