@@ -33,7 +33,6 @@ import contracts
 from fedjax_sim import simulate
 from fedjax_sim.cli import main as cli
 from fedjax_sim.data import datasets
-from fedjax_sim.engine import width as tuning
 from fedjax_sim.experiments import EXPERIMENTS
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -266,7 +265,7 @@ def run_experiment(name: str) -> Numbers | str:
         # fastest differs from run to run, and with it the order of sums.
         small = datasets.fashion_small()
         stack.enter_context(mock.patch.object(datasets, "fashion_mnist", lambda folder: small))
-        stack.enter_context(mock.patch.object(tuning, "fastest_width", lambda *_: None))
+        stack.enter_context(mock.patch("fedjax_sim.engine.round.choose_width", lambda *_: 1))
         try:
             cli.main(["reproduce", name, "--quick", *words, "--output", f"{output}/run"])
         except SystemExit as ended:

@@ -5,6 +5,7 @@ once.
 """
 
 import ast
+import contextlib
 import dataclasses
 import importlib
 import importlib.util
@@ -148,7 +149,17 @@ def _train(args: list[str]) -> int:
     )
     from fedjax_sim.cli import train
 
+    _keep_programs(args)
     return train.main(options)
+
+
+def _keep_programs(args: list[str]) -> None:
+    """Use the cache of compiled programs, unless told not to or its folder cannot be made."""
+    from fedjax_sim.ops import devices
+
+    if "--no-cache" not in args:
+        with contextlib.suppress(OSError):
+            devices.use_compilation_cache()
 
 
 def _option_value(args: list[str], option: str) -> str | None:
@@ -171,14 +182,15 @@ def _reproduce(args: list[str]) -> int:
         for name, where in EXPERIMENTS.items():
             print(f"  {name}\n      {_first_line(where)}")
         print("\n`fedjax-sim reproduce NAME --help` shows the options of an experiment.")
+        print("--no-cache compiles anew, --debug shows where an error comes from.")
         return 0 if args else 2
     name, rest = args[0], args[1:]
     if name not in EXPERIMENTS:
         raise ValueError(_unknown("experiment", name, [*EXPERIMENTS]))
     module = importlib.import_module(EXPERIMENTS[name])
-    if "debug" not in {field.name for field in dataclasses.fields(module.Options)}:
-        # `main` has seen it.
-        rest = [arg for arg in rest if arg != "--debug"]
+    known = {field.name for field in dataclasses.fields(module.Options)}
+    for name in {"debug", "no_cache"} - known:  # options of every command
+        rest = [arg for arg in rest if arg != f"--{name.replace('_', '-')}"]
     command = f"fedjax-sim reproduce {name}"
     arguments.check(rest, module.Options, {}, command=command)
     options = tyro.cli(
@@ -188,6 +200,7 @@ def _reproduce(args: list[str]) -> int:
         args=rest,
         config=_CONFIG,
     )
+    _keep_programs(args)
     module.main(options)
     return 0
 

@@ -297,6 +297,8 @@ class RunOptions:
             command line go only --rounds and what changes no results.
         config: Read options from a TOML file, one `option = value` a line with _ for -. The command
             line overrides it. Every run writes such a file, config.toml, to repeat it.
+        no_cache: Compile anew. By default compiled programs are kept in the user's cache folder, at
+            most 1 GB, and the next run of the kind finds them.
         debug: Run without compilation, slowly, and show where an error comes from.
     """
 
@@ -317,6 +319,7 @@ class RunOptions:
     )
     resume: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE.toml", help_behavior_hint="")] = None
+    no_cache: bool = False
     debug: bool = False
 
 
@@ -332,7 +335,7 @@ class TrainOptions:
     run: RunOptions = RunOptions()
 
 
-_NOT_IN_TOML = ("config", "debug", "resume")
+_NOT_IN_TOML = ("config", "debug", "no_cache", "resume")
 _NOT_REPEATED = ("output", "overwrite", *_NOT_IN_TOML)
 
 
@@ -450,7 +453,7 @@ def resumed(path: str | os.PathLike[str]) -> TrainOptions:
 _NEW_AT_RESUME = (
     *("rounds", "width", "on_error", "eval_every", "checkpoint_every"),
     *("patience", "patience_metric"),
-    *("resume", "debug"),
+    *("resume", "debug", "no_cache"),
 )
 
 

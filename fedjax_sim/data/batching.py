@@ -3,10 +3,11 @@
 import dataclasses
 import math
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_sim.base import Array, Batch
 from fedjax_sim.data.federated_data import FederatedData
@@ -48,13 +49,17 @@ class Batching:
         """The static width B of a batch."""
         return max_size if self.batch_size is None else min(self.batch_size, max_size)
 
-    def steps(self, size: Array | int, max_size: int) -> Array:
-        """How many local steps a client of `size` examples makes, int32 of `size`'s shape."""
-        size = jnp.asarray(size, jnp.int32)
+    def steps(self, size: Array | np.ndarray | int, max_size: int) -> Array:
+        """How many local steps a client of `size` examples makes, int32 of `size`'s shape.
+
+        Of what is no JAX array, NumPy makes it: nothing has to be compiled for it.
+        """
+        xp: Any = jnp if isinstance(size, jax.Array) else np
+        sizes = xp.asarray(size, xp.int32)
         if self.num_steps is not None:
-            return jnp.where(size > 0, self.num_steps, 0).astype(jnp.int32)
+            return xp.where(sizes > 0, xp.int32(self.num_steps), xp.int32(0))
         slots = self.slots(max_size)
-        per_epoch = -(-size // slots)
+        per_epoch = -(-sizes // slots)
         epochs = 1.0 if self.num_epochs is None else self.num_epochs
         whole = math.floor(epochs)
         most = -(-max_size // slots)

@@ -5,6 +5,8 @@ one `scan`, and devices walk chunks of their own.
 """
 
 import dataclasses
+import enum
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -30,7 +32,7 @@ from fedjax_sim.base import (
 from fedjax_sim.data import Batching, FederatedData, take
 from fedjax_sim.engine import contracts
 from fedjax_sim.engine.stages import stage
-from fedjax_sim.ops import permutation, stacked, trees
+from fedjax_sim.ops import keys, packing, permutation, stacked, trees
 
 
 class LocalWork(NamedTuple):
@@ -85,6 +87,26 @@ class Slots(NamedTuple):
     state: ClientState
 
 
+class _Dealt(NamedTuple):
+    """Slots on their way to the devices; `small` packs what is a number a slot."""
+
+    small: packing.Packed
+    key: Array
+    words: Array
+    own: PyTree
+    state: ClientState
+
+    @classmethod
+    def of(cls, slots: Slots) -> "_Dealt":
+        small = packing.pack((slots.client, slots.mask, slots.start), 1)
+        return cls(small, slots.key, slots.words, slots.own, slots.state)
+
+    def slots(self) -> Slots:
+        """The slots again."""
+        client, mask, start = packing.unpack(self.small)
+        return Slots(client, mask, start, self.key, self.words, self.own, self.state)
+
+
 class Outcome(NamedTuple):
     """What a cohort's local work gives, in cohort order.
 
@@ -111,13 +133,13 @@ def look_up(
 ) -> Slots:
     """Look up every slot's client. Empty slots get size 0 and no steps."""
     size = jnp.where(cohort.mask, trees.rows(data.sizes, cohort.ids), 0)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, cohort.ids)
+    own_keys = jax.vmap(keys.fold_in, (None, 0))(key, cohort.ids)
     return Slots(
         client=Client(cohort.ids, size, batching.steps(size, data.max_size)),
         mask=cohort.mask,
         start=trees.rows(data.starts, cohort.ids),
-        key=keys,
-        words=jax.vmap(permutation.words)(keys),
+        key=own_keys,
+        words=jax.vmap(permutation.words)(own_keys),
         own=own,
         state=trees.rows(states, cohort.ids),
     )
@@ -140,10 +162,11 @@ def work(
     num_chunks = -(-num_slots // (width * local.num_devices))
     ragged = local.is_ragged(data)
     slots = _pad(slots, local.num_devices * num_chunks * width, data.num_clients)
+    dealt = _Dealt.of(slots)
     if ragged:
         shape = (num_chunks, local.num_devices, width)
         order = _balanced_order(slots.client.num_steps, shape)
-        slots = jax.tree.map(lambda x: x[order], slots)
+        dealt = jax.tree.map(lambda x: x[order], dealt)
 
     def deal(x: Array) -> Array:
         """[slots, ...] -> [devices, chunks, width, ...], neighbours in the order side by side."""
@@ -154,14 +177,15 @@ def work(
         return x[jnp.argsort(order)[:num_slots]] if ragged else x[:num_slots]
 
     def walk(
-        chunks: Slots, message: Message, data: FederatedData
+        chunks: _Dealt, message: Message, data: FederatedData
     ) -> tuple[PyTree, tuple[PyTree, ...]]:
         return _walk(local, chunks, message, data)
 
     if mesh is not None:
         walk = _sharded(walk, mesh)
-    (total, statistics), (updates, *rest) = walk(jax.tree.map(deal, slots), message, data)
-    states, report, faults = jax.tree.map(collect, rest)
+    (total, statistics), (updates, *rest) = walk(jax.tree.map(deal, dealt), message, data)
+    states, seen = jax.tree.map(collect, rest)
+    report, faults = packing.unpack(seen)
     if local.summand is None:
         if mesh is not None:
             updates = jax.tree.map(lambda x: _by_columns(x, mesh), updates)
@@ -179,25 +203,26 @@ def even(width: int, share: int) -> int:
 
 def static_steps(batching: Batching, data: FederatedData) -> int:
     """The local steps of the largest client."""
-    with jax.ensure_compile_time_eval():
-        return int(batching.steps(data.max_size, data.max_size))
+    return int(batching.steps(data.max_size, data.max_size))
 
 
 def _walk(
-    local: LocalWork, chunks: Slots, message: Message, data: FederatedData
+    local: LocalWork, chunks: _Dealt, message: Message, data: FederatedData
 ) -> tuple[PyTree, tuple[PyTree, ...]]:
     """One device's chunks [1, chunks, width, ...] -> its sums, and what is kept per client."""
 
-    def chunk(members: Slots) -> tuple[PyTree, tuple[PyTree, ...]]:
-        states, update, statistics, report, faults = _train(local, members, message, data)
+    @functools.partial(jax.jit, inline=True)  # traced once, for its shapes and in the loop
+    def chunk(members: _Dealt) -> tuple[PyTree, tuple[PyTree, ...]]:
+        states, update, statistics, report, faults = _train(local, members.slots(), message, data)
+        told = packing.pack((report, faults), 1)
         seen = jax.vmap(_weighed)(statistics, report.weights)
         if local.summand is None:
-            return ((), trees.sum_rows(seen)), (update, states, report, faults)
+            return ((), trees.sum_rows(seen)), (update, states, told)
         terms = jax.vmap(local.summand)(update, report.weights)
         none = jax.tree.map(lambda x: x[:0], update)
-        return trees.sum_rows((terms, seen)), (none, states, report, faults)
+        return trees.sum_rows((terms, seen)), (none, states, told)
 
-    def accumulate(total: PyTree, members: Slots) -> tuple[PyTree, tuple[PyTree, ...]]:
+    def accumulate(total: PyTree, members: _Dealt) -> tuple[PyTree, tuple[PyTree, ...]]:
         terms, out = chunk(members)
         return trees.add(total, terms), out
 
@@ -326,9 +351,17 @@ def _to(member: Slots, message: Message) -> Message:
     return message._replace(per_slot=member.own)
 
 
-def _keys(member: Slots) -> Array:
-    """A client's keys [4] of a round: of begin, of its steps, of finish, of its uplink."""
-    return jax.random.split(member.key, 4)
+class _Use(enum.IntEnum):
+    """What a client draws randomness for in a round: the numbers of its keys."""
+
+    BEGIN = 0
+    STEPS = 1
+    FINISH = 2
+    UPLINK = 3
+
+
+def _key(member: Slots, use: _Use) -> Key:
+    return keys.fold_in(member.key, use)
 
 
 def _rows(local: LocalWork, data: FederatedData, step: Array, member: Slots) -> tuple[Array, Array]:
@@ -339,7 +372,7 @@ def _rows(local: LocalWork, data: FederatedData, step: Array, member: Slots) -> 
 
 def _begin(local: LocalWork, member: Slots, message: Message, data: FederatedData) -> PyTree:
     """What a client's loop starts with: (work, the rows of step 0)."""
-    key = _keys(member)[0]
+    key = _key(member, _Use.BEGIN)
     work = local.rule.begin(key, member.state.rule, _to(member, message), member.client)
     return work, _rows(local, data, jnp.int32(0), member)
 
@@ -358,7 +391,7 @@ def _advance(
     step = jnp.int32(step)  # a loop of static length counts in 64 bits where they are on
     work, (positions, mask) = carry
     batch = take(data, member.start, positions, mask)
-    key = jax.random.fold_in(_keys(member)[1], step)
+    key = keys.fold_in(_key(member, _Use.STEPS), step)
     new = local.rule.step(key, work, _to(member, message), batch)
     if hold:
         new = trees.where(step < member.client.num_steps, new, work)
@@ -407,7 +440,7 @@ def _send(
     local: LocalWork, member: Slots, state: ClientState, message: Message, work: PyTree
 ) -> tuple[ClientState, Upload, Array, dict[str, Array]]:
     """The end of a client's work, and its update on the way to the server: as that receives it."""
-    _, _, finish_key, uplink_key = _keys(member)
+    finish_key = _key(member, _Use.FINISH)
     kept, upload, info = local.rule.finish(finish_key, state.rule, message, member.client, work)
     if upload.statistics is None:
         upload = upload._replace(statistics=message.statistics)
@@ -415,6 +448,7 @@ def _send(
     if local.uplink is None:
         size += trees.num_bytes(upload.update)
         return state._replace(rule=kept), upload, jnp.float32(size), info
+    uplink_key = _key(member, _Use.UPLINK)
     own, sent, num_bytes, facts = local.uplink.apply(
         uplink_key, state.uplink, message, upload.update, upload.weight
     )

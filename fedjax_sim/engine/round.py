@@ -44,6 +44,7 @@ from fedjax_sim.engine.stages import stage
 from fedjax_sim.engine.width import Width, choose_width, note_width, plain
 from fedjax_sim.ops import checks, trees
 from fedjax_sim.ops.arguments import checked
+from fedjax_sim.ops.keys import fold_in
 
 
 class FederatedState(NamedTuple):
@@ -223,7 +224,7 @@ def _drawn(
     parts: _Parts, key: Key, state: FederatedState, data: FederatedData
 ) -> tuple[FederatedState, Cohort, Array]:
     """As `_sample`, and whether the sampler named a client that there is not."""
-    sampling_key = jax.random.fold_in(key, Stream.SAMPLING)
+    sampling_key = fold_in(key, Stream.SAMPLING)
     with stage("sampling the cohort"):
         sampled, cohort = parts.sampler.apply(sampling_key, state.sampler, data.sizes, state.round)
     known = (cohort.ids >= 0) & (cohort.ids < data.num_clients)
@@ -238,7 +239,7 @@ def _step(
 ) -> tuple[FederatedState, RoundInfo]:
     """One round."""
     contracts.check_run(key, data)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.array(list(Stream)))
+    keys = jax.vmap(fold_in, (None, 0))(key, jnp.array(list(Stream)))
     # Without jit, shares would still be traced, and nobody could look at their values.
     mesh = None if jax.config.values["jax_disable_jit"] or plain() else parts.mesh
     before = state
@@ -349,7 +350,8 @@ def _aggregate(
 def _status(faults: Array, empty: Array, broken: Array, unknown: Array) -> Array:
     """The bits of the round, from those of the clients [C], of the server and of the sampler."""
     # Bit by bit, by `any`: devices of a CPU cannot reduce integers by "or" among them.
-    clients = sum(jnp.any(faults & int(bit)) * int(bit) for bit in Status)
+    each = jnp.array(list(Status), jnp.int32)
+    clients = (((faults[:, None] & each[None, :]) != 0).any(axis=0) * each).sum()
     bits = empty * int(Status.EMPTY_COHORT) | broken * int(Status.NON_FINITE_SERVER)
     bits |= unknown * int(Status.UNKNOWN_CLIENT)
     return (clients | bits).astype(jnp.int32)

@@ -1,40 +1,56 @@
-"""How many clients train at once: measured once on this machine, remembered, told in the log.
+"""How many clients train at once: told by a model of the cost, measured where runs are long.
 
-What is fastest depends on the model, the batch, the device and its caches, and cannot be told from
-the shapes: on a CPU one client at a time can be twice as fast as four, or half as fast.
+On a CPU a larger chunk starts fewer kernels, which matters to tiny models alone: a model of the
+cost (`predicted`) says how much, and whether the rounds that `run` was asked for win back the
+longer compilation. Only a run of minutes is worth the seconds that measuring takes. What was
+measured is remembered, and found again without tracing anything. An accelerator trains as many
+clients as fit.
 """
 
 import contextlib
 import contextvars
 import dataclasses
+import functools
 import hashlib
+import inspect
 import json
 import logging
 import math
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from fedjax_sim.base import Array, Client, Message, PyTree
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.engine.local_work import LocalWork, Slots, even
 from fedjax_sim.ops import permutation, trees
+from fedjax_sim.ops.devices import cache_folder
 
 Width = int | Literal["auto"]
 
-CORE_PARAMS = 100_000
-"""On a CPU a larger model fills a core's cache by itself, so that clients train one at a time."""
-WORTH_MEASURING = 2e8
-"""Operations of a round, a few milliseconds' worth, from which on its chunk width is measured."""
-STEP_OVERHEAD = 2e5
-"""What a local step costs at least, in operations: a tiny model's time goes into starting them."""
+STEP_SECONDS = 5e-6
+"""What starting the kernels of a local step costs a CPU's core, for a chunk of any width."""
+CORE_FLOPS = 5e10
+"""Operations a second of a core on small matrix products."""
+CORE_CACHE = 1 << 20
+"""Bytes that a chunk's parameters, gradients and updates may take to stay close to a core."""
+COMPILE_SECONDS = 0.4
+"""How much longer a round of chunks takes to compile than one that trains clients one by one."""
+MEASURE_SECONDS = 6.0
+"""About what measuring takes, compilation of its trials included."""
+MEASURE_SHARE = 0.05
+"""The most of an expected run that measuring may take."""
+UNKNOWN_ROUNDS = 100
+"""Rounds expected where nobody says how many: a round function called by the user's own code."""
+LADDER = (1, 4, 8, 16, 32)
+"""Widths that are thought of on a CPU."""
 
 LOG = logging.getLogger("fedjax_sim")
 
@@ -48,6 +64,7 @@ GAIN = 0.97
 _remembered: dict[str, int] = {}
 # Of the thread that traces: runs in other threads have nothing to do with it.
 _num_runs = contextvars.ContextVar("num_runs", default=1)
+_expected = contextvars.ContextVar("expected_rounds", default=UNKNOWN_ROUNDS)
 _plain = contextvars.ContextVar("plain", default=False)
 _last_width: list[int] = []
 
@@ -71,6 +88,16 @@ def num_runs() -> int:
 
 
 @contextlib.contextmanager
+def expected_rounds(num_rounds: int) -> Iterator[None]:
+    """Say for how many rounds what is traced inside will be used."""
+    token = _expected.set(num_rounds)
+    try:
+        yield
+    finally:
+        _expected.reset(token)
+
+
+@contextlib.contextmanager
 def plain_tracing() -> Iterator[None]:
     """Trace inside as for one device and one client at a time, whatever width and mesh are.
 
@@ -88,51 +115,80 @@ def plain() -> bool:
     return _plain.get()
 
 
-Trial = Callable[[Slots, Message, FederatedData, int, int], PyTree]
+Trial = Callable[..., PyTree]
 """trial(slots, message, data, num_steps, width) -> what the local work of a round gives."""
 
 
 class _Load(NamedTuple):
     """How much there is to do.
 
-    share: clients of a device. num_params: of the model. steps: [C] local steps of a typical
-    cohort, most first. step_cost: operations of one. most: the widest chunk that fits into memory.
+    share: clients of a device. num_devices: devices. num_bytes: of what a client is sent. steps:
+    [C] local steps of a typical cohort, most first. step_flops: operations of one. most: the widest
+    chunk that fits into memory.
     """
 
     share: int
-    num_params: int
+    num_devices: int
+    num_bytes: int
     steps: np.ndarray
-    step_cost: float
+    step_flops: float
     most: int
+
+    def used(self, width: int) -> float:
+        """The share of its steps that are somebody's: a chunk runs as long as its longest."""
+        together = width * self.num_devices
+        return self.steps.sum() / (together * self.steps[::together].sum())
+
+    def predicted(self, width: int) -> float:
+        """Seconds of a round's local work on the cores of a CPU."""
+        chunk_step = STEP_SECONDS + width * self.step_flops / CORE_FLOPS
+        return chunk_step * self.steps.sum() / (width * self.num_devices * self.used(width))
 
 
 def choose_width(
     trial: Trial, local: LocalWork, slots: Slots, message: Message, data: FederatedData
 ) -> int:
-    """The fastest chunk width, measured where there is enough work for it to matter."""
+    """The chunk width: as many as fit on an accelerator, what costs the run least on a CPU."""
     load = _load(local, slots, message, data)
-    on_cpu = jax.default_backend() == "cpu"
-    default = 1 if on_cpu else load.most
+    if num_runs() > 1 and jax.default_backend() == "cpu":
+        return 1  # the runs of a sweep fill a chunk already
+    if jax.default_backend() != "cpu":
+        return _fitting(trial, load, slots, message, data)
+    widths = sorted({even(min(width, load.most), load.share) for width in LADDER})
+    near = [width for width in widths if 3 * width * load.num_bytes <= CORE_CACHE] or [1]
+    rounds = _expected.get()
+    best = min(
+        near, key=lambda width: rounds * load.predicted(width) + COMPILE_SECONDS * (width > 1)
+    )
+    expected = rounds * load.predicted(best)
     if (
-        load.most == 1
-        or load.step_cost * load.steps.sum() < WORTH_MEASURING
-        or (on_cpu and load.num_params > CORE_PARAMS)
-        or num_runs() > 1
+        len(near) == 1
+        or expected * MEASURE_SHARE < MEASURE_SECONDS
         or jax.process_count() > 1  # all processes must compile the same program
     ):
-        return default
-    ladder = (1, 4, 16, 32) if on_cpu else (8, 64, 512, 4096, load.most)
-    widths = sorted({even(min(width, load.most), load.share) for width in ladder})
+        return best
+    return _measured(trial, local, load, widths, slots, message, data) or best
+
+
+def _measured(
+    trial: Trial,
+    local: LocalWork,
+    load: _Load,
+    widths: Sequence[int],
+    slots: Slots,
+    message: Message,
+    data: FederatedData,
+) -> int | None:
+    """The fastest width, measured on a part of the round; None where it cannot be."""
     num_steps = max(1, round(min(load.steps.mean(), 8)))
-    num_devices = local.num_devices
 
     def num_slots(width: int) -> int:
         """About as many chunks as the round has, but no more than tell the speed."""
-        return num_devices * width * -(-min(load.share, max(width, 32)) // width)
+        return load.num_devices * width * -(-min(load.share, max(width, 32)) // width)
 
     def num_rounds(width: int) -> int:
         """So many that starting the program costs nothing beside them."""
-        return int(np.clip(3e9 / (load.step_cost * num_steps * num_slots(width)), 1, 100))
+        return int(np.clip(3e9 / (load.step_flops * num_steps * num_slots(width)), 1, 100))
 
     def program(width: int) -> Program:
         imitation = _imitation(slots, message, data, num_slots(width), num_steps)
@@ -140,28 +196,57 @@ def choose_width(
 
     def work(width: int) -> float:
         """Useful local steps in the trial, if its chunks waste as much as the cohort's will."""
-        together = width * num_devices
-        used = load.steps.sum() / (together * load.steps[::together].sum())
-        return num_steps * num_slots(width) * num_rounds(width) * used
+        return num_steps * num_slots(width) * num_rounds(width) * load.used(width)
 
-    return fastest_width(widths, program, work) or default
+    waste = {width: round(20 * load.used(width)) for width in widths}
+    name = _fingerprint(local, slots, message, data, num_steps, waste)
+    return fastest_width(name, widths, program, work)
 
 
 def _load(local: LocalWork, slots: Slots, message: Message, data: FederatedData) -> _Load:
     num_slots = slots.mask.shape[0]
     share = -(-num_slots // local.num_devices)
     sent = (message.shared, jax.tree.map(lambda x: x[0], slots.own))
-    num_params = trees.num_parameters((sent, message.frozen))
+    num_bytes = max(trees.num_bytes(sent), 1)
     # Two operations a weight and example forward, four backward; less than an exact count for
     # convolutions, but only the order of magnitude matters.
-    step_cost = max(6.0 * num_params * local.batching.slots(data.max_size), STEP_OVERHEAD)
+    num_params = trees.num_parameters((sent, message.frozen))
+    step_flops = 6.0 * num_params * local.batching.slots(data.max_size)
     # A training client holds its parameters, gradient, optimizer state, update and activations:
     # about ten models.
-    most = memory_budget() // 2 // (10 * max(trees.num_bytes(sent), 1))
-    most = int(np.clip(most // num_runs(), 1, share))
-    return _Load(
-        share, num_params, _expected_steps(data, local.batching, num_slots), step_cost, most
-    )
+    most = int(np.clip(memory_budget() // 2 // (10 * num_bytes) // num_runs(), 1, share))
+    steps = _expected_steps(data, local.batching, num_slots)
+    return _Load(share, local.num_devices, num_bytes, steps, step_flops, most)
+
+
+def _fitting(trial: Trial, load: _Load, slots: Slots, message: Message, data: FederatedData) -> int:
+    """As many clients as an accelerator's memory has room for, in chunks of equal size."""
+    one = jax.tree.map(lambda x: x[: load.num_devices], slots)
+    traced = jax.make_jaxpr(functools.partial(trial, num_steps=1, width=1))(one, message, data)
+    # All that is computed in a step is more than is ever alive at once: on an H200 4 times (the
+    # LSTM, whose loop keeps what every character gave) to 10 times (convolutions) as much.
+    activations = _computed_bytes(traced.jaxpr) // 3 // load.num_devices
+    fits = memory_budget() // (max(activations, 1) * num_runs())
+    return even(int(np.clip(fits, 1, load.most)), load.share)
+
+
+def _computed_bytes(program: Jaxpr) -> int:
+    """Bytes of all values that a program computes, a loop's body counted once."""
+    total = 0
+    for equation in program.eqns:
+        avals: list[Any] = [var.aval for var in equation.outvars]
+        total += sum(aval.size * aval.dtype.itemsize for aval in avals)
+        total += sum(map(_computed_bytes, _programs_in(equation.params)))
+    return total
+
+
+def _programs_in(params: dict[str, Any]) -> Iterator[Jaxpr]:
+    for value in params.values():
+        for each in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(each, ClosedJaxpr):
+                yield each.jaxpr
+            elif isinstance(each, Jaxpr):
+                yield each
 
 
 def _repeated(trial: Trial, num_steps: int, width: int, num_rounds: int) -> Callable:
@@ -184,8 +269,7 @@ def _expected_steps(data: FederatedData, batching: Batching, num_slots: int) -> 
     at = np.linspace(1, 0, num_slots) if num_slots > 1 else np.array([0.5])
     known = data.quantiles or (data.min_size, data.max_size)
     sizes = np.interp(at, np.linspace(0, 1, len(known)), known).round()
-    with jax.ensure_compile_time_eval():
-        return np.asarray(batching.steps(sizes, data.max_size), np.float64)
+    return np.asarray(batching.steps(sizes, data.max_size), np.float64)
 
 
 def _imitation(
@@ -224,11 +308,16 @@ def _imitation(
 
 
 def fastest_width(
-    widths: Sequence[int], program: Callable[[int], Program], work: Callable[[int], float], /
+    name: str,
+    widths: Sequence[int],
+    program: Callable[[int], Program],
+    work: Callable[[int], float],
+    /,
 ) -> int | None:
     """The width whose program does a unit of work in the least time.
 
     Args:
+        name: of what is measured; equal names are measured once on a machine.
         widths: candidates, ascending.
         program: width -> a function and the concrete arguments to time it with.
         work: width -> how many units of work the program of that width does.
@@ -237,27 +326,30 @@ def fastest_width(
         The width, or None where nothing can be measured: the function depends on values that are
         not known while it is traced.
 
-    Cost: a compilation a candidate that is tried, and about `TRIAL_SECONDS`; nothing for a program
+    Cost: a compilation a candidate that is tried, and about `TRIAL_SECONDS`; nothing for a name
     that was measured before on this machine: `~/.cache/fedjax_sim/widths.json` remembers it (under
     `XDG_CACHE_HOME` if that is set; delete it to measure anew).
     """
     if jax.config.values["jax_disable_jit"]:
         return None
-    with jax.ensure_compile_time_eval():
-        function, arguments = program(widths[0])
-        closed = jax.make_jaxpr(function)(*arguments)
-        if any(isinstance(const, jax.core.Tracer) for const in closed.consts):
-            return None
-        name = _fingerprint(str(closed), {width: work(width) for width in widths})
-        if name not in _remembered:
-            known = _read().get(name)
-            if type(known) is not int or known not in widths:  # not remembered, or damaged
+    if name not in _remembered:
+        known = _read().get(name)
+        if type(known) is not int or known not in widths:  # not remembered, or damaged
+            with jax.ensure_compile_time_eval():
+                if not _is_closed(*program(widths[0])):
+                    return None
                 known = _measure(widths, program, work)
-                _store(name, known)
-            else:
-                LOG.info("width %d: measured on this machine before (%s)", known, _file())
-            _remembered[name] = known
+            _store(name, known)
+        else:
+            LOG.info("width %d: measured on this machine before (%s)", known, _file())
+        _remembered[name] = known
     return _remembered[name]
+
+
+def _is_closed(function: Callable, arguments: tuple) -> bool:
+    """Whether a function depends on its arguments alone."""
+    consts = jax.make_jaxpr(function)(*arguments).consts
+    return not any(isinstance(const, jax.core.Tracer) for const in consts)
 
 
 def _measure(
@@ -338,31 +430,33 @@ def memory_advice() -> Iterator[None]:
         ) from error
 
 
-def _fingerprint(program: str, work: dict[int, float]) -> str:
-    """A name for what was measured and where, the same in every process.
+def _fingerprint(
+    local: LocalWork,
+    slots: Slots,
+    message: Message,
+    data: FederatedData,
+    num_steps: int,
+    waste: dict[int, int],
+) -> str:
+    """A name for what is measured and where, the same in every process, found without tracing.
 
-    Another learning rate or another draw of similar sizes is no other program: numbers in it are
-    left out, and how useful each width is counts to a twentieth.
+    Of a program it knows names and shapes. Another learning rate or another draw of similar sizes
+    is no other name: how useful each width is counts to a twentieth.
     """
-    program = re.sub(r"0x[0-9a-f]+", "", program)  # addresses of functions
-    program = re.sub(r"[-+.\w]+:(b?f\d+)\[\]", r"\1[]", program)
-    program = re.sub(r"\s+", " ", program)  # lines break where numbers are long
     device = jax.local_devices()[0]
-    most = max(work.values())
+    arrays = (slots, message, data.examples)
     facts = [
-        program,
-        str({width: round(20 * useful / most) for width, useful in work.items()}),
-        device.platform,
-        device.device_kind,
-        str(jax.device_count()),
-        jax.__version__,
+        *(f"{name} {x.shape} {x.dtype}" for name, x in trees.flat_dict(arrays).items()),
+        *(f"{f.__module__}.{f.__qualname__}" for f in local.rule if inspect.isfunction(f)),
+        f"{local.batching} {local.num_devices} {local.is_ragged(data)} {data.max_size}",
+        f"{local.summand is None} {local.uplink is None} {num_steps} {waste}",
+        f"{device.platform} {device.device_kind} {jax.device_count()} {jax.__version__}",
     ]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()
 
 
 def _file() -> Path:
-    directory = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(directory) / "fedjax_sim" / "widths.json"
+    return cache_folder() / "widths.json"
 
 
 def _read() -> dict[str, int]:

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 
 from fedjax_sim.base import Array, Key, Model, Params
 from fedjax_sim.models import layers
-from fedjax_sim.ops import checks
+from fedjax_sim.ops import checks, recurrent
 from fedjax_sim.ops.arguments import checked
+from fedjax_sim.ops.embedding import embed
 
 
 @checked
@@ -72,25 +73,10 @@ def char_lstm(
             )
         if inputs.ndim != 2:
             raise ValueError(f"inputs must be tokens [B, T], got shape {inputs.shape}")
-        x = jnp.take(params["embedding"], jnp.asarray(inputs), axis=0)
+        # Time comes first: its steps are what the recurrence slices.
+        x = embed(params["embedding"], jnp.asarray(inputs).T)
         for name in names:
-            x = _lstm(params[name], x)
-        return layers.dense(params["dense"], x)
+            x = recurrent.lstm(x, **params[name])
+        return jnp.swapaxes(layers.dense(params["dense"], x), 0, 1)
 
     return Model(init, apply)
-
-
-def _lstm(layer: layers.Layer, inputs: Array) -> Array:
-    """[B, T, I] -> the hidden states [B, T, H], from a zero state."""
-
-    def step(carry: tuple[Array, Array], projected: Array) -> tuple[tuple[Array, Array], Array]:
-        h, c = carry
-        i, g, f, o = jnp.split(projected + jnp.dot(h, layer["recurrent"]), 4, axis=-1)
-        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-        h = jax.nn.sigmoid(o) * jnp.tanh(c)
-        return (h, c), h
-
-    projected = jnp.moveaxis(layers.dense(layer, inputs), 1, 0)
-    zero = jnp.zeros_like(projected[0, :, : projected.shape[-1] // 4])
-    _, outputs = jax.lax.scan(step, (zero, zero), projected)
-    return jnp.moveaxis(outputs, 0, 1)

@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_sim.base import PyTree
@@ -36,6 +38,43 @@ def use_all_cores(num_devices: int | None = None) -> None:
             "use_all_cores() came too late: JAX has started already. Call it first, right after "
             "the imports, before any array is made."
         ) from error
+
+
+def use_compilation_cache(
+    folder: str | os.PathLike[str] | None = None, *, max_bytes: int = 1 << 30
+) -> None:
+    """Keep compiled programs on disk: a second process finds them and compiles nothing.
+
+    JAX's persistent compilation cache, for small programs too. Where it is in use already, by
+    `JAX_COMPILATION_CACHE_DIR` or `jax.config`, it stays as it is unless a folder is named. The
+    command line calls this by itself.
+
+    Args:
+        folder: where to keep them, made if missing; None is `programs` in `cache_folder()`.
+        max_bytes: size, >= 1, from which on the programs that were not used for longest go.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+    checks.positive_int("max_bytes", max_bytes)
+    if folder is None and jax.config.values["jax_compilation_cache_dir"]:
+        return
+    path = cache_folder() / "programs" if folder is None else Path(folder).expanduser()
+    path.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(path.absolute()))
+    jax.config.update("jax_compilation_cache_max_size", max_bytes)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    compilation_cache.reset_cache()  # JAX looks for its folder once, when it compiles first
+
+
+def cache_folder() -> Path:
+    """What this package remembers on this machine: `~/.cache/fedjax_sim`.
+
+    Under `XDG_CACHE_HOME` if that is set. Everything in it can be deleted.
+    """
+    directory = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(directory) / "fedjax_sim"
 
 
 def mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:

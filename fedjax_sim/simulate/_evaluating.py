@@ -2,8 +2,8 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -79,31 +79,49 @@ def _checked(found: dict[str, Mean], shape: tuple[int, ...]) -> dict[str, Mean]:
     return found
 
 
-def assessor(
-    algorithm: Algorithm,
-    evaluate: Evaluate | None,
-    eval_data: Mapping[str, FederatedData | Population],
-    where: Sharding | None,
-    runs: tuple[int, ...] = (),
-) -> Callable[[PyTree], dict[str, dict[str, Mean]]]:
-    """assess(state) -> split -> metric -> Mean of [N], dispatched but not waited for."""
-    if evaluate is None:
-        return lambda state: {}
-    output = jax.jit(models_of(algorithm), out_shardings=where)
-    score = jax.jit(scores_of(evaluate, runs), out_shardings=where)
+class Assessor:
+    """assess(state) -> split -> metric -> Mean of [N], dispatched but not waited for.
 
-    def assess(state: PyTree) -> dict[str, dict[str, Mean]]:
-        models = output(state)
+    Args:
+        algorithm, evaluate, eval_data: as given to `run`; without `evaluate` there are no splits.
+        where: the layout of what it gives; None leaves it to the compiler.
+        runs: [G] of a sweep, () of a run alone.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        evaluate: Evaluate | None,
+        eval_data: Mapping[str, FederatedData | Population],
+        where: Sharding | None,
+        runs: tuple[int, ...] = (),
+    ) -> None:
+        self._splits = eval_data
+        self._models = jax.jit(models_of(algorithm), out_shardings=where)
+        if evaluate is not None:
+            self._score = jax.jit(scores_of(evaluate, runs), out_shardings=where)
+
+    def __call__(self, state: PyTree) -> dict[str, dict[str, Mean]]:
+        if not self._splits:
+            return {}
+        models = self._models(state)
 
         def split(data: FederatedData | Population) -> dict[str, Mean]:
             if isinstance(data, FederatedData):
-                return score(models, data)
+                return self._score(models, data)
             # Whoever is not in a block has a total and a count of 0 there.
-            return functools.reduce(trees.add, (score(models, part) for part in data.blocks()))
+            return functools.reduce(
+                trees.add, (self._score(models, part) for part in data.blocks())
+            )
 
-        return {name: split(data) for name, data in eval_data.items()}
+        return {name: split(data) for name, data in self._splits.items()}
 
-    return assess
+    def lowered(self, state: PyTree) -> Iterator[Any]:
+        """The programs of the evaluations, ready to be compiled."""
+        models = self._models(state) if self._splits else None
+        for data in self._splits.values():
+            if isinstance(data, FederatedData):
+                yield self._score.lower(models, data)
 
 
 class Shapes(NamedTuple):

@@ -21,16 +21,19 @@ def facts_of(data: FederatedData | Population) -> FederatedData:
     return data.load(()) if isinstance(data, Population) else data
 
 
-def all_processes(data: FederatedData) -> Sharding | None:
-    """How everything is laid out if the data is on devices of several processes, else None.
+def spread(data: FederatedData) -> Sharding | None:
+    """How everything is laid out if the data is on several devices, else None.
 
-    All processes run the same program; what it returns must be on each of them, to be read there.
+    A state that starts where rounds leave it is compiled for once. And where devices belong to
+    several processes, all of them run the same program, and what it returns is to be read on each.
     """
-    return None if data.sizes.is_fully_addressable else data.sizes.sharding
+    where = data.sizes.sharding
+    return where if len(where.device_set) > 1 else None
 
 
-def check_addressable(state: PyTree, where: Sharding | None) -> None:
-    if where is None and not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(state)):
+def check_addressable(shardings: PyTree, where: Sharding | None) -> None:
+    """Raise where a round's state, laid out like this, is out of reach of this process."""
+    if where is None and not all(each.is_fully_addressable for each in jax.tree.leaves(shardings)):
         raise ValueError(
             "the algorithm's mesh has devices of several processes, but data is on this process "
             "alone: give run devices.replicate(data, mesh)."

@@ -19,28 +19,39 @@ from fedjax_sim.base import (
     RoundInfo,
     Status,
 )
+from fedjax_sim.ops import packing
 from fedjax_sim.simulate._evaluating import Shapes
-from fedjax_sim.simulate.checkpoints import Checkpoints
+from fedjax_sim.simulate.checkpoints import PLANNED, Checkpoints
 from fedjax_sim.simulate.interrupts import DeferredInterrupt
 from fedjax_sim.simulate.keeping import Keep, thinned
 from fedjax_sim.simulate.progress import Progress
 from fedjax_sim.simulate.result import Evaluations, Result
+from fedjax_sim.simulate.segments import Seen
 from fedjax_sim.simulate.stopping import StopWhen
 
 
 class Dispatched(NamedTuple):
     """Rounds `start` ... `stop` - 1, dispatched but perhaps not finished.
 
-    info, client_steps: leaves [length, ...], on the device.
+    seen: leaves [length, ...], on the device.
     clients: those whose examples were loaded; None for all.
     """
 
     start: int
     stop: int
-    info: PyTree
-    client_steps: Array
+    seen: Seen
     scores: dict[str, dict[str, Mean]] | None
     clients: np.ndarray | None
+
+    def kept(self) -> tuple[PyTree, np.ndarray]:
+        """What is kept of the infos, and the client steps, waited for."""
+        return packing.unpack(jax.tree.map(np.asarray, self.seen.kept))
+
+    def watched(self) -> PyTree:
+        """The infos, as far as they say who took part and what went wrong."""
+        packed = self.seen.watched or self.seen.kept
+        found = packing.unpack(jax.tree.map(np.asarray, packed))
+        return found[0] if packed is self.seen.kept else found
 
 
 class Rows:
@@ -80,6 +91,7 @@ class History:
 
     Args:
         total_rounds: rounds asked for.
+        planned_rounds: those asked for when the run was begun.
         keep: what stays of every round's info.
         progress, stop_when: see `run`.
         interrupt: whether Ctrl-C was pressed.
@@ -89,6 +101,7 @@ class History:
     def __init__(
         self,
         total_rounds: int,
+        planned_rounds: int,
         keep: Keep,
         progress: Callable[[Progress], None] | None,
         stop_when: StopWhen | None,
@@ -96,6 +109,7 @@ class History:
         raises: bool,
     ) -> None:
         self.total_rounds = total_rounds
+        self.planned_rounds = planned_rounds
         self.keep = keep
         self.progress = progress
         self.stop_when = stop_when
@@ -138,12 +152,11 @@ class History:
         while len(self.pending) > leave:
             segment = self.pending[0]
             length = segment.stop - segment.start
-            info = jax.tree.map(np.asarray, thinned(segment.info, self.keep))
-            steps = int(np.asarray(segment.client_steps)[:length].sum(dtype=np.int64))
+            info, steps = segment.kept()
             scores = jax.tree.map(np.asarray, segment.scores)
             _check_loaded(segment)
             self.pending.popleft()
-            self._keep(segment, info, steps, scores)
+            self._keep(segment, info, int(steps[:length].sum(dtype=np.int64)), scores)
 
     def _keep(self, segment: Dispatched, info: PyTree, steps: int, scores: PyTree) -> None:
         length = segment.stop - segment.start
@@ -156,7 +169,7 @@ class History:
             statuses = np.asarray(info.status)[:length]
             status = Status(int(np.bitwise_or.reduce(statuses, axis=None)))
             if status and self.failure is None:
-                self.failure = _explain(segment.start, statuses, segment.info.cohort)
+                self.failure = _explain(segment.start, statuses, segment.watched().cohort)
         if scores is not None:
             self._keep_scores(segment.stop, scores)
         if self.progress is not None:
@@ -202,13 +215,14 @@ class History:
             steps = np.array(self.client_steps)
             whole = {"key": jax.random.key_data(key), "state": self.state}
             whole |= {"times": times, "client_steps": steps}
+            whole |= {PLANNED: np.array(self.planned_rounds)}
             rows = {"info": info, "rounds": evaluations.rounds, "scores": evaluations.values}
             saved.save(self.num_rounds, whole | rows)
 
     def restore(self, saved: Checkpoints, key: Key, shapes: Shapes, eval_every: int | None) -> None:
         """Take over what a checkpoint holds."""
         whole = {"key": jax.random.key_data(key), "state": shapes.state}
-        whole |= {"times": np.zeros(2), "client_steps": np.array(0)}
+        whole |= {"times": np.zeros(2), "client_steps": np.array(0), PLANNED: np.array(0)}
         info = thinned(shapes.info, self.keep)
         rows = {"info": info, "rounds": np.array(0), "scores": shapes.scores}
         found = saved.restore(whole, rows)
@@ -252,9 +266,12 @@ class History:
 
 def _check_loaded(segment: Dispatched) -> None:
     """Raise if a round took clients that were not foreseen: its results would be of wrong data."""
-    if segment.clients is not None and isinstance(segment.info, RoundInfo):
-        length, cohort = segment.stop - segment.start, segment.info.cohort
-        ids = np.asarray(cohort.ids)[:length][np.asarray(cohort.weights)[:length] > 0]
+    if segment.clients is None:
+        return
+    info = segment.watched()
+    if isinstance(info, RoundInfo):
+        length, cohort = segment.stop - segment.start, info.cohort
+        ids = cohort.ids[:length][cohort.weights[:length] > 0]
         strangers = np.setdiff1d(ids, segment.clients)
         if len(strangers):
             raise RuntimeError(
@@ -270,7 +287,7 @@ def _explain(start: int, statuses: np.ndarray, cohort: Report) -> str:
     status = Status(int(statuses[tuple(where)]))
     run_text = f", run {where[1]}" if len(where) > 1 else ""
     place = f"round {start + where[0]}{run_text}"
-    cohort = jax.tree.map(lambda x: np.asarray(x)[tuple(where)], cohort)
+    cohort = jax.tree.map(lambda x: x[tuple(where)], cohort)
     rest = "The error's `result` holds the rounds until here."
 
     def named(which: np.ndarray | Array) -> str:

@@ -17,6 +17,8 @@ from fedjax_sim.ops import trees
 from fedjax_sim.simulate._fingerprint import differences, digest
 
 _SEAL = "seal"
+PLANNED = "planned_rounds"
+"""The rounds that a run was to have when it began: a run that is extended goes on as it began."""
 
 
 class Checkpoints:
@@ -69,6 +71,18 @@ class Checkpoints:
     def latest(self) -> int | None:
         """The rounds behind the newest checkpoint; None if there is none."""
         return self._orbax.latest_step()
+
+    @property
+    def planned(self) -> int | None:
+        """`PLANNED` of the newest checkpoint; None if there is none.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        if self.latest is None:
+            return None
+        found = self._read()[0].get(PLANNED)
+        return None if found is None else int(found)
 
     def save(self, num_rounds: int, tree: PyTree) -> None:
         """Copy a tree of arrays to the host and write it while the caller goes on.

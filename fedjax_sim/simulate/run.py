@@ -4,6 +4,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import jax
@@ -11,15 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
-from fedjax_sim.base import Algorithm, Key, Mean, Params, PyTree
+from fedjax_sim.base import Algorithm, Key, Params, PyTree
 from fedjax_sim.data import FederatedData
 from fedjax_sim.data.disk import Population
 from fedjax_sim.engine import contracts
-from fedjax_sim.engine.width import memory_advice
+from fedjax_sim.engine.width import expected_rounds, memory_advice
 from fedjax_sim.ops import checks
 from fedjax_sim.ops.arguments import checked
-from fedjax_sim.simulate._evaluating import Shapes, assessor, info_shapes, score_shapes
-from fedjax_sim.simulate._feeding import Feed, all_processes, check_addressable, facts_of, feed_of
+from fedjax_sim.simulate._evaluating import Assessor, Shapes, info_shapes, score_shapes
+from fedjax_sim.simulate._feeding import Feed, check_addressable, facts_of, feed_of, spread
 from fedjax_sim.simulate._fingerprint import fingerprint
 from fedjax_sim.simulate._history import Dispatched, History
 from fedjax_sim.simulate.checkpoints import Checkpoints
@@ -139,26 +140,32 @@ def run(
                 f"params must be arrays, such as model.init(key, inputs), got {checks.shown(leaf)} "
                 "among them."
             )
-    where = all_processes(facts)
+    where = spread(facts)
     with DeferredInterrupt() as interrupt:
-        like = jax.eval_shape(algorithm.init, key, params, facts) if state is None else state
-        # Without jit nothing is traced beforehand: what one looks for is met in its round.
-        started = time.perf_counter()
-        info = None if debug and keep == "all" else info_shapes(algorithm, key, like, facts)
-        history = History(
-            num_rounds,
-            checked_keep(keep, info),
-            progress,
-            stop_when,
-            interrupt,
-            on_error == "raise",
-        )
-        history.compile_seconds = time.perf_counter() - started
         saved = None
         if checkpoint is not None:
             made_of = fingerprint(algorithm, key, params, data, evaluate, splits)
             saved = Checkpoints(checkpoint, made_of)
-        with saved or contextlib.nullcontext():
+        planned = num_rounds if saved is None else saved.planned or num_rounds
+        with saved or contextlib.nullcontext(), expected_rounds(planned):
+            like = state
+            if state is None:
+                shapes = jax.eval_shape(algorithm.init, key, params, facts)
+                # The layout is a part of what a trace is remembered by.
+                like = jax.tree.map(lambda x: x.update(sharding=where), shapes)
+            # Without jit nothing is traced beforehand: what one looks for is met in its round.
+            started = time.perf_counter()
+            info = None if debug and keep == "all" else info_shapes(algorithm, key, like, facts)
+            history = History(
+                num_rounds,
+                planned,
+                checked_keep(keep, info),
+                progress,
+                stop_when,
+                interrupt,
+                on_error == "raise",
+            )
+            history.compile_seconds = time.perf_counter() - started
             if saved is not None and saved.latest is not None:
                 first_round = saved.latest
                 hint = f"{saved.path} has more."
@@ -177,13 +184,13 @@ def run(
             stops = stops_of(first_round, num_rounds, eval_every, checkpoint_every, length)
             output = jax.jit(algorithm.params, out_shardings=where)
             try:
-                assess = assessor(algorithm, evaluate, splits, where, key.shape)
+                assess = Assessor(algorithm, evaluate, splits, where, key.shape)
                 feed = feed_of(algorithm, key, history.state, data, facts, stops)
                 segment: Callable = debug_segment(algorithm, history.keep)
                 if not debug:
                     segment = compiled_segment(algorithm, length, history.keep, where)
                     if first_round < num_rounds and not history.ended():
-                        _compile(segment, key, feed, where, history)
+                        _compile(segment, key, feed, assess, where, history)
                 history.start(first_round, None if history.eval_rounds else assess(history.state))
                 _drive(segment, key, feed, assess, history, saved)
                 if saved is not None and not history.failed:
@@ -201,23 +208,32 @@ def run(
 
 
 def _compile(
-    segment: Callable, key: Key, feed: Feed, where: Sharding | None, history: History
+    segment: Any,
+    key: Key,
+    feed: Feed,
+    assess: Assessor,
+    where: Sharding | None,
+    history: History,
 ) -> None:
-    """Compile the program of all segments; its state comes out as it was."""
+    """Compile the program of all segments and those of evaluations, side by side."""
     started = time.perf_counter()
-    # A segment of no rounds compiles and does nothing; a second run finds it compiled.
     zero = np.int32(0)
-    history.state, _ = segment(key, history.state, feed.data, zero, zero)
-    jax.block_until_ready(history.state)
+    # XLA works without the interpreter's lock: one program compiles while the next is traced.
+    with ThreadPoolExecutor() as pool:
+        rounds = pool.submit(segment.lower(key, history.state, feed.data, zero, zero).compile)
+        others = [pool.submit(lowered.compile) for lowered in assess.lowered(history.state)]
+        state, _ = rounds.result().output_shardings
+        for other in others:
+            other.result()
     history.compile_seconds += time.perf_counter() - started
-    check_addressable(history.state, where)
+    check_addressable(state, where)
 
 
 def _drive(
     segment: Callable,
     key: Key,
     feed: Feed,
-    assess: Callable[[PyTree], dict[str, dict[str, Mean]]],
+    assess: Assessor,
     history: History,
     saved: Checkpoints | None,
 ) -> None:
@@ -226,9 +242,8 @@ def _drive(
         if history.ended():
             break
         start, end = np.int32(stop.start), np.int32(stop.stop)
-        history.state, (info, steps) = segment(key, history.state, feed.data, start, end)
-        scores = None
-        history.pending.append(Dispatched(stop.start, stop.stop, info, steps, scores, feed.clients))
+        history.state, seen = segment(key, history.state, feed.data, start, end)
+        history.pending.append(Dispatched(stop.start, stop.stop, seen, None, feed.clients))
         if stop.evaluates:
             scores = assess(history.state)
             history.pending[-1] = history.pending[-1]._replace(scores=scores)

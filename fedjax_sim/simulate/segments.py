@@ -10,7 +10,8 @@ from jax.sharding import Sharding
 
 from fedjax_sim.base import Algorithm, Array, Key, PyTree, RoundInfo
 from fedjax_sim.data import FederatedData
-from fedjax_sim.ops import trees
+from fedjax_sim.ops import packing, trees
+from fedjax_sim.ops.keys import fold_in
 from fedjax_sim.simulate.keeping import Keep, thinned
 
 SEGMENT_BYTES = 16 << 20
@@ -26,6 +27,17 @@ class Stop(NamedTuple):
     stop: int
     evaluates: bool
     saves: bool
+
+
+class Seen(NamedTuple):
+    """What is seen of rounds, packed.
+
+    kept: of `(info, client_steps)`. watched: of the info's part that says who went wrong, where
+    `kept` may lack it; it stays on the device.
+    """
+
+    kept: packing.Packed
+    watched: packing.Packed | None
 
 
 def stops_of(
@@ -60,7 +72,7 @@ def traced_step(algorithm: Algorithm) -> Callable:
 def compiled_segment(
     algorithm: Algorithm, length: int, keep: Keep, where: Sharding | None
 ) -> Callable:
-    """Jitted segment(key, state, data, start, stop) -> (state, (info, client_steps) [length, ...]).
+    """Jitted segment(key, state, data, start, stop) -> (state, Seen of leaves [length, ...]).
 
     A scan whose length is only known when it runs, so that one compilation serves every segment
     and every number of rounds. What is neither kept nor looked at is never stored.
@@ -72,15 +84,16 @@ def compiled_segment(
     ) -> tuple[PyTree, PyTree]:
         def one(key: Key, state: PyTree) -> tuple[PyTree, PyTree]:
             state, info = step(key, state, data)
-            return state, (thinned(info, keep, *_LOOKED_AT), _client_steps(info))
+            return state, _seen(info, keep, key.ndim)
 
         _, shapes = jax.eval_shape(one, key, state)
         seen = jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), shapes)
 
         def body(i: Array, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
             state, seen = carry
+            put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=i, axis=0)
             state, now = one(round_key(key, start + i), state)
-            return state, jax.tree.map(lambda all_, x: all_.at[i].set(x), seen, now)
+            return state, jax.tree.map(put, seen, now)
 
         return jax.lax.fori_loop(0, stop - start, body, (state, seen))
 
@@ -101,10 +114,17 @@ def debug_segment(algorithm: Algorithm, keep: Keep) -> Callable:
                 except Exception as error:
                     error.add_note(f"This happened in round {r}.")
                     raise
-                seen.append((thinned(info, keep, *_LOOKED_AT), _client_steps(info)))
+                seen.append(_seen(info, keep, key.ndim))
         return state, jax.tree.map(lambda *x: jnp.stack(x), *seen)
 
     return segment
+
+
+def _seen(info: PyTree, keep: Keep, num_axes: int) -> Seen:
+    kept = packing.pack((thinned(info, keep), _client_steps(info)), num_axes)
+    if keep is None:
+        return Seen(kept, None)
+    return Seen(kept, packing.pack(thinned(info, (), *_LOOKED_AT), num_axes))
 
 
 def _client_steps(info: PyTree) -> Array:
@@ -116,5 +136,6 @@ def _client_steps(info: PyTree) -> Array:
 
 def round_key(key: Key, round_number: Array | int) -> Key:
     """The key of a round: `fold_in(key, round_number)`, for one key or an array of keys [G]."""
-    fold = jax.random.fold_in
-    return jax.vmap(fold, (0, None))(key, round_number) if key.ndim else fold(key, round_number)
+    if key.ndim:
+        return jax.vmap(fold_in, (0, None))(key, round_number)
+    return fold_in(key, round_number)

@@ -8,26 +8,16 @@ in a virtual environment that this script makes under .bench/; processes take tu
 over turns of the fastest call is reported. With --memory, it reports the peak memory of a process
 that makes the stack and aggregates it, instead. One JSON line a measurement, and a table of ratios.
 
-    .venv/bin/python scripts/bench/aggregators.py [--clients 100] [--parameters 1000000] [--turns 3]
-    .venv/bin/python scripts/bench/aggregators.py --memory --clients 1000 [--rules krum ...]
+    .venv/bin/python scripts/bench/aggregators.py [--clients 100] [--parameters 1000000]
+        [--rules krum ...] [--repeats 3] [--quick]
+    .venv/bin/python scripts/bench/aggregators.py --memory --clients 1000
 """
 
-import argparse
-import datetime
-import json
-import os
-import subprocess
-import sys
-import venv
-from pathlib import Path
+import statistics
 
-import numpy as np
-from rich.console import Console
-from rich.table import Table
+import harness
+import simulators
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-TORCH = ["torch==2.13.0", "byzfl==0.0.11"]
 # rule -> the ways to compute it: ours by name, the others as in peers/*_aggregators.py.
 WAYS = {
     "coordinate_median": ("ours", "ours, all cores", "jnp.median", "np.median", "torch.median"),
@@ -39,75 +29,77 @@ WAYS = {
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = harness.parser(__doc__)
     parser.add_argument("--clients", type=int, default=100)
     parser.add_argument("--parameters", type=int, default=1_000_000)
     parser.add_argument("--rules", nargs="+", default=list(WAYS))
-    parser.add_argument("--turns", type=int, default=3, help="processes of each way")
     parser.add_argument("--calls", type=int, default=3, help="timed calls of each process")
     parser.add_argument("--memory", action="store_true", help="peak memory of ours, not time")
+    parser.add_argument("--timeout", type=float, default=900)
     options = parser.parse_args()
-    title = f"{options.clients} clients x {options.parameters:,} parameters, float32"
-    table = Table(title=title)
-    columns = ("rule", "GiB") if options.memory else ("rule", "way", "seconds", "times ours")
-    for column in columns:
-        table.add_column(column, justify="right")
-    for rule in options.rules:
-        ways = ("ours",) if options.memory else WAYS.get(rule, ("ours",))
-        found = turns(rule, ways, options)
-        for way in ways:
-            row = found[way]
-            row["times_ours"] = row["seconds"] / found["ours"]["seconds"]
-            facts = {"rule": rule, "way": way, "clients": options.clients}
-            line = {"bench": "aggregators", **facts, "parameters": options.parameters, **row}
-            today = datetime.date.today().isoformat()
-            print(json.dumps(line | {"date": today, "cores": os.cpu_count()}), flush=True)
-            if options.memory:
-                table.add_row(rule, f"{row['peak_gib']:.2f}")
-            else:
-                table.add_row(rule, way, f"{row['seconds']:.3f}", f"{row['times_ours']:.2f}")
-    Console().print(table)
+    if options.quick:
+        options.clients, options.parameters, options.rules = 10, 1000, ["krum"]
+    if options.memory or options.quick:
+        options.calls = options.repeats = 1
+    pairs = [
+        (rule, way)
+        for rule in options.rules
+        for way in (("ours",) if options.memory else WAYS.get(rule, ("ours",)))
+    ]
+    peers = ["byzfl"] if any(map(is_torch, [way for _, way in pairs])) else []
+    commands = simulators.commands("aggregators", peers)
+
+    def once(rule: str, way: str) -> simulators.Found:
+        command = commands["byzfl" if is_torch(way) else "fedjax_sim"]
+        arguments = (rule, way, options.clients, options.parameters, options.calls)
+        return simulators.measure(command, arguments, options.timeout)
+
+    lines = []
+    for (rule, way), turn, found in simulators.turns(pairs, options.repeats, once):
+        facts = {"rule": rule, "way": way, "turn": turn, "memory": options.memory, **found}
+        size = {"clients": options.clients, "parameters": options.parameters}
+        name = "byzfl" if is_torch(way) else "fedjax_sim"
+        facts |= simulators.identity(name) | size
+        lines.append(harness.emit("aggregators", uses_jax=False, **facts))
+    harness.show("float32, a stack [clients, parameters]", *table(lines))
 
 
-def turns(rule: str, ways: tuple[str, ...], options: argparse.Namespace) -> dict[str, dict]:
-    """Run the ways in turn, each in a fresh process."""
-    lines: dict[str, list[dict]] = {way: [] for way in ways}
-    for _ in range(1 if options.memory else options.turns):
-        for way in ways:
-            peer = way.startswith(("torch", "byzfl"))
-            script = HERE / "peers" / ("torch" if peer else "jax")
-            command = [
-                *(environment() if peer else sys.executable, f"{script}_aggregators.py"),
-                *(rule, way, str(options.clients), str(options.parameters)),
-                "1" if options.memory else str(options.calls),
-            ]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise SystemExit(f"{way} failed on {rule}:\n{done.stderr[-2000:]}")
-            lines[way].append(json.loads(done.stdout.splitlines()[-1]))
-    return {
-        way: {
-            "seconds": float(np.median([line["seconds"] for line in found])),
-            "spread": float(np.ptp([line["seconds"] for line in found])),
-            "compile_seconds": float(np.median([line["compile_seconds"] for line in found])),
-            "peak_gib": max(line["peak_gib"] for line in found),
-            "checksum": found[0]["checksum"],
-        }
-        for way, found in lines.items()
+def is_torch(way: str) -> bool:
+    """Whether PyTorch computes it, in the peer's environment."""
+    return way.startswith(("torch", "byzfl"))
+
+
+def table(lines: list[harness.Line]) -> harness.Table:
+    """Seconds by rule and way, and how many times ours; or peak memory by rule."""
+    found: dict[tuple[str, str], list[harness.Line]] = {}
+    for line in lines:
+        found.setdefault((line["rule"], line["way"]), []).append(line)
+    size = "{clients:,} x {parameters:,}".format(**lines[0])
+    if lines[0]["memory"]:
+        columns = ("rule", f"peak memory of {size}, GiB")
+        return harness.Table(
+            columns,
+            [
+                (rule, failed(own) or f"{own[0]['peak_gib']:.2f}")
+                for (rule, _), own in found.items()
+            ],
+        )
+    medians = {
+        case: statistics.median(line["seconds"] for line in own)
+        for case, own in found.items()
+        if not failed(own)
     }
+    rows = []
+    for (rule, way), own in found.items():
+        seconds, ours = medians.get((rule, way)), medians.get((rule, "ours"))
+        times = f"{seconds / ours:.2f}" if seconds and ours else ""
+        rows.append((rule, way, failed(own) or f"{seconds:.3f}", times))
+    return harness.Table(("rule", "way", f"{size}, s", "times ours"), rows)
 
 
-def environment() -> str:
-    """The interpreter of the peers' virtual environment, made on the first use."""
-    folder = ROOT / ".bench" / "byzfl"
-    python = folder / "bin" / "python"
-    stamp = folder / "installed"
-    if not stamp.exists():
-        print(f"installing {', '.join(TORCH)} into {folder.relative_to(ROOT)}", file=sys.stderr)
-        venv.create(folder, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", *TORCH], check=True)
-        stamp.write_text("\n".join(TORCH))
-    return str(python)
+def failed(lines: list[harness.Line]) -> str:
+    """Why there is no number; empty if there is one."""
+    return next((f"failed: {line['failed']}" for line in lines if "failed" in line), "")
 
 
 if __name__ == "__main__":

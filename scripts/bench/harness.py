@@ -1,12 +1,14 @@
-"""What the benchmarks share: workloads, a compiled training, clocks that take turns, output."""
+"""What the benchmarks share: populations, a compiled training, clocks that take turns, output."""
 
 import argparse
 import datetime
 import json
 import math
 import os
+import platform
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -16,11 +18,12 @@ import optax
 from jax.sharding import Mesh
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as RichTable
+from workloads import WORKLOADS, Workload
 
-from fedjax_sim import algorithms, models
+from fedjax_sim import algorithms
 from fedjax_sim.analysis.runfolder import versions
-from fedjax_sim.base import Model, Params
+from fedjax_sim.base import Params
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.data.federated_data import size_facts
 from fedjax_sim.ops import devices
@@ -28,84 +31,20 @@ from fedjax_sim.ops import devices
 WIDTH = 140
 """Columns of a printed table, also where the output is no terminal."""
 
-
-class Workload(NamedTuple):
-    """What is trained, on inputs of which shape, and what its arithmetic is.
-
-    shape: of one input. Images are uint8, sequences (of one axis) are int32 tokens.
-    num_labels: labels are drawn from [0, num_labels), one an image or one a token.
-    layer_products: multiply-adds of one example's forward pass, layer by layer from the input on.
-    """
-
-    model: Model
-    shape: tuple[int, ...]
-    num_labels: int
-    layer_products: tuple[int, ...]
-
-    def step_flops(self, batch_size: int) -> int:
-        """Operations of the matrix products and convolutions of one local step.
-
-        Every layer's product is needed three times: forward, for the gradient of its kernel and,
-        in all layers but the first, for the gradient of its input. The rest is not counted.
-        """
-        return 2 * batch_size * (3 * sum(self.layer_products) - self.layer_products[0])
-
-    def num_parameters(self) -> int:
-        """Parameters of the model."""
-        return sum(math.prod(x.shape) for x in jax.tree.leaves(self._shapes()))
-
-    def step_bytes(self, batch_size: int) -> int:
-        """The least one local step moves if the model does not stay in a cache.
-
-        The parameters, read by the forward and the backward pass and written by the update, and the
-        inputs, read once.
-        """
-        width = 1 if len(self.shape) > 1 else 4
-        return 3 * 4 * self.num_parameters() + width * batch_size * math.prod(self.shape)
-
-    def init(self, key: jax.Array) -> Params:
-        """Fresh parameters."""
-        return self.model.init(key, jnp.zeros((1, *self.shape), self._dtype()))
-
-    def _shapes(self) -> Params:
-        return jax.eval_shape(self.init, jax.random.key(0))
-
-    def _dtype(self) -> Any:
-        return jnp.uint8 if len(self.shape) > 1 else jnp.int32
+Line = dict[str, Any]
+"""One measurement, as it is printed in JSON."""
 
 
-def mlp(width: int) -> Workload:
-    """A perceptron with two hidden layers of one width on 28x28 images."""
-    model = models.mlp(10, hidden=(width, width))
-    return Workload(model, (28, 28, 1), 10, (784 * width, width * width, width * 10))
+class Table(NamedTuple):
+    """Columns and rows of text, made of lines: a benchmark's `table(lines)`."""
 
-
-def _cnn(model: Model, side: int, channels: int, num_classes: int) -> Workload:
-    convolutions = ((side - 2) ** 2 * 9 * channels * 32, (side - 4) ** 2 * 9 * 32 * 64)
-    dense = ((side // 2 - 2) ** 2 * 64 * 128, 128 * num_classes)
-    return Workload(model, (side, side, channels), num_classes, convolutions + dense)
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
 
 
 def workload(name: str) -> Workload:
     """A workload by its name in `WORKLOADS`."""
     return WORKLOADS[name]()
-
-
-# Drawn inputs of the real data's shape: they take the same time and teach nothing. The LSTM reads
-# 80 characters; its first "layer" is the look-up of embeddings, whose gradient is no product.
-WORKLOADS: dict[str, Callable[[], Workload]] = {
-    "logistic": lambda: Workload(models.logistic(10), (28, 28, 1), 10, (784 * 10,)),
-    "mlp": lambda: mlp(200),
-    "cnn": lambda: _cnn(models.emnist_cnn(10, dropout=(0.0, 0.0)), 28, 1, 10),
-    "emnist": lambda: _cnn(models.emnist_cnn(62), 28, 1, 62),
-    "cifar10": lambda: _cnn(models.simple_cnn(10), 32, 3, 10),
-    "lstm": lambda: Workload(
-        models.char_lstm(90),
-        (80,),
-        90,
-        (0, 80 * (8 + 256) * 1024, 80 * (256 + 256) * 1024, 80 * 256 * 90),
-    ),
-}
 
 
 def equal_sizes(num_clients: int, size: int = 60) -> np.ndarray:
@@ -120,16 +59,8 @@ def lognormal_sizes(num_clients: int, size: int = 60) -> np.ndarray:
 
 
 def population(work: Workload, sizes: np.ndarray) -> FederatedData:
-    """Drawn examples for clients of these sizes; made in place, for they may fill the memory."""
-    rng = np.random.default_rng(0)
-    num_rows = int(sizes.sum())
-    if len(work.shape) > 1:
-        pixels = rng.bytes(num_rows * math.prod(work.shape))
-        x = np.frombuffer(pixels, np.uint8).reshape(num_rows, *work.shape)
-        y = rng.integers(0, work.num_labels, num_rows, np.int32)
-    else:
-        x = rng.integers(0, work.num_labels, (num_rows, *work.shape), np.int32)
-        y = rng.integers(0, work.num_labels, x.shape, np.int32)
+    """Drawn examples for clients of these sizes."""
+    x, y = work.draw(int(sizes.sum()))
     return FederatedData(
         examples={"x": jnp.asarray(x), "y": jnp.asarray(y)},
         owners=jnp.asarray(np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)),
@@ -239,26 +170,43 @@ def parser(doc: str) -> argparse.ArgumentParser:
     return made
 
 
-def emit(bench: str, *, uses_jax: bool = True, **facts: Any) -> None:
-    """Print one measurement as a JSON line, with where and when it was made.
+def emit(bench: str, *, uses_jax: bool = True, **facts: Any) -> Line:
+    """Print one measurement as a JSON line, with where and when it was made, and return it.
 
     `uses_jax=False` is for a process that leaves the devices to others.
     """
     context = {
+        "processor": _processor(),
         "cores": os.cpu_count(),
         "date": datetime.date.today().isoformat(),
         "versions": versions(),
     }
     if uses_jax:
         context |= {"device": jax.devices()[0].device_kind, "devices": jax.device_count()}
-    print(json.dumps({"bench": bench, **facts, **context}), flush=True)
+    line = {"bench": bench, **facts, **context}
+    print(json.dumps(line), flush=True)
+    return line
+
+
+def _processor() -> str:
+    try:
+        facts = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in facts if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table that can be pasted into Markdown; numbers come as text."""
-    table = Table(title=title, title_justify="left", box=box.MARKDOWN)
+    table = RichTable(title=title, title_justify="left", box=box.MARKDOWN)
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left")
     for row in rows:
         table.add_row(*map(str, row))
     Console(width=WIDTH).print(table)
+
+
+def with_spread(line: Line) -> str:
+    """The seconds of a line, median and spread, as a table shows them."""
+    return f"{line['seconds']:.4f} ± {line['spread']:.4f}"

@@ -6,26 +6,23 @@ that some are shared; 5 passes. "alike" (sigma 1) shares neurons, "unlike" (sigm
 grows to the budget of 700. The assignment is compared with optax's and SciPy's. Prints one JSON
 line a measurement and a table.
 
-    .venv/bin/python scripts/bench/matching.py [--repeats 5]
+    .venv/bin/python scripts/bench/matching.py [--what pfnm assignment] [--repeats 3]
+        [--quick]
 """
 
 import argparse
-import datetime
 import functools
-import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from rich.console import Console
-from rich.table import Table
 
 from fedjax_sim import matching
-from fedjax_sim.analysis.runfolder import versions
 from fedjax_sim.experiments.matching.pfnm import GRID
 
 INPUTS, HIDDEN, CLASSES, ATOMS = 784, 100, 10, 250
@@ -33,37 +30,53 @@ INPUTS, HIDDEN, CLASSES, ATOMS = 784, 100, 10, 250
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--repeats", type=int, default=5, help="repetitions; medians are reported")
-    repeats = parser.parse_args().repeats
+    parser = harness.parser(__doc__)
+    parser.add_argument("--what", nargs="+", default=["pfnm", "assignment"])
+    options = parser.parse_args()
+    if options.quick:
+        options.repeats = 1
+    for part in options.what:
+        lines = list({"pfnm": pfnm, "assignment": assignments}[part](options))
+        harness.show(part, *table(lines))
+
+
+def table(lines: list[harness.Line]) -> harness.Table:
+    """Seconds of warm calls, and of the first."""
+    names = ("seconds", "least", "first")
+    rows = [(line["case"], *(f"{line[name]:.4f}" for name in names)) for line in lines]
+    return harness.Table(("case", "median, s", "least, s", "with compilation, s"), rows)
+
+
+def pfnm(options: argparse.Namespace) -> Iterator[harness.Line]:
+    """One matching, and a grid of settings."""
     match = functools.partial(matching.pfnm_stacked, num_passes=5)
     one = jax.jit(
         lambda clients, key, point: match(*clients, key=key, prior=matching.Prior(*point))
     )
     grid = jax.jit(lambda clients, key, points: jax.lax.map(lambda p: one(clients, key, p), points))
-    ten, thirty = population(10), population(30)
-    key = jax.random.key(0)
-    cases: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
-        "10 clients, alike": (one, (ten, key, jnp.array([1.0, 1.0, 1.0]))),
-        "10 clients, unlike": (one, (ten, key, jnp.array([0.1, 10.0, 1.0]))),
-        f"10 clients, grid of {len(GRID)}": (grid, (ten, key, jnp.array(GRID))),
-        "30 clients, alike": (one, (thirty, key, jnp.array([1.0, 1.0, 1.0]))),
-        "30 clients, unlike": (one, (thirty, key, jnp.array([0.1, 10.0, 1.0]))),
+    key, alike, unlike = jax.random.key(0), jnp.ones(3), jnp.array([0.1, 10.0, 1.0])
+    for number in (2,) if options.quick else (10, 30):
+        clients = population(number)
+        yield report(f"{number} clients, alike", one, (clients, key, alike), options)
+        yield report(f"{number} clients, unlike", one, (clients, key, unlike), options)
+        if number == 10:
+            name = f"10 clients, {len(GRID)} settings as one program"
+            yield report(name, grid, (clients, key, jnp.array(GRID)), options)
+
+
+def assignments(options: argparse.Namespace) -> Iterator[harness.Line]:
+    """The assignment, here, in optax and in SciPy."""
+    ways = {
+        "fedjax_sim": matching.assignment,
+        "optax": jax.jit(optax.assignment.hungarian_algorithm),
+        "SciPy, on the host": scipy_assignment,
     }
-    table = Table("case", "median s", "least s", "with compilation s", title="PFNM")
-    for name, (function, inputs) in cases.items():
-        report(table, name, *seconds(function, inputs, repeats))
-    solvers = Table("case", "median s", "least s", "first s", title="linear assignment")
     rng = np.random.default_rng(0)
-    for size in ((100, 600), (500, 500), (1000, 1000)):
+    for size in ((10, 20),) if options.quick else ((100, 600), (500, 500), (1000, 1000)):
         costs = rng.normal(size=(size[0], 1, 10)) - rng.normal(size=(1, size[1], 10))
         costs = jnp.asarray((costs**2).sum(axis=-1), jnp.float32)
-        label = f"{size[0]} x {size[1]}"
-        report(solvers, f"{label}, ours", *seconds(matching.assignment, (costs,), repeats))
-        other = jax.jit(optax.assignment.hungarian_algorithm)
-        report(solvers, f"{label}, optax", *seconds(other, (costs,), repeats))
-        report(solvers, f"{label}, SciPy", *seconds(scipy_assignment, (costs,), repeats))
-    Console().print(table, solvers)
+        for name, way in ways.items():
+            yield report(f"{size[0]} x {size[1]}, {name}", way, (costs,), options)
 
 
 def scipy_assignment(costs: jax.Array) -> np.ndarray:
@@ -87,33 +100,21 @@ def population(num_clients: int) -> tuple[list[tuple[jax.Array, jax.Array]], jax
     return [first, second], jnp.asarray(counts, jnp.float32)
 
 
-def seconds(
-    function: Callable[..., Any], inputs: tuple[Any, ...], repeats: int
-) -> tuple[list[float], float]:
-    """Times of `repeats` warm calls, and of the first one."""
+def report(
+    case: str,
+    function: Callable[..., Any],
+    inputs: tuple[Any, ...],
+    options: argparse.Namespace,
+) -> harness.Line:
+    """Print times of warm calls, and of the first one."""
     times = []
-    for _ in range(repeats + 1):
+    for _ in range(options.repeats + 1):
         began = time.perf_counter()
         jax.block_until_ready(function(*inputs))
         times.append(time.perf_counter() - began)
-    return times[1:], times[0]
-
-
-def report(table: Table, name: str, warm: list[float], first: float) -> None:
-    """Print one measurement and put it into its table."""
-    found = {"median": float(np.median(warm)), "least": min(warm), "first": first}
-    record = {"bench": "matching", "case": name, **found, **context()}
-    print(json.dumps(record), flush=True)
-    table.add_row(name, *(f"{value:.4f}" for value in found.values()))
-
-
-def context() -> dict[str, Any]:
-    """Where and when: a number without it is worth nothing."""
-    return {
-        "device": jax.devices()[0].device_kind,
-        "date": datetime.date.today().isoformat(),
-        "versions": versions(),
-    }
+    first, *warm = times
+    found = {"seconds": float(np.median(warm)), "least": min(warm), "first": first}
+    return harness.emit("matching", case=case, **found)
 
 
 if __name__ == "__main__":

@@ -42,28 +42,28 @@ def main() -> None:
     model, population = options.model, 10_000
     if options.quick:
         cases, model, population = [("mean", 40, 1), ("stacked", 40, 1)], "logistic", 40
-    rows = []
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as fresh:
-        for case in cases:
-            facts = fresh.submit(measure, model, population, *case).result()
-            rows.append(
-                (
-                    facts["aggregator"],
-                    f"{facts['cohort']:,}",
-                    facts["width"],
-                    f"{facts['peak_bytes'] / 1e6:,.0f} MB",
-                    f"{facts['temporary_bytes'] / 1e6:,.2f} MB",
-                )
-            )
-    harness.show(
-        f"memory of a round of {model}, {population:,} clients",
-        ("aggregator", "cohort", "width", "peak", "temporary"),
-        rows,
-    )
+        lines = [fresh.submit(measure, model, population, *case).result() for case in cases]
+    harness.show(f"memory of a round of {model}, {population:,} clients", *table(lines))
 
 
-def measure(model: str, population: int, aggregator: str, cohort: int, width: int) -> dict:
+def table(lines: list[harness.Line]) -> harness.Table:
+    """Peak and temporary memory."""
+    rows = [
+        (
+            line["aggregator"],
+            f"{line['cohort']:,}",
+            line["width"],
+            f"{line['peak_bytes'] / 1e6:,.0f} MB",
+            f"{line['temporary_bytes'] / 1e6:,.2f} MB",
+        )
+        for line in lines
+    ]
+    return harness.Table(("aggregator", "cohort", "width", "peak", "temporary"), rows)
+
+
+def measure(model: str, population: int, aggregator: str, cohort: int, width: int) -> harness.Line:
     """Peak and temporary bytes of one training; print them."""
     work = harness.workload(model)
     data = harness.population(work, harness.equal_sizes(population, SIZE))
@@ -75,6 +75,7 @@ def measure(model: str, population: int, aggregator: str, cohort: int, width: in
     training.run(1)
     facts = {
         "model": model,
+        "population": population,
         "aggregator": aggregator,
         "cohort": cohort,
         "width": width,
@@ -82,8 +83,7 @@ def measure(model: str, population: int, aggregator: str, cohort: int, width: in
         "peak_bytes": peak_bytes(),
         "temporary_bytes": training.temporary_bytes,
     }
-    harness.emit("memory", **facts)
-    return facts
+    return harness.emit("memory", **facts)
 
 
 def peak_bytes() -> int:

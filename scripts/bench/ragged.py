@@ -52,42 +52,47 @@ def main() -> None:
     }
     ways = {name: training.run for name, training in trainings.items()}
     found = harness.take_turns(ways, repeats, at_least=0.0 if options.quick else 0.3)
-    rows = []
+    lines = []
     for width in widths:
         executed = executed_steps(work, data["log-normal"], width)
-        wasted = executed / useful["log-normal"] - 1
         seconds = {name: found[name, width].median for name in data}
         per_step = {name: seconds[name] / useful[name] for name in data}
         per_example = {name: seconds[name] / each.num_examples for name, each in data.items()}
-        harness.emit(
+        line = harness.emit(
             "ragged",
             clients=num_clients,
             width=width,
             largest_client=data["log-normal"].max_size,
             useful_steps=useful["log-normal"],
             executed_steps=executed,
-            wasted_fraction=wasted,
+            wasted_fraction=executed / useful["log-normal"] - 1,
             **{f"{name}_seconds": seconds[name] for name in data},
             **{f"{name}_spread": found[name, width].spread for name in data},
+            **{f"{name}_microseconds_per_step": 1e6 * per_step[name] for name in data},
             step_against_equal=per_step["log-normal"] / per_step["equal"],
             example_against_equal=per_example["log-normal"] / per_example["equal"],
         )
-        rows.append(
-            (
-                width,
-                f"{useful['log-normal']:,}",
-                f"{100 * wasted:.1f} %",
-                *(f"{1e6 * per_step[name]:.1f}" for name in data),
-                f"{per_step['log-normal'] / per_step['equal']:.2f}",
-                f"{per_example['log-normal'] / per_example['equal']:.2f}",
-            )
-        )
+        lines.append(line)
+    title = f"{num_clients:,} clients, log-normal against equal, one device"
+    harness.show(title, *table(lines))
+
+
+def table(lines: list[harness.Line]) -> harness.Table:
+    """Waste and time by width."""
     columns = ("width", "useful steps", "wasted", "us a step, equal", "log-normal")
-    harness.show(
-        f"{num_clients:,} clients, log-normal against equal, one device",
-        (*columns, "step against equal", "example against equal"),
-        rows,
-    )
+    rows = [
+        (
+            line["width"],
+            f"{line['useful_steps']:,}",
+            f"{100 * line['wasted_fraction']:.1f} %",
+            f"{line['equal_microseconds_per_step']:.1f}",
+            f"{line['log-normal_microseconds_per_step']:.1f}",
+            f"{line['step_against_equal']:.2f}",
+            f"{line['example_against_equal']:.2f}",
+        )
+        for line in lines
+    ]
+    return harness.Table((*columns, "step against equal", "example against equal"), rows)
 
 
 def useful_steps(data: FederatedData) -> int:

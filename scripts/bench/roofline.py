@@ -30,8 +30,8 @@ from jax.sharding import PartitionSpec as P
 from fedjax_sim.ops import devices
 
 SIZE, BATCH_SIZE = 60, 20
-CLIENTS = {"logistic": 1000, "mlp": 200, "cnn": 10, "emnist": 10, "cifar10": 10, "lstm": 4}
-"""As many clients as make a round of a tenth of a second to a second on a CPU."""
+CLIENTS = {"logistic": 1000, "mlp": 200}
+"""As many clients as make a round of a tenth of a second to a second on a CPU; of others 6."""
 
 
 class Peaks(NamedTuple):
@@ -61,22 +61,20 @@ def main() -> None:
     devices.use_all_cores()
     mesh = devices.mesh()
     peaks = measure_peaks(mesh, options.repeats, options.quick)
-    harness.emit("roofline", peak_flops=peaks.flops, peak_bytes=peaks.bytes)
+    lines = [harness.emit("roofline", peak_flops=peaks.flops, peak_bytes=peaks.bytes)]
     trainings, floors = {}, {}
     for name in options.models:
         work = harness.workload(name)
-        num_clients = options.clients or CLIENTS[name]
+        num_clients = options.clients or CLIENTS.get(name, 6)
         data = harness.population(work, harness.equal_sizes(num_clients, SIZE))
         width = options.width if options.width == "auto" else int(options.width)
         trainings[name] = Training(work, devices.replicate(data, mesh), mesh=mesh, width=width)
         floors[name] = floor(work, num_clients * SIZE // BATCH_SIZE, BATCH_SIZE, peaks)
     ways = {name: training.run for name, training in trainings.items()}
     found = harness.take_turns(ways, options.repeats, 0.0 if options.quick else 0.3)
-    rows = []
     for name, seconds in found.items():
         least = floors[name]
-        rates = least.flops / seconds.median, least.bytes / seconds.median
-        harness.emit(
+        line = harness.emit(
             "roofline",
             model=name,
             seconds=seconds.median,
@@ -84,27 +82,34 @@ def main() -> None:
             floor_seconds=least.seconds,
             flops=least.flops,
             bytes=least.bytes,
-            of_peak_flops=rates[0] / peaks.flops,
-            of_peak_bytes=rates[1] / peaks.bytes,
+            of_peak_flops=least.flops / seconds.median / peaks.flops,
+            of_peak_bytes=least.bytes / seconds.median / peaks.bytes,
             compile_seconds=trainings[name].compile_seconds,
         )
+        lines.append(line)
+    harness.show(f"{mesh.size} devices", *table(lines))
+
+
+def table(lines: list[harness.Line]) -> harness.Table:
+    """What was reached, under a row of the peaks."""
+    columns = ("model", "seconds a round", "floor", "reached", "FLOP/s", "bytes/s", "FLOP/byte")
+    peaks, *measured = lines
+    rates = (f"{peaks[name] / 1e9:,.1f} G" for name in ("peak_flops", "peak_bytes"))
+    rows: list[tuple[str, ...]] = [("(peaks)", "", "", "", *rates, "")]
+    for line in measured:
+        seconds = line["seconds"]
         rows.append(
             (
-                name,
-                f"{seconds.median:.4f} ± {seconds.spread:.4f}",
-                f"{least.seconds:.4f}",
-                f"{100 * least.seconds / seconds.median:.0f} %",
-                f"{rates[0] / 1e9:,.1f} G ({100 * rates[0] / peaks.flops:.0f} %)",
-                f"{rates[1] / 1e9:,.1f} G ({100 * rates[1] / peaks.bytes:.0f} %)",
-                f"{least.flops / least.bytes:.1f}",
+                line["model"],
+                harness.with_spread(line),
+                f"{line['floor_seconds']:.4f}",
+                f"{100 * line['floor_seconds'] / seconds:.0f} %",
+                f"{line['flops'] / seconds / 1e9:,.1f} G ({100 * line['of_peak_flops']:.0f} %)",
+                f"{line['bytes'] / seconds / 1e9:,.1f} G ({100 * line['of_peak_bytes']:.0f} %)",
+                f"{line['flops'] / line['bytes']:.1f}",
             )
         )
-    harness.show(
-        f"peaks of {mesh.size} devices: {peaks.flops / 1e9:,.0f} GFLOP/s, "
-        f"{peaks.bytes / 1e9:,.0f} GB/s",
-        ("model", "seconds a round", "floor", "reached", "FLOP/s", "bytes/s", "FLOP/byte"),
-        rows,
-    )
+    return harness.Table(columns, rows)
 
 
 def measure_peaks(mesh: Mesh, repeats: int, quick: bool = False) -> Peaks:

@@ -22,7 +22,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import harness
-from harness import Seconds, Training
+import workloads
+from harness import Line, Seconds, Table, Training
 
 from fedjax_sim.servers import sampling
 
@@ -85,7 +86,7 @@ def report(part: str, trainings: dict[int, Training], options: Namespace) -> Non
     found = measure(trainings, options)
     per_step = {n: seconds.median / (n * STEPS) for n, seconds in found.items()}
     reference = per_step[min(100, max(per_step))]
-    for n, seconds in found.items():
+    lines = [
         harness.emit(
             "scaling",
             part=part,
@@ -97,20 +98,24 @@ def report(part: str, trainings: dict[int, Training], options: Namespace) -> Non
             temporary_bytes=trainings[n].temporary_bytes,
             compile_seconds=trainings[n].compile_seconds,
         )
-    harness.show(
-        f"logistic regression by {part}, one device",
-        (part, "seconds a round", "us a client-step", "against 100", "temporary memory"),
-        [
-            (
-                f"{n:,}",
-                f"{seconds.median:.4f} ± {seconds.spread:.4f}",
-                f"{1e6 * per_step[n]:.1f}",
-                f"{per_step[n] / reference:.2f}",
-                f"{trainings[n].temporary_bytes / 1e6:.2f} MB",
-            )
-            for n, seconds in found.items()
-        ],
-    )
+        for n, seconds in found.items()
+    ]
+    harness.show(f"logistic regression by {part}, one device", *table(lines))
+
+
+def _by_clients(lines: list[Line]) -> Table:
+    columns = (lines[0]["part"], "seconds a round", "us a client-step", "against 100")
+    rows = [
+        (
+            f"{line['clients']:,}",
+            harness.with_spread(line),
+            f"{line['microseconds_per_client_step']:.1f}",
+            f"{line['against_100_clients']:.2f}",
+            f"{line['temporary_bytes'] / 1e6:.2f} MB",
+        )
+        for line in lines
+    ]
+    return Table((*columns, "temporary memory"), rows)
 
 
 def width(options: Namespace) -> None:
@@ -121,7 +126,7 @@ def width(options: Namespace) -> None:
         "equal": harness.equal_sizes(num_clients, SIZE),
         "log-normal": harness.lognormal_sizes(num_clients, SIZE),
     }
-    rows = []
+    lines = []
     for name, (kind, counts) in itertools.product(("logistic", "mlp"), sizes.items()):
         work = harness.workload(name)
         data = harness.population(work, counts)
@@ -129,8 +134,7 @@ def width(options: Namespace) -> None:
         found = measure(ways, options)
         best = min(found[w].median for w in widths)
         for w, seconds in found.items():
-            per_step = 1e6 * seconds.median / sum(-(-counts // BATCH_SIZE))
-            harness.emit(
+            line = harness.emit(
                 "scaling",
                 part="width",
                 model=name,
@@ -139,31 +143,34 @@ def width(options: Namespace) -> None:
                 clients=num_clients,
                 seconds=seconds.median,
                 spread=seconds.spread,
-                microseconds_per_client_step=per_step,
+                microseconds_per_client_step=1e6 * seconds.median / sum(-(-counts // BATCH_SIZE)),
                 against_best=seconds.median / best,
+                compile_seconds=ways[w].compile_seconds,
             )
-            rows.append(
-                (
-                    name,
-                    kind,
-                    w,
-                    f"{seconds.median:.4f} ± {seconds.spread:.4f}",
-                    f"{per_step:.1f}",
-                    f"{seconds.median / best:.2f}",
-                )
-            )
-    harness.show(
-        f"{num_clients} clients by width, one device",
-        ("model", "sizes", "width", "seconds a round", "us a client-step", "against best"),
-        rows,
-    )
+            lines.append(line)
+    harness.show(f"{num_clients} clients by width, one device", *table(lines))
+
+
+def _by_width(lines: list[Line]) -> Table:
+    columns = ("model", "sizes", "width", "seconds a round", "us a client-step", "against best")
+    rows = [
+        (
+            *(line[field] for field in ("model", "sizes", "width")),
+            harness.with_spread(line),
+            f"{line['microseconds_per_client_step']:.1f}",
+            f"{line['against_best']:.2f}",
+            f"{line['compile_seconds']:.1f}",
+        )
+        for line in lines
+    ]
+    return Table((*columns, "compile, s"), rows)
 
 
 def model(options: Namespace) -> None:
     """Small and large models, with as many clients as keep a round short."""
     works = {"logistic": (harness.workload("logistic"), 100)}
     for hidden in (50, 200, 800) if options.at_least else (50,):
-        works[f"mlp {hidden}"] = (harness.mlp(hidden), 100_000 // hidden**2 + 5)
+        works[f"mlp {hidden}"] = (workloads.mlp(hidden), 100_000 // hidden**2 + 5)
     if options.at_least:
         works |= {"cnn": (harness.workload("cnn"), 5), "lstm": (harness.workload("lstm"), 2)}
     trainings = {
@@ -172,12 +179,10 @@ def model(options: Namespace) -> None:
         )
         for name, (work, n) in works.items()
     }
-    rows = []
+    lines = []
     for name, seconds in measure(trainings, options).items():
         work, n = works[name]
-        per_step = seconds.median / (min(options.most, n) * STEPS)
-        flops = work.step_flops(BATCH_SIZE)
-        harness.emit(
+        line = harness.emit(
             "scaling",
             part="model",
             model=name,
@@ -185,22 +190,37 @@ def model(options: Namespace) -> None:
             clients=min(options.most, n),
             seconds=seconds.median,
             spread=seconds.spread,
-            microseconds_per_client_step=1e6 * per_step,
-            flops_per_client_step=flops,
+            microseconds_per_client_step=1e6 * seconds.median / (min(options.most, n) * STEPS),
+            flops_per_client_step=work.step_flops(BATCH_SIZE),
             compile_seconds=trainings[name].compile_seconds,
         )
+        lines.append(line)
+    harness.show("client-steps by model, one device", *table(lines))
+
+
+def _by_model(lines: list[Line]) -> Table:
+    columns = ("model", "parameters", "us a step", "Mflop a step", "us a Mflop", "compile, s")
+    rows = []
+    for line in lines:
+        microseconds = line["microseconds_per_client_step"]
+        megaflops = line["flops_per_client_step"] / 1e6
         rows.append(
             (
-                name,
-                f"{work.num_parameters():,}",
-                f"{1e6 * per_step:,.1f}",
-                f"{flops / 1e6:,.1f}",
-                f"{1e12 * per_step / flops:.1f}",
-                f"{trainings[name].compile_seconds:.1f}",
+                line["model"],
+                f"{line['parameters']:,}",
+                f"{microseconds:,.1f}",
+                f"{megaflops:,.1f}",
+                f"{microseconds / megaflops:.1f}",
+                f"{line['compile_seconds']:.1f}",
             )
         )
-    columns = ("parameters", "us a step", "Mflop a step", "us a Mflop", "compile, s")
-    harness.show("client-steps by model, one device", ("model", *columns), rows)
+    return Table(columns, rows)
+
+
+def table(lines: list[Line]) -> Table:
+    """The table of one part."""
+    made = {"width": _by_width, "model": _by_model}
+    return made.get(lines[0]["part"], _by_clients)(lines)
 
 
 def measure(trainings: Mapping[Any, Training], options: Namespace) -> dict[Any, Seconds]:

@@ -24,7 +24,7 @@ def main() -> None:
     options = harness.parser(__doc__).parse_args()
     ours = jax.jit(simplex.project)
     theirs = jax.jit(jax.vmap(optax.projections.projection_simplex))
-    rows = []
+    lines = []
     for batch, size in SHAPES[-1:] if options.quick else SHAPES:
         for draws, deviation in (("wide", 1.0), ("near uniform", 1 / size)):
             noise = np.random.default_rng(0).normal(0, deviation, (batch, size))
@@ -37,7 +37,7 @@ def main() -> None:
             }
             found = harness.take_turns(ways, options.repeats, 0.0 if options.quick else 0.05)
             ratio = found["optax"].median / found["ours"].median
-            harness.emit(
+            line = harness.emit(
                 "simplex",
                 shape=v.shape,
                 draws=draws,
@@ -46,9 +46,24 @@ def main() -> None:
                 times_ours=ratio,
                 largest_difference=float(jnp.abs(ours(v) - theirs(v)).max()),
             )
-            times = (f"{found[name].median * 1e3:.3f} ms" for name in ways)
-            rows.append((f"[{batch:,}, {size:,}]", draws, *times, f"{ratio:.1f}x"))
-    harness.show("projection", ("batch", "entries", "ours", "optax", "optax / ours"), rows)
+            lines.append(line)
+    harness.show("projection", *table(lines))
+
+
+def table(lines: list[harness.Line]) -> harness.Table:
+    """Both ways' times by batch and draws."""
+    rows = [
+        (
+            f"{line['shape'][0]:,} x {line['shape'][1]:,}",
+            line["draws"],
+            f"{line['seconds'] * 1e3:.3f}",
+            f"{line['optax_seconds'] * 1e3:.3f}",
+            f"{line['times_ours']:.1f}x",
+        )
+        for line in lines
+    ]
+    columns = ("batch", "draws", "fedjax_sim, ms", "optax, ms", "optax / fedjax_sim")
+    return harness.Table(columns, rows)
 
 
 if __name__ == "__main__":

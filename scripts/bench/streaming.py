@@ -9,10 +9,10 @@ would take longer if nothing overlapped. The files have just been written, so th
 has them in memory; afterwards they are deleted. Prints one JSON line a measurement and a table.
 
     .venv/bin/python scripts/bench/streaming.py [--clients 1000 4000 16000] [--cohort 100]
+        [--rounds 60] [--quick]
 """
 
 import argparse
-import datetime
 import json
 import subprocess
 import sys
@@ -21,14 +21,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import harness
 import jax
 import numpy as np
 import optax
-from rich.console import Console
-from rich.table import Table
 
 from fedjax_sim import algorithms, models, simulate
-from fedjax_sim.analysis.runfolder import versions
 from fedjax_sim.data import Batching, disk
 from fedjax_sim.servers import sampling
 
@@ -37,18 +35,18 @@ EXAMPLES, FEATURES, CLASSES, SEGMENT = 60, 784, 10, 5
 
 def main() -> None:
     """Measure and print, or be one of the processes that are measured."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = harness.parser(__doc__)
     parser.add_argument("--clients", type=int, nargs="+", default=[1000, 4000, 16000])
     parser.add_argument("--cohort", type=int, default=100, help="clients of a round")
     parser.add_argument("--rounds", type=int, default=60, help="rounds of every measurement")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.quick:
+        options.clients, options.cohort, options.rounds = [20], 4, 2 * SEGMENT
     if options.measure:
         print(json.dumps(measure(*options.measure, options.cohort, options.rounds)))
         return
-    table = Table(title=f"cohorts of {options.cohort}; medians over segments of {SEGMENT} rounds")
-    for column in ("clients", "data", "way", "peak memory", "ms a round", "ms of loading"):
-        table.add_column(column, justify="left" if column == "way" else "right")
+    lines = []
     for num_clients in options.clients:
         with tempfile.TemporaryDirectory() as folder:
             population = disk.write(folder, clients(num_clients))
@@ -59,16 +57,26 @@ def main() -> None:
                 done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
                 found = json.loads(done.stdout.splitlines()[-1])
                 where = {"clients": population.num_clients, "cohort": options.cohort, "way": way}
-                print(json.dumps({"bench": "streaming", **where, **found, **context()}), flush=True)
-                table.add_row(
-                    f"{num_clients:,}",
-                    f"{size / 2**20:,.0f} MiB",
-                    way,
-                    f"{found['peak_memory_bytes'] / 2**20:,.0f} MiB",
-                    f"{found['round_milliseconds']:.1f}",
-                    f"{found.get('loading_milliseconds', 0):.1f}",
-                )
-    Console().print(table)
+                lines.append(harness.emit("streaming", **where, data_bytes=size, **found))
+    title = f"cohorts of {options.cohort}; medians over segments of {SEGMENT} rounds"
+    harness.show(title, *table(lines))
+
+
+def table(lines: list[harness.Line]) -> harness.Table:
+    """Memory and time by population and way."""
+    rows = [
+        (
+            f"{line['clients']:,}",
+            line["way"],
+            f"{line['data_bytes'] / 2**20:,.0f}",
+            f"{line['peak_memory_bytes'] / 2**20:,.0f}",
+            f"{line['round_milliseconds']:.1f}",
+            f"{line['loading_milliseconds']:.1f}" if "loading_milliseconds" in line else "",
+        )
+        for line in lines
+    ]
+    columns = ("clients", "way", "data, MiB", "peak memory, MiB", "ms a round", "loading alone, ms")
+    return harness.Table(columns, rows)
 
 
 def clients(num_clients: int) -> Iterator[dict[str, np.ndarray]]:
@@ -120,13 +128,6 @@ def peak_memory_bytes() -> int:
     """The most memory this process has held; Linux counts a parent's in getrusage's ru_maxrss."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.split("VmHWM:")[1].split()[0])
-
-
-def context() -> dict[str, object]:
-    """Where and when a number was measured."""
-    device = jax.devices()[0]
-    today = datetime.date.today().isoformat()
-    return {"device": device.device_kind, "date": today, "versions": versions()}
 
 
 if __name__ == "__main__":

@@ -37,28 +37,30 @@ def main() -> None:
         options.rounds, options.repeats, options.seeds = 2, 1, 1
     task = tasks.adult()
     points = simulate.product(seed=range(options.seeds), learning_rate=LEARNING_RATES)
-    rows = []
+    lines = []
     for name, make in makers(task.model).items():
         found = measure(make, task, points, options.rounds, options.repeats)
         found |= separately(make, task, points, options.rounds)
-        harness.emit("sweep", algorithm=name, **found)
-        rows.append(
-            (
-                name,
-                *(f"{found[f'{way}_seconds']:.2f}" for way in ("together", "one_by_one")),
-                *(f"{found[ratio]:.1f}x" for ratio in ("ratio", "ratio_with_compilation")),
-                *(f"{found[f'{way}_seconds']:.1f}" for way in ("sweep", "separate")),
-                f"{found['ratio_separate']:.1f}x",
-            )
-        )
-    harness.show(
-        f"{len(points['seed'])} runs of {options.rounds} rounds, seconds",
+        lines.append(harness.emit("sweep", algorithm=name, **found))
+    title = f"{len(points['seed'])} runs of {options.rounds} rounds, seconds"
+    harness.show(title, *table(lines))
+
+
+def table(lines: list[harness.Line]) -> harness.Table:
+    """Seconds of both ways, and of both with everything."""
+    columns = ("algorithm", "runs", "rounds", "together", "one by one", "ratio")
+    more = ("with one compilation each", "one sweep, all in all", "separately, all in all", "ratio")
+    rows = [
         (
-            *("algorithm", "together", "one by one", "ratio", "with one compilation each"),
-            *("one sweep, all in all", "separately, all in all", "ratio"),
-        ),
-        rows,
-    )
+            *(line[field] for field in ("algorithm", "runs", "rounds")),
+            *(f"{line[f'{way}_seconds']:.2f}" for way in ("together", "one_by_one")),
+            *(f"{line[ratio]:.1f}x" for ratio in ("ratio", "ratio_with_compilation")),
+            *(f"{line[f'{way}_seconds']:.1f}" for way in ("sweep", "separate")),
+            f"{line['ratio_separate']:.1f}x",
+        )
+        for line in lines
+    ]
+    return harness.Table((*columns, *more), rows)
 
 
 def makers(model: Any) -> dict[str, Callable[[jax.Array], Algorithm]]:

@@ -137,7 +137,7 @@ PROGRAM = textwrap.dedent(
 
 @pytest.fixture(scope="module")
 def found():
-    environment = os.environ | compilation.QUICK_ENVIRONMENT
+    environment = os.environ | compilation.QUICK_ENVIRONMENT | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment
     )
@@ -201,7 +201,7 @@ assert result.info.status.tolist() == [0]
 
 def test_a_client_a_device():
     """Then the compiler has devices reduce what each has one of, the status among it."""
-    environment = os.environ | compilation.QUICK_ENVIRONMENT
+    environment = os.environ | compilation.QUICK_ENVIRONMENT | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", ONE_EACH], capture_output=True, text=True, env=environment
     )

@@ -1,7 +1,6 @@
 """One FedAvg round of FedJAX: fedjax_round.py MODEL DATA.npz ROUNDS -> one JSON line.
 
-Its default backend, a jitted step per batch, on all cores or on the accelerator. FedJAX 0.0.17
-calls names that newer JAX has moved; they are put back.
+Its default backend, a jitted step per batch, on all cores or on the accelerator.
 """
 
 import json
@@ -9,23 +8,14 @@ import sys
 import time
 
 import jax
-
-for name in ("tree_map", "tree_leaves"):
-    setattr(jax, name, getattr(jax.tree_util, name))
-jax.tree_multimap = jax.tree_util.tree_multimap = jax.tree_util.tree_map
-
-import fedjax
 import numpy as np
+from fedjax_parts import clients_of, fedjax, num_parameters
 from haiku_models import build
 
 model_name, path, num_rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
 with np.load(path) as file:
-    x, y, sizes = file["x"], file["y"], file["sizes"]
+    clients = clients_of(file)
     cohort_size, batch_size = int(file["cohort"]), int(file["batch_size"])
-rows = np.split(np.arange(len(y)), np.cumsum(sizes)[:-1])
-clients = [
-    (b"%06d" % i, fedjax.ClientDataset({"x": x[own], "y": y[own]})) for i, own in enumerate(rows)
-]
 model = build(model_name)
 batches = fedjax.ShuffleRepeatBatchHParams(
     batch_size=batch_size, num_epochs=1, drop_remainder=False
@@ -44,4 +34,9 @@ for r in range(num_rounds + 1):
     state, _ = algorithm.apply(state, cohort)
     jax.block_until_ready(state.params)
     seconds.append(time.perf_counter() - started)
-print(json.dumps({"first": seconds[0], "median": float(np.median(seconds[1:]))}))
+line = {
+    "seconds": float(np.median(seconds[1:])),
+    "first_round_seconds": seconds[0],
+    "parameters": num_parameters(state.params),
+}
+print(json.dumps(line))

@@ -3,6 +3,9 @@
 import json
 import sys
 import time
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1]))
 
 from fedjax_sim.ops import devices
 
@@ -11,8 +14,9 @@ devices.use_all_cores()
 import jax
 import numpy as np
 import optax
+from workloads import WORKLOADS
 
-from fedjax_sim import algorithms, models
+from fedjax_sim import algorithms
 from fedjax_sim.data import Batching, federate
 from fedjax_sim.servers import sampling
 
@@ -20,17 +24,10 @@ model_name, path, num_rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
 with np.load(path) as file:
     x, y, sizes = file["x"], file["y"], file["sizes"]
     cohort_size, batch_size = int(file["cohort"]), int(file["batch_size"])
-build = {
-    "logistic": lambda: models.logistic(10),
-    "mlp": lambda: models.mlp(10),
-    "cnn": lambda: models.emnist_cnn(10, dropout=(0.0, 0.0)),
-    "emnist": lambda: models.emnist_cnn(62),
-    "cifar10": lambda: models.simple_cnn(10),
-}
 mesh = devices.mesh()
 rows = np.split(np.arange(len(y)), np.cumsum(sizes)[:-1])
 data = devices.replicate(federate({"x": x, "y": y}, rows), mesh)
-model = build[model_name]()
+model = WORKLOADS[model_name]().model
 algorithm = algorithms.fedavg(
     model,
     client_optimizer=optax.sgd(0.1),
@@ -59,5 +56,9 @@ for _ in range(4):
     started = time.perf_counter()
     jax.block_until_ready(training(key, state, data))
     seconds.append((time.perf_counter() - started) / num_rounds)
-first = seconds[0] * num_rounds
-print(json.dumps({"first": first, "median": float(np.median(seconds[1:]))}))
+line = {
+    "seconds": float(np.median(seconds[1:])),
+    "first_round_seconds": seconds[0] * num_rounds,
+    "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+}
+print(json.dumps(line))

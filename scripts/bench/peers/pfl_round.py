@@ -1,9 +1,4 @@
-"""One FedAvg round of pfl-research: pfl_round.py MODEL DATA.npz ROUNDS -> one JSON line.
-
-Its simulated backend with PyTorch and preloaded user data, on the accelerator where there is one;
-callbacks time the rounds. Alone it uses all cores, as one of several processes of torchrun its
-share of them.
-"""
+"""One FedAvg round of pfl-research: pfl_round.py MODEL DATA.npz ROUNDS -> one JSON line."""
 
 import json
 import os
@@ -11,47 +6,9 @@ import sys
 import time
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from pfl.aggregate.simulate import SimulatedBackend
-from pfl.algorithm.base import NNAlgorithmParams
-from pfl.algorithm.federated_averaging import FederatedAveraging
+import pfl_parts
 from pfl.callback.base import TrainingProcessCallback
-from pfl.data.dataset import Dataset
-from pfl.data.federated_dataset import FederatedDataset
-from pfl.data.sampling import get_user_sampler
-from pfl.hyperparam import NNEvalHyperParams, NNTrainHyperParams
-from pfl.model.pytorch import PyTorchModel
-from torch import nn
-from torch_models import build
-
-torch.set_num_threads(os.cpu_count() // int(os.environ.get("WORLD_SIZE", "1")))
-model_name, path, num_rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
-with np.load(path) as file:
-    x, y, sizes = file["x"], file["y"], file["sizes"]
-    cohort_size, batch_size = int(file["cohort"]), int(file["batch_size"])
-device = "cuda" if torch.cuda.is_available() else "cpu"
-inputs = torch.tensor(x.transpose(0, 3, 1, 2), device=device)
-labels = torch.tensor(y, dtype=torch.long, device=device)
-ends = np.cumsum(sizes)
-
-
-class Net(nn.Module):
-    """The model with the loss and metrics that pfl asks for."""
-
-    def __init__(self):
-        super().__init__()
-        self.net = build(model_name)
-
-    def forward(self, x):
-        return self.net(x)
-
-    def loss(self, x, y, eval=False):
-        return F.cross_entropy(self.net(x), y)
-
-    @torch.no_grad()
-    def metrics(self, x, y):
-        return {}
+from torch_models import num_parameters
 
 
 class Timer(TrainingProcessCallback):
@@ -73,33 +30,24 @@ class Timer(TrainingProcessCallback):
         )
 
 
-users = {
-    str(i): [inputs[end - size : end], labels[end - size : end]]
-    for i, (end, size) in enumerate(zip(ends, sizes, strict=True))
-}
-net = Net().to(device)
-model = PyTorchModel(
-    net,
-    local_optimizer_create=torch.optim.SGD,
-    central_optimizer=torch.optim.SGD(net.parameters(), 1.0),
-)
-federated = FederatedDataset(
-    lambda user: Dataset(raw_data=users[user], user_id=user),
-    get_user_sampler("minimize_reuse", list(users)),
-)
+model_name, path, num_rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
+with np.load(path) as file:
+    users = pfl_parts.users(file)
+    cohort_size, batch_size = int(file["cohort"]), int(file["batch_size"])
+model = pfl_parts.model(model_name)
 timer = Timer()
-FederatedAveraging().run(
-    NNAlgorithmParams(
-        central_num_iterations=num_rounds + 1,
-        evaluation_frequency=10**6,
-        train_cohort_size=cohort_size,
-        val_cohort_size=0,
-    ),
-    SimulatedBackend(training_data=federated, val_data=federated),
+pfl_parts.train(
     model,
-    NNTrainHyperParams(local_num_epochs=1, local_learning_rate=0.1, local_batch_size=batch_size),
-    NNEvalHyperParams(local_batch_size=100),
+    users,
+    num_rounds=num_rounds + 1,
+    cohort_size=cohort_size,
+    batch_size=batch_size,
     callbacks=[timer],
 )
 if os.environ.get("RANK", "0") == "0":
-    print(json.dumps({"first": timer.seconds[0], "median": float(np.median(timer.seconds[1:]))}))
+    line = {
+        "seconds": float(np.median(timer.seconds[1:])),
+        "first_round_seconds": timer.seconds[0],
+        "parameters": num_parameters(model.pytorch_model),
+    }
+    print(json.dumps(line))
