@@ -20,6 +20,8 @@ FOLDER gets lines.jsonl (every measurement), log.txt (what the parts printed) an
 
 import argparse
 import collections
+import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -120,13 +122,33 @@ def keep(options: argparse.Namespace, text: str) -> None:
 
 def report(options: argparse.Namespace, **facts: Any) -> None:
     """A line of this script's own."""
-    keep(options, json.dumps({"bench": "accelerator", **facts}))
+    import harness
+
+    made = harness.line("accelerator", uses_jax=False, **facts)
+    keep(options, json.dumps(made | {"device": card()}))
+
+
+@functools.cache
+def card() -> str:
+    """The accelerator's name, asked without starting JAX."""
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.check_output(query, text=True).splitlines()[0]
+    return "no NVIDIA card"
 
 
 def again(options: argparse.Namespace, child: str, output: Path) -> list[Any]:
     """This script as a part's child."""
     quick = ["--quick"] * options.quick
     return [HERE / "accelerator.py", "--child", child, "--output", output, *quick]
+
+
+def table(lines: list[dict[str, Any]]) -> Any:
+    """Rounds of everybody on the same card; the other parts have no table."""
+    import simulators
+
+    measured = [line for line in lines if line.get("part") == "peers"]
+    return simulators.table(measured, {"model": "model", "clients": "clients", "cohort": "cohort"})
 
 
 # Parts

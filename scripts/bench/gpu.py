@@ -41,6 +41,32 @@ def main() -> None:
     bench = Bench(options)
     for name in options.workload:
         everything[name](bench)
+    harness.show("rounds on an accelerator", *table(bench.lines))
+
+
+def table(lines: list[harness.Line]) -> harness.Table:
+    """Times, and how far they are from the floor; the peaks that it is computed from are left out."""
+    columns = ("model", "clients", "rounds", "width", "seconds in all", "floor", "client-steps/s")
+    rows: list[tuple[str, ...]] = []
+    for line in lines:
+        if "model" not in line:
+            continue
+        label = (line["model"], f"{line['clients']:,}", f"{line['rounds']:,}", str(line["width"]))
+        if "error" in line:
+            rows.append((*label, line["error"], *[""] * 5))
+            continue
+        rows.append(
+            (
+                *label,
+                f"{line['seconds']:.4f}",
+                f"{line['floor_seconds']:.4f} ({line['floor_seconds'] / line['seconds']:.0%})",
+                f"{line['client_steps_per_second']:,.0f}",
+                f"{line['flops_per_second'] / 1e12:.2f}",
+                f"{line['compile_seconds']:.1f}",
+                f"{line['temporary_bytes'] / 1e9:.2f}",
+            )
+        )
+    return harness.Table((*columns, "TFLOP/s", "compile, s", "temporary, GB"), rows)
 
 
 class Bench:
@@ -52,7 +78,8 @@ class Bench:
         self.widths = [w if w == "auto" else int(w) for w in options.widths]
         self.mesh = devices.mesh()
         self.peaks = measure_peaks(self.mesh, self.repeats, self.quick)
-        harness.emit("gpu", peak_flops=self.peaks.flops, peak_bytes=self.peaks.bytes)
+        peaks = {"peak_flops": self.peaks.flops, "peak_bytes": self.peaks.bytes}
+        self.lines = [harness.emit("gpu", **peaks)]
 
     def measure(
         self,
@@ -63,18 +90,17 @@ class Bench:
         batch_size: int,
         num_rounds: int,
         cohort: int | None = None,
-    ) -> list[tuple[str, ...]]:
-        """Time a number of rounds for every width; a row each."""
+    ) -> None:
+        """Time a number of rounds for every width; a line each."""
         work = harness.workload(name)
         data = devices.replicate(harness.population(work, sizes), self.mesh)
         num_clients = cohort or len(sizes)
         num_steps = num_rounds * num_clients * -(-int(sizes[0]) // batch_size)
         least = floor(work, num_steps, batch_size, self.peaks)
         sampler = sampling.everyone() if cohort is None else sampling.uniform(cohort)
-        rows = []
         for width in self.widths:
             facts = {"workload": workload, "model": name, "width": width, "clients": num_clients}
-            label = (name, f"{num_clients:,}", f"{num_rounds:,}", str(width))
+            facts["rounds"] = num_rounds
             try:
                 training = Training(
                     work,
@@ -88,14 +114,12 @@ class Bench:
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
-                harness.emit("gpu", **facts, error="out of memory")
-                rows.append((*label, "out of memory", *[""] * 5))
+                self.lines.append(harness.emit("gpu", **facts, error="out of memory"))
                 continue
             memory = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-            harness.emit(
+            line = harness.emit(
                 "gpu",
                 **facts,
-                rounds=num_rounds,
                 seconds=seconds.median,
                 spread=seconds.spread,
                 client_steps_per_second=num_steps / seconds.median,
@@ -106,18 +130,7 @@ class Bench:
                 temporary_bytes=training.temporary_bytes,
                 peak_bytes_so_far=memory,
             )
-            rows.append(
-                (
-                    *label,
-                    f"{seconds.median:.4f} ± {seconds.spread:.4f}",
-                    f"{least.seconds:.4f} ({100 * least.seconds / seconds.median:.0f} %)",
-                    f"{num_steps / seconds.median:,.0f}",
-                    f"{least.flops / seconds.median / 1e12:.2f}",
-                    f"{training.compile_seconds:.1f}",
-                    f"{training.temporary_bytes / 1e9:.2f}",
-                )
-            )
-        return rows
+            self.lines.append(line)
 
     def _seconds(self, training: Training, num_rounds: int) -> Seconds:
         (found,) = harness.take_turns(
@@ -125,23 +138,11 @@ class Bench:
         ).values()
         return found
 
-    def show(self, title: str, rows: list[tuple[str, ...]]) -> None:
-        """Print a workload's table."""
-        columns = ("model", "clients", "rounds", "width", "seconds in all", "floor")
-        more = ("client-steps/s", "TFLOP/s", "compile, s", "temporary, GB")
-        device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-        harness.show(
-            f"{title}; {device}, peaks {self.peaks.flops / 1e12:.2f} TFLOP/s, "
-            f"{self.peaks.bytes / 1e12:.3f} TB/s",
-            (*columns, *more),
-            rows,
-        )
-
 
 def cifar10(bench: Bench) -> None:
     """pfl-research's benchmark from the first round to the last."""
     users, cohort, size, num_rounds = (4, 2, 10, 1) if bench.quick else (1000, 50, 50, 1500)
-    rows = bench.measure(
+    bench.measure(
         "cifar10",
         "cifar10",
         sizes=harness.equal_sizes(users, size),
@@ -149,27 +150,23 @@ def cifar10(bench: Bench) -> None:
         num_rounds=num_rounds,
         cohort=cohort,
     )
-    bench.show("pfl-research's CIFAR-10 benchmark", rows)
 
 
 def emnist(bench: Bench) -> None:
     """A very large cohort of a convolutional network."""
     num_clients, size = (2, 20) if bench.quick else (10_000, 60)
     sizes = harness.equal_sizes(num_clients, size)
-    rows = bench.measure("emnist", "emnist", sizes=sizes, batch_size=20, num_rounds=1)
-    bench.show("one round of the EMNIST CNN", rows)
+    bench.measure("emnist", "emnist", sizes=sizes, batch_size=20, num_rounds=1)
 
 
 def models(bench: Bench) -> None:
     """The usual models, in cohorts of two sizes."""
     names = ("logistic",) if bench.quick else ("logistic", "mlp", "cnn", "lstm")
-    rows = []
     for num_clients in (10,) if bench.quick else (100, 1000):
         for name in names:
             sizes = harness.equal_sizes(num_clients)
             num_rounds = 2 if bench.quick else 10
-            rows += bench.measure("models", name, sizes=sizes, batch_size=20, num_rounds=num_rounds)
-    bench.show("rounds by model", rows)
+            bench.measure("models", name, sizes=sizes, batch_size=20, num_rounds=num_rounds)
 
 
 if __name__ == "__main__":

@@ -171,7 +171,14 @@ def parser(doc: str) -> argparse.ArgumentParser:
 
 
 def emit(bench: str, *, uses_jax: bool = True, **facts: Any) -> Line:
-    """Print one measurement as a JSON line, with where and when it was made, and return it.
+    """Print one measurement as a JSON line and return it; see `line`."""
+    made = line(bench, uses_jax=uses_jax, **facts)
+    print(json.dumps(made), flush=True)
+    return made
+
+
+def line(bench: str, *, uses_jax: bool, **facts: Any) -> Line:
+    """One measurement with where and when it was made.
 
     `uses_jax=False` is for a process that leaves the devices to others.
     """
@@ -183,9 +190,7 @@ def emit(bench: str, *, uses_jax: bool = True, **facts: Any) -> Line:
     }
     if uses_jax:
         context |= {"device": jax.devices()[0].device_kind, "devices": jax.device_count()}
-    line = {"bench": bench, **facts, **context}
-    print(json.dumps(line), flush=True)
-    return line
+    return {"bench": bench, **facts, **context}
 
 
 def _processor() -> str:
