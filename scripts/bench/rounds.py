@@ -22,8 +22,8 @@ is not installed or trains a model of another size is a line and a cell that say
 
     .venv/bin/python scripts/bench/rounds.py [--models logistic mlp cnn emnist cifar10 lstm resnet
         transformer] [--clients 100 1000] [--cohort 10] [--sizes equal lognormal]
-        [--peers fedjax pfl pfl-thread pfl-processes flower] [--repeats 3] [--rounds 5] [--timeout 900]
-        [--folder IDX_FOLDER] [--quick]
+        [--peers fedjax pfl pfl-thread pfl-processes flower] [--repeats 3] [--rounds 5]
+        [--timeout 900] [--folder IDX_FOLDER] [--quick]
 """
 
 import itertools
