@@ -8,6 +8,7 @@ real rows; adding totals and counts (`trees.add`) merges batches, devices or cli
 A `base.ClientMetric` is of all examples of a client together: `roc_auc`, `f1`, `each_client` ...
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -579,53 +580,66 @@ def summarize(mean: Mean, *, higher_is_better: bool = False) -> dict[str, Array]
                 as `numpy.percentile` does; 10 is the low end of the values in both directions.
             "variance": over clients, in squared units of the metric (divided by their number).
 
-    Cost: one sort of the N clients. Pure JAX, so that it also runs inside a compiled evaluation;
-        XLA sorts slowly on a CPU, but N numbers per round are few.
+    Cost: one sort of the N clients. Of JAX arrays it is pure JAX, so that it also runs inside a
+        compiled evaluation; of NumPy arrays NumPy computes it, and nothing is compiled.
 
     References:
         Li, Sanjabi, Beirami, Smith, Fair Resource Allocation in Federated Learning, ICLR 2020, for
         the worst 10% and the variance.
     """
     mean = _clients_last(mean)
+    # What is on the host stays there: to compile this takes longer than many a run.
+    on_host = all(isinstance(part, np.ndarray) for part in mean)
+    xp: Any = np if on_host else jnp
+    with np.errstate(all="ignore") if on_host else contextlib.nullcontext():
+        return _summary(xp, mean, higher_is_better)
+
+
+def _summary(xp: Any, mean: Mean, higher_is_better: bool) -> dict[str, Array]:
+    """`summarize` with NumPy or JAX's version of it."""
     present = mean.count > 0
     number = present.sum(-1)
     tenth = (number + 9) // 10
-    last = jnp.maximum(number - 1, 0)
+    last = xp.maximum(number - 1, 0)
 
     def average(values: Array, chosen: Array) -> Array:
-        return Mean(jnp.where(chosen, values, 0).sum(-1), chosen.sum(-1)).value
+        total, count = xp.where(chosen, values, 0).sum(-1), chosen.sum(-1)
+        return xp.where(count > 0, total / xp.maximum(count, 1), 0)
 
     # Badness ascends; NaN sorts last, so absent clients (NaN here) come after all present ones.
     sign = -1.0 if higher_is_better else 1.0
-    badness = jnp.sort(jnp.where(present, sign * mean.value, jnp.nan), axis=-1)
-    rank = jax.lax.broadcasted_iota(jnp.int32, badness.shape, badness.ndim - 1)
+    values = mean.total / xp.where(present, mean.count, 1)
+    badness = xp.sort(xp.where(present, sign * values, xp.nan), axis=-1)
+    rank = xp.broadcast_to(xp.arange(badness.shape[-1]), badness.shape)
 
     def restore(bad: Array) -> Array:
         # The second `where` keeps -0.0 out of tables.
-        bad = jnp.where(number > 0, bad, 0)
-        return jnp.where(bad == 0, 0, sign * bad)
+        bad = xp.where(number > 0, bad, 0)
+        return xp.where(bad == 0, 0, sign * bad)
 
     def quantile(percent: int) -> Array:
         position = (100 - percent if higher_is_better else percent) * last
         low = position // 100
-        part = (position - 100 * low) / 100
-        ends = jnp.stack([low, jnp.minimum(low + 1, last)], axis=-1)
-        a, b = jnp.moveaxis(jnp.take_along_axis(badness, ends, axis=-1), -1, 0)
+        part = ((position - 100 * low) / 100).astype(values.dtype)
+        ends = xp.stack([low, xp.minimum(low + 1, last)], axis=-1)
+        a, b = xp.moveaxis(xp.take_along_axis(badness, ends, axis=-1), -1, 0)
         # Not a + 0 * (b - a), which is NaN for an infinite b.
-        return restore(jnp.where(part > 0, a + part * (b - a), a))
+        return restore(xp.where(part > 0, a + part * (b - a), a))
 
-    uniform = average(mean.value, present)
+    uniform = average(values, present)
     tail = (rank >= (number - tenth)[..., None]) & (rank < number[..., None])
-    return {
-        "mean": Mean(*(jnp.where(present, part, 0).sum(-1) for part in mean)).value,
+    total, count = (xp.where(present, part, 0).sum(-1) for part in mean)
+    found = {
+        "mean": xp.where(count > 0, total / xp.where(count > 0, count, 1), 0),
         "uniform_mean": uniform,
         "worst": quantile(0 if higher_is_better else 100),
         "worst_10_percent": restore(average(badness, tail)),
         "percentile_10": quantile(10),
         "percentile_50": quantile(50),
         "percentile_90": quantile(90),
-        "variance": average(jnp.square(mean.value - uniform[..., None]), present),
+        "variance": average(xp.square(values - uniform[..., None]), present),
     }
+    return {name: xp.asarray(value, values.dtype) for name, value in found.items()}
 
 
 def evenness(mean: Mean) -> dict[str, Array]:

@@ -7,11 +7,14 @@ from unittest import mock
 
 import jax
 import jax.monitoring
+import jaxlib.version
 from jax._src import compiler  # only here can options be given for all programs of a process
 
-# The older of the two ways in which XLA makes code for CPUs, of one piece. Neither changes what
-# is computed; both have had these names since JAX 0.9.
-_XLA_OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
+# Neither changes what is computed. Before 0.11, XLA could still make code for CPUs in an older way,
+# which is quicker; an option that it does not know ends the process.
+_XLA_OPTIONS: dict[str, Any] = {"xla_cpu_parallel_codegen_split_count": 1}
+if jaxlib.version.__version_info__ < (0, 11):
+    _XLA_OPTIONS["xla_cpu_use_fusion_emitters"] = False
 
 QUICK_ENVIRONMENT = {
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",

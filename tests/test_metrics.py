@@ -1,5 +1,6 @@
 """Metrics against plain NumPy in float64, and their laws."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -227,16 +228,21 @@ def test_masked_rows_may_be_nan_in_value_and_gradient() -> None:
         )
     ),
     st.booleans(),
+    st.sampled_from([metrics.summarize, summarize]),
 )
 def test_summary_equals_reference(
-    case: tuple[np.ndarray, np.ndarray], higher_is_better: bool
+    case: tuple[np.ndarray, np.ndarray],
+    higher_is_better: bool,
+    function: Callable[..., dict[str, np.ndarray | jax.Array]],
 ) -> None:
     totals, counts = case
     # What an absent client holds must not matter.
     held = np.where(counts > 0, totals, np.nan)
-    mean = Mean(jnp.asarray(held), jnp.asarray(counts))
-    summary = summarize(mean, higher_is_better=higher_is_better)
+    # Compiled, it is JAX's; of NumPy arrays, NumPy's.
+    summary = function(Mean(held, counts), higher_is_better=higher_is_better)
     assert set(summary) == KEYS
+    kind = jax.Array if function is summarize else np.ndarray
+    assert all(isinstance(array, kind) for array in summary.values())
     for row in np.ndindex(totals.shape[:-1]):
         expected = reference_summary(totals[row], counts[row], higher_is_better)
         # Values of up to `largest`, rounded, their sums of n, and differences of up to twice that;

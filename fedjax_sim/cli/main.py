@@ -189,8 +189,8 @@ def _reproduce(args: list[str]) -> int:
         raise ValueError(_unknown("experiment", name, [*EXPERIMENTS]))
     module = importlib.import_module(EXPERIMENTS[name])
     known = {field.name for field in dataclasses.fields(module.Options)}
-    for name in {"debug", "no_cache"} - known:  # options of every command
-        rest = [arg for arg in rest if arg != f"--{name.replace('_', '-')}"]
+    ours = {"--debug": "debug", "--no-cache": "no_cache"}  # of every command
+    rest = [arg for arg in rest if ours.get(arg) is None or ours[arg] in known]
     command = f"fedjax-sim reproduce {name}"
     arguments.check(rest, module.Options, {}, command=command)
     options = tyro.cli(

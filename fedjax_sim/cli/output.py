@@ -112,11 +112,10 @@ def shown_log() -> Iterator[None]:
 
 def summarize(evaluations: simulate.Evaluations, goal: Goal) -> Summaries:
     """How every metric spreads over clients, at every evaluation; one client has only a mean."""
-    # Compiled at once: operation by operation it takes longer than many a run.
-    spread_of = jax.jit(metrics.summarize, static_argnames="higher_is_better")
 
     def summary(name: str, mean: Any) -> dict[str, np.ndarray]:
-        spread = spread_of(mean, higher_is_better=goal.metrics[name].higher_is_better)
+        higher = goal.metrics[name].higher_is_better
+        spread = metrics.summarize(jax.tree.map(np.asarray, mean), higher_is_better=higher)
         kept = spread if mean.count.shape[-1] > 1 else {"mean": spread["mean"]}
         return {statistic: np.asarray(values) for statistic, values in kept.items()}
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import numpy as np
 from rich.console import Console
 
 from fedjax_sim import engine, simulate
@@ -66,7 +67,8 @@ def main(options: TrainOptions) -> int:
     stop_when = _patience(options.run, goal)
     options = _fitted(given, options, dealt.train.num_clients)
     # Split first: a key that is both split and folded gives equal keys for unequal uses.
-    init_key, run_key = jax.random.split(jax.random.key(options.run.seed))
+    split = jax.jit(lambda seed: tuple(jax.random.split(jax.random.key(seed))))
+    init_key, run_key = split(np.uint32(options.run.seed))
     model, params = build_model(options, dealt.dataset, init_key)
     mesh = devices.mesh() if jax.device_count() > 1 and not options.run.debug else None
     algorithm = build_algorithm(options.training, model, build_loss(dealt.dataset), mesh)

@@ -58,7 +58,6 @@ class Evaluator:
 
 
 @checked
-@checked
 def evaluator(
     model: Model,
     metrics: Metrics,
@@ -124,7 +123,6 @@ def evaluator(
     return Evaluator(evaluate, personal_evaluator(model, metrics, block_size=min(256, block_size)))
 
 
-@checked
 @checked
 def personal_evaluator(
     model: Model, metrics: Metrics, *, block_size: int = 256

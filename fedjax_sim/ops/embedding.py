@@ -16,7 +16,7 @@ def embed(table: Array, tokens: Array) -> Array:
 
     The gradient by the table adds the rows of equal tokens. On a CPU this is a scatter. An
     accelerator scatters in any order, so that sums are rounded differently in every run; there,
-    for a small vocabulary, it is a product with the one-hot tokens, in full precision.
+    for a small vocabulary, it is a product with the one-hot tokens.
 
     Args:
         table: [V, E].
@@ -43,10 +43,7 @@ def _backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, None
         return *pull(cotangent), None
     axes = tuple(range(tokens.ndim))
     one_hot = jax.nn.one_hot(tokens, size, dtype=cotangent.dtype)
-    by_table = lax.dot_general(
-        one_hot, cotangent, ((axes, axes), ((), ())), precision=lax.Precision.HIGHEST
-    )
-    return by_table, None
+    return lax.dot_general(one_hot, cotangent, ((axes, axes), ((), ()))), None
 
 
 embed.defvjp(_forward, _backward)

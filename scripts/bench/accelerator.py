@@ -4,9 +4,9 @@
 It needs neither a network nor data. Each part is processes of its own, so that one that fails or
 takes too long costs nothing of the others:
 
-    same        rounds, robust rules, matching, projection, a sweep and an evaluation in two
-                processes on the accelerator and one on the CPU: the same bits twice, and how far
-                from the CPU in the highest precision
+    same        rounds, robust rules, matching, projection and an evaluation in two processes on
+                the accelerator (--xla_gpu_deterministic_ops) and one on the CPU: the same bits
+                twice, and how far from the CPU in the precision that JAX chooses
     tests       the tests whose subject may differ on an accelerator, in the highest precision
     gpu         gpu.py: the known workloads, whose widths, rates and distances from the floor
     peers       one round of FedJAX and of pfl-research on the same card, if they can be imported
@@ -38,6 +38,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SHARES = {"same": 0.15, "tests": 0.25, "gpu": 0.35, "peers": 0.2, "profile": 0.05}
 """Parts, and the most that each may take of the time."""
+DETERMINISTIC = {"XLA_FLAGS": "--xla_gpu_deterministic_ops=true"}
+"""Without it processes may choose different kernels, and sums by scattering any order."""
 TESTS = ("ops", "engine", "aggregators", "matching", "algorithms", "clients", "attacks", "uplink")
 PEERS = {"cifar10": (1000, 50, 50, 10), "lstm": (100, 60, 100, 20), "mlp": (100, 60, 100, 20)}
 """Model -> clients, examples of each, cohort, batch."""
@@ -135,8 +137,7 @@ def part_same(run: Runner) -> None:
     folders = {name: run.options.output / f"same-{name}" for name in ("one", "two", "cpu")}
     with ThreadPoolExecutor() as pool:
         for name, folder in folders.items():
-            where = {"JAX_PLATFORMS": "cpu"} if name == "cpu" else {}
-            where["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
+            where = {"JAX_PLATFORMS": "cpu"} if name == "cpu" else DETERMINISTIC
             pool.submit(run, f"same, {name}", *again(run.options, "same", folder), **where)
     import numpy as np
 

@@ -85,6 +85,7 @@ def test_rows_that_fill_a_batch_up_never_enter_statistics(name, width):
     np.testing.assert_allclose(found["var"], [24.0], rtol=1e-5)
 
 
+@compilation.quick()
 def test_mixed_precision_keeps_them_out_as_well():
     model = fs.models.mixed_precision(MODELS["linen"])
     found = statistics(trained(model, counting(17, 40), sampler=some(0, num_clients=2)).params)
@@ -156,6 +157,7 @@ LOSS = fs.metrics.cross_entropy
 
 
 @pytest.mark.parametrize("name", RULES)
+@compilation.quick()
 def test_rules_send_trained_leaves_alone(name):
     """No update, momentum or control variate has a place for a statistic or a frozen leaf."""
     model, data = fs.models.freeze(MODELS["linen"], "params/Dense_0/kernel"), counting(4, 4)
@@ -190,6 +192,7 @@ class Classifier(linen.Module):
 @pytest.mark.parametrize(
     "server", [optax.sgd(1.0, momentum=0.9), optax.adam(0.01)], ids=["momentum", "adam"]
 )
+@compilation.quick()
 def test_server_optimizers_learn_with_batch_norm(server):
     """They would drive a running variance below zero, and the test loss to NaN."""
     images = fs.datasets.fashion_small()
@@ -218,6 +221,7 @@ def test_server_optimizers_learn_with_batch_norm(server):
 FROZEN = fs.models.freeze(fs.models.mlp(2, hidden=(3,)), "dense_0/*")
 
 
+@compilation.quick()
 def test_a_frozen_leaf_is_nowhere_but_in_the_model():
     data = counting(4, 9)
     algorithm = fs.algorithms.fedavg(
@@ -274,6 +278,7 @@ def test_freezing_is_masking_the_optimizer():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *results)
 
 
+@compilation.quick()
 def test_frozen_integers_are_carried_along():
     """A body of int8 has no gradient and needs none."""
 

@@ -150,6 +150,11 @@ def algorithm(width: engine.Width = "auto", aggregator: Aggregator | None = None
     )
 
 
+on_a_cpu = pytest.mark.skipif(
+    jax.default_backend() != "cpu", reason="an accelerator trains as many clients as fit"
+)
+
+
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list:
     """What a long run asks to be measured: (widths, useful work, program, name); the last wins."""
@@ -171,6 +176,7 @@ def one_round(width: engine.Width, data: FederatedData, aggregator: Aggregator |
     return jax.jit(chosen.step)(KEY, state, data)[0].server.params
 
 
+@on_a_cpu
 @pytest.mark.parametrize("aggregator", [None, aggregators.uniform_mean()], ids=["mean", "uniform"])
 def test_auto_gives_what_any_width_gives(asked, aggregator) -> None:
     data = population(21, np.arange(1, 22))
@@ -180,6 +186,7 @@ def test_auto_gives_what_any_width_gives(asked, aggregator) -> None:
     assert len(asked) == 1
 
 
+@on_a_cpu
 def test_candidates_make_chunks_of_equal_size(asked) -> None:
     one_round("auto", population(20))
     ((widths, _, _, _),) = asked
@@ -187,6 +194,7 @@ def test_candidates_make_chunks_of_equal_size(asked) -> None:
     assert widths == [1, 4, 7, 10, 20]
 
 
+@on_a_cpu
 def test_measured_programs_run_and_do_what_is_said(asked) -> None:
     """Every local step of every trial, counted by a callback, is the work that is claimed."""
     count = []
@@ -210,6 +218,7 @@ def test_measured_programs_run_and_do_what_is_said(asked) -> None:
         assert len(count) == work
 
 
+@on_a_cpu
 def test_unequal_clients_make_wide_chunks_less_useful(asked) -> None:
     one_round("auto", population(20))
     sizes = np.round(4 * np.exp(np.random.default_rng(0).normal(size=20))).astype(int) + 1
@@ -218,6 +227,7 @@ def test_unequal_clients_make_wide_chunks_less_useful(asked) -> None:
     assert unequal[-1] / unequal[0] < 0.8 * equal[-1] / equal[0]
 
 
+@on_a_cpu
 def test_short_runs_large_models_and_sweeps_are_not_measured(asked, monkeypatch) -> None:
     data = population(20)
     monkeypatch.setattr(tuning, "CORE_CACHE", 100)
@@ -231,6 +241,7 @@ def test_short_runs_large_models_and_sweeps_are_not_measured(asked, monkeypatch)
     assert asked == []
 
 
+@on_a_cpu
 def test_a_name_tells_shapes_and_populations_apart_and_no_learning_rates(asked) -> None:
     def name(data: FederatedData, rate: float = 0.1, batch_size: int = 4) -> str:
         chosen = algorithms.fedavg(
@@ -265,6 +276,7 @@ def load(num_params: int, steps: np.ndarray, num_devices: int = 2) -> tuning._Lo
     return tuning._Load(share, num_devices, 4 * num_params, steps, flops, share)
 
 
+@on_a_cpu
 def test_a_tiny_model_trains_in_chunks_where_the_rounds_win_the_compilation_back(
     chosen_for,
 ) -> None:
@@ -281,6 +293,7 @@ def test_a_tiny_model_trains_in_chunks_where_the_rounds_win_the_compilation_back
     assert chosen_for(load(200, uneven), rounds=5000) == 1
 
 
+@on_a_cpu
 def test_a_run_says_how_long_it_is_and_one_that_goes_on_how_long_it_was_to_be(
     monkeypatch, tmp_path
 ) -> None:

@@ -422,14 +422,29 @@ def test_reproduce_agnostic_language(tmp_path):
     assert (tmp_path / "run" / "perplexity.png").exists()
 
 
-def test_reproduce_fair_shakespeare(tmp_path):
+def write_plays(folder):
+    """Six roles with lines of which the last does not fill a sequence."""
     import h5py
 
     for split in ("train", "test"):
-        with h5py.File(tmp_path / f"shakespeare_{split}.h5", "w") as file:
+        with h5py.File(folder / f"shakespeare_{split}.h5", "w") as file:
             for k in range(6):
                 lines = [b"To be, or not to be", b"a horse! " * (k + 1)]
                 file.create_dataset(f"examples/ROLE_{k}/snippets", data=lines)
+
+
+def test_the_ends_of_plays_count_for_nothing(tmp_path):
+    """Else `run` would refuse the labels, -1, that fill up the last sequence."""
+    write_plays(tmp_path)
+    task = fedma_fashion.plays(tmp_path, fedma_fashion.Options(num_clients=2))
+    for data in (task.train, task.test):
+        assert (data.examples["y"] == -1).any()
+        ((_, lowest, _),) = data.ranges
+        assert lowest >= 0
+
+
+def test_reproduce_fair_shakespeare(tmp_path):
+    write_plays(tmp_path)
     results = reproduce(
         f"fair-shakespeare --folder {tmp_path} --hidden 8 --num-layers 1 --num-clients 5 "
         "--cohort-size 3 --warmup-rounds 2 --num-rounds 2 --num-seeds 2 --q 0 1 --t 1",

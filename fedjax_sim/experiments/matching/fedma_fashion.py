@@ -142,12 +142,12 @@ def plays(folder: Path, options: Options) -> Task:
     names = names[np.argsort(-sizes, kind="stable")[: options.num_clients]]
     most = 100 if options.quick else 800
     parts = [np.flatnonzero(data.train_groups["client"] == name)[:most] for name in names]
-    train = federate(data.train, parts)
+    train = federate(data.train, parts, ignore_label=data.ignore_label)
     held_back = np.flatnonzero(np.isin(data.test_groups["client"], names))
     return Task(
         model=models.char_lstm(len(datasets.SHAKESPEARE_SYMBOLS), hidden=64, num_layers=1),
         train=train,
-        test=federate(data.test, [held_back]),
+        test=federate(data.test, [held_back], ignore_label=data.ignore_label),
         weights=np.asarray(train.sizes),
         optimizer=optax.adam(0.02),
         batching=Batching(10, num_epochs=options.num_epochs),
