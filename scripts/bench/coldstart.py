@@ -17,7 +17,7 @@ and of ours alone:
     imports          of the main modules, beside JAX's own: a whole process less a bare Python's
 
     .venv/bin/python scripts/bench/coldstart.py [--what logistic mlp cnn train imports]
-        [--peers fedjax pfl] [--repeats 5] [--timeout 900] [--quick]
+        [--peers fedjax pfl pfl-thread] [--repeats 5] [--timeout 900] [--quick]
 """
 
 import itertools
@@ -55,7 +55,7 @@ def main() -> None:
     parser = harness.parser(__doc__)
     everything = [*SCRIPTS, "train", "imports"]
     parser.add_argument("--what", nargs="+", default=everything, choices=everything)
-    simulators.add_options(parser, ["fedjax", "pfl"])
+    simulators.add_options(parser, ["fedjax", "pfl", "pfl-thread"])
     parser.set_defaults(repeats=5)
     options = parser.parse_args()
     if options.quick:

@@ -11,7 +11,7 @@ first one (compilation) is kept apart. One JSON line a process, and a table of r
     pfl              pfl-research: `evaluate` of the model on each user's data, all cores
 
     .venv/bin/python scripts/bench/evaluation.py [--models logistic mlp cnn] [--clients 10000]
-        [--peers fedjax pfl] [--repeats 3] [--calls 3] [--timeout 900] [--quick]
+        [--peers fedjax pfl pfl-thread] [--repeats 3] [--calls 3] [--timeout 900] [--quick]
 """
 
 import tempfile
@@ -34,7 +34,7 @@ def main() -> None:
     )
     parser.add_argument("--clients", type=int, default=10_000)
     parser.add_argument("--calls", type=int, default=3, help="timed evaluations of each process")
-    simulators.add_options(parser, ["fedjax", "pfl"])
+    simulators.add_options(parser, ["fedjax", "pfl", "pfl-thread"])
     options = parser.parse_args()
     if options.quick:
         options.models, options.clients, options.calls, options.repeats = ["logistic"], 4, 1, 1

@@ -13,6 +13,8 @@ is not installed or trains a model of another size is a line and a cell that say
     fedjax           FedJAX: its jitted loop over clients, all cores (its other backend, pmap over a
                      device a core, was 1.4 to 3.6 times slower)
     pfl              pfl-research: one process, PyTorch on all cores
+    pfl-thread       the same with one thread: faster for small models, and on a machine that does
+                     other work as well, where PyTorch's threads wait for each other
     pfl-processes    the same as its documentation spreads it over devices: torchrun, a process a
                      core with a thread each
     flower           Flower: its simulation engine on Ray, a core a client; everybody takes part in
@@ -20,8 +22,8 @@ is not installed or trains a model of another size is a line and a cell that say
 
     .venv/bin/python scripts/bench/rounds.py [--models logistic mlp cnn emnist cifar10 lstm resnet
         transformer] [--clients 100 1000] [--cohort 10] [--sizes equal lognormal]
-        [--peers fedjax pfl pfl-processes flower] [--repeats 3] [--rounds 5] [--timeout 900]
-        [--folder IDX_FOLDER] [--quick]
+        [--peers fedjax pfl pfl-thread pfl-processes flower] [--repeats 3] [--rounds 5]
+        [--timeout 900] [--folder IDX_FOLDER] [--quick]
 """
 
 import itertools
@@ -57,7 +59,7 @@ def main() -> None:
     )
     parser.add_argument("--clients", nargs="+", type=int, default=[100])
     parser.add_argument("--cohort", type=int, help="clients of a round, drawn; else everybody")
-    simulators.add_options(parser, ["fedjax", "pfl", "pfl-processes", "flower"])
+    simulators.add_options(parser, ["fedjax", "pfl", "pfl-thread", "pfl-processes", "flower"])
     parser.add_argument("--sizes", nargs="+", default=["equal"], choices=list(SIZES))
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each process")
     parser.add_argument("--folder", type=Path, help="Fashion-MNIST as IDX files")

@@ -28,6 +28,7 @@ TITLES = {
     "fedjax_sim": "fedjax_sim",
     "fedjax": "FedJAX",
     "pfl": "pfl-research",
+    "pfl-thread": "pfl-research, one thread",
     "pfl-processes": "pfl-research, a process a core",
     "flower": "Flower",
 }
@@ -39,6 +40,12 @@ REQUIREMENTS = {
     "byzfl": ["torch==2.13.0", "byzfl==0.0.11"],
 }
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={os.cpu_count()}"]
+# How a peer is started where its name has a second part: what comes before and after its Python.
+LAUNCHERS: dict[str, tuple[list[str], list[str]]] = {
+    "": ([], []),
+    "thread": (["env", "OMP_NUM_THREADS=1"], []),
+    "processes": ([], TORCHRUN),
+}
 Command = Sequence[str | Path]
 Way = TypeVar("Way", bound=tuple[Any, ...])
 Found = dict[str, Any]
@@ -71,8 +78,9 @@ def commands(kind: str, peers: Sequence[str]) -> dict[str, Command]:
     found: dict[str, Command] = {"fedjax_sim": [sys.executable, _script("fedjax_sim", kind)]}
     for peer in peers:
         name, _, launcher = peer.partition("-")
+        before, after = LAUNCHERS[launcher]
         try:
-            found[peer] = [python(name), *(TORCHRUN if launcher else []), _script(name, kind)]
+            found[peer] = [*before, python(name), *after, _script(name, kind)]
         except (subprocess.CalledProcessError, OSError) as error:
             print(f"{peer}: {error}", file=sys.stderr)
             found[peer] = []

@@ -1,7 +1,7 @@
 """What every run of pfl-research here is made of: its model, its users, its algorithm.
 
 Its simulated backend with PyTorch and preloaded user data, on the accelerator where there is one.
-Alone a process uses all cores, as one of several of torchrun its share of them.
+A process uses all cores, or as many threads as OMP_NUM_THREADS says; torchrun says one.
 """
 
 import os
@@ -20,7 +20,7 @@ from pfl.metrics import Weighted
 from pfl.model.pytorch import PyTorchModel
 from torch import nn
 
-torch.set_num_threads(os.cpu_count() // int(os.environ.get("WORLD_SIZE", "1")))
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count()))
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EVALUATION = NNEvalHyperParams(local_batch_size=1000)
 
