@@ -77,8 +77,15 @@ class Runner:
         self.options = options
         self.ends = time.perf_counter() + seconds
 
-    def __call__(self, name: str, *command: Any, **environment: str) -> subprocess.CompletedProcess:
-        """Run `python command`; a failure is a line that says so."""
+    def __call__(self, name: str, *command: Any, **environment: str) -> str:
+        """Run `python command` and return what it prints; a failure is a line that says so."""
+        out, failure = self.tried(name, *command, **environment)
+        if failure:
+            report(self.options, part=name, failed=failure)
+        return out
+
+    def tried(self, name: str, *command: Any, **environment: str) -> tuple[str, str]:
+        """What `python command` prints, and why it failed, or ""."""
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         memory = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONPATH": path}
         line = [sys.executable, *map(str, command)]
@@ -98,10 +105,8 @@ class Runner:
         for text in done.stdout.splitlines():
             if text.startswith('{"bench"'):
                 keep(self.options, text)
-        if done.returncode:
-            why = (done.stderr.strip().splitlines() or ["?"])[-1]
-            report(self.options, part=name, failed=f"exit status {done.returncode}: {why}")
-        return done
+        why = (done.stderr.strip().splitlines() or ["?"])[-1]
+        return done.stdout, f"exit status {done.returncode}: {why}" if done.returncode else ""
 
     def _finished(self, process: subprocess.Popen) -> tuple[str, str]:
         """What it prints, at the end or when time is over: then it is interrupted, then killed."""
@@ -183,10 +188,10 @@ def part_tests(run: Runner) -> None:
     folders = [f"tests/{name}" for name in chosen]
     # Another library's plugin warns beside xdist, and a warning is an error.
     flags = ["-q", "--tb=short", "-p", "no:cacheprovider", "-p", "no:benchmark", "--maxfail=50"]
-    done = run("tests", "-m", "pytest", *workers, *flags, *folders, **{
+    out = run("tests", "-m", "pytest", *workers, *flags, *folders, **{
         "JAX_DEFAULT_MATMUL_PRECISION": "highest"
     })  # fmt: skip
-    lines = done.stdout.strip().splitlines() or [""]
+    lines = out.strip().splitlines() or [""]
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     report(run.options, part="tests", summary=lines[-1], failed_tests=failed)
 
@@ -214,11 +219,11 @@ def part_peers(run: Runner) -> None:
         np.savez(path, x=x, y=y, **facts)
         for name in ("fedjax_sim", "fedjax", "pfl"):
             script = HERE / "peers" / f"{name}_round.py"
-            done = run(f"{name} {model}", script, model, path, 1 if run.options.quick else 3)
-            if done.returncode == 0:
-                line = json.loads(done.stdout.splitlines()[-1])
-                work = {"model": model, "clients": clients, "cohort": cohort}
-                report(run.options, part="peers", simulator=name, **work, **line)
+            rounds = 1 if run.options.quick else 3
+            out, failure = run.tried(f"{name} {model}", script, model, path, rounds)
+            found = {"failed": failure} if failure else json.loads(out.splitlines()[-1])
+            work = {"model": model, "clients": clients, "cohort": cohort}
+            report(run.options, part="peers", simulator=name, **work, **found)
         path.unlink()
 
 

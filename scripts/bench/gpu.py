@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def table(lines: list[harness.Line]) -> harness.Table:
-    """Times, and how far they are from the floor; the peaks that it is computed from are left out."""
+    """Times, and how far from the floor they are; lines of peaks are left out."""
     columns = ("model", "clients", "rounds", "width", "seconds in all", "floor", "client-steps/s")
     rows: list[tuple[str, ...]] = []
     for line in lines:

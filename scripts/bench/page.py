@@ -77,6 +77,11 @@ def markdown(table: Table) -> str:
     return "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
 
 
+def _place(line: Line) -> str:
+    card = "" if line.get("device", "cpu") == "cpu" else f"{line['device']}, "
+    return f"{card}{line['cores']} cores of {line['processor']}"
+
+
 def circumstances(lines: Sequence[Line]) -> str:
     """When, where and with which versions: several where they differ."""
 
@@ -84,7 +89,7 @@ def circumstances(lines: Sequence[Line]) -> str:
         return " and ".join(dict.fromkeys(values))
 
     dates = several(line["date"] for line in lines)
-    places = several(f"{line['cores']} cores of {line['processor']}" for line in lines)
+    places = several(_place(line) for line in lines)
     versions = several(
         ", ".join(f"{name} {number}" for name, number in line["versions"].items()) for line in lines
     )
