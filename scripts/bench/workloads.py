@@ -10,7 +10,7 @@ import numpy as np
 
 from fedjax_sim import models
 from fedjax_sim.base import Model, Params
-from fedjax_sim.ops import convolution
+from fedjax_sim.ops import convolution, normalization
 
 
 class Workload(NamedTuple):
@@ -104,7 +104,14 @@ def resnet() -> Workload:
             use_bias=False,
             conv_general_dilated=convolution.conv_general_dilated,
         )
-        return nn.GroupNorm(num_groups=8, epsilon=1e-5)(layer(x))
+        return GroupNorm()(layer(x))
+
+    class GroupNorm(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+            bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+            return normalization.group_norm(x, scale, bias, num_groups=8)
 
     class ResNet(nn.Module):
         @nn.compact
