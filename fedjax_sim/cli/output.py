@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -24,6 +24,9 @@ from fedjax_sim.cli.build import GOALS, Dealt, Goal, target_units
 from fedjax_sim.cli.train_options import TrainOptions
 from fedjax_sim.data.datasets import Dataset
 from fedjax_sim.ops import checks, trees
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Summaries = dict[str, dict[str, dict[str, np.ndarray]]]
 """split -> metric -> statistic over clients -> [E]."""
@@ -131,9 +134,10 @@ def write(
     params: Params,
     result: simulate.Result,
     summaries: Summaries,
+    labels: "Figure | None",
     failure: Exception | None,
 ) -> None:
-    """Write everything a run leaves."""
+    """Write everything a run leaves, `labels` being the picture of who has which."""
     folder.save_params(result.params)
     names = np.array(dealt.client_names) if dealt.client_names else None
     folder.save_arrays(
@@ -186,7 +190,21 @@ def write(
             "peak_memory_bytes": _peak_memory_bytes(),
         },
     )
+    if labels is not None:
+        folder.save_figure("label_counts.png", labels)
     _write_pictures(folder, dealt, result, summaries)
+
+
+def picture_of_labels(dealt: Dealt) -> "Figure | None":
+    """Who has which labels; None of what has no classes."""
+    if dealt.label_counts is None:
+        return None
+    return plots.label_counts(
+        dealt.label_counts,
+        class_names=dealt.dataset.class_names or None,
+        client_names=dealt.client_names or None,
+        sort=not dealt.client_names,
+    )
 
 
 def _target_units(dataset: Dataset) -> dict[str, Any]:
@@ -200,14 +218,6 @@ def _target_units(dataset: Dataset) -> dict[str, Any]:
 def _write_pictures(
     folder: RunFolder, dealt: Dealt, result: simulate.Result, summaries: Summaries
 ) -> None:
-    if dealt.label_counts is not None:
-        figure = plots.label_counts(
-            dealt.label_counts,
-            class_names=dealt.dataset.class_names or None,
-            client_names=dealt.client_names or None,
-            sort=not dealt.client_names,
-        )
-        folder.save_figure("label_counts.png", figure)
     curves = {
         f"{split}/{name}": summary
         for split, by_name in summaries.items()

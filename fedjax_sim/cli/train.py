@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -28,6 +29,7 @@ from fedjax_sim.cli.output import (
     closing,
     default_output,
     logger_of,
+    picture_of_labels,
     segment_rounds,
     shown_log,
     summarize,
@@ -82,7 +84,8 @@ def main(options: TrainOptions) -> int:
         begin()  # the folder of a run that is continued stays as it is until all is checked
     evaluate = engine.evaluator(model, goal.metrics, mesh=mesh)
     splits = {"train": train, "test": dealt.test}
-    with stopped_by_signals(), DeferredInterrupt() as interrupt:
+    with stopped_by_signals(), DeferredInterrupt() as interrupt, ThreadPoolExecutor() as beside:
+        labels = beside.submit(picture_of_labels, dealt)  # while XLA compiles
         result, failure = _simulated(
             algorithm, params, splits, run_key, evaluate, stop_when, begin, options
         )
@@ -90,7 +93,7 @@ def main(options: TrainOptions) -> int:
             folder = begin()
             summaries = summarize(result.evaluations, goal)
             try:
-                write(folder, dealt, params, result, summaries, failure)
+                write(folder, dealt, params, result, summaries, labels.result(), failure)
             except OSError as error:
                 failure = failure or error
             console.print(summary_table(summaries))
