@@ -31,6 +31,7 @@ from fedjax_sim.cli import train as train_module
 from fedjax_sim.cli.output import default_output
 from fedjax_sim.cli.train_options import TrainOptions
 from fedjax_sim.data import datasets, federate
+from fedjax_sim.ops import devices
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -790,6 +791,25 @@ def test_wrong_options_are_explained_in_one_line(
     error = capsys.readouterr().err
     assert message in error and error.startswith("error: ")
     assert error.count("\n") == 1 and error.strip().isprintable()
+
+
+@pytest.mark.parametrize("command", [("train",), ("reproduce", "agnostic-adult")], ids=" ".join)
+def test_compiled_programs_are_kept_unless_told_otherwise(
+    command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    adult = importlib.import_module(experiments.EXPERIMENTS["agnostic-adult"])
+    monkeypatch.setattr(train_module, "main", lambda options: 0)
+    monkeypatch.setattr(adult, "main", lambda options: None)
+    monkeypatch.setattr(devices, "use_compilation_cache", lambda: calls.append("kept"))
+    assert run(*command, "--no-cache") == 0 and calls == []
+    assert run(*command) == 0 and calls == ["kept"]
+
+    def unwritable() -> None:
+        raise PermissionError("the home is read-only")
+
+    monkeypatch.setattr(devices, "use_compilation_cache", unwritable)
+    assert run(*command) == 0
 
 
 def test_options_of_an_experiment_are_explained(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -206,3 +207,88 @@ def test_a_client_a_device():
         [sys.executable, "-c", ONE_EACH], capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+CACHED = """
+import json, os, sys
+from fedjax_sim import devices
+
+devices.use_all_cores(2)
+
+import jax, numpy as np, optax
+from fedjax_sim import algorithms, engine, metrics, models, simulate
+from fedjax_sim.data import Batching, federate
+
+jax.block_until_ready(jax.jit(lambda x: 3 * x)(2.0))  # the cache may come after the first program
+devices.use_compilation_cache(*sys.argv[1:])
+seen = []
+jax.monitoring.register_event_listener(lambda name, **_: seen.append(name))
+compiled = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda name, _, fun_name="", **__: "backend_compile" in name and compiled.append(fun_name)
+)
+rng = np.random.default_rng(0)
+data = federate(
+    {"x": rng.normal(size=(20, 3)).astype(np.float32), "y": rng.integers(0, 2, 20)},
+    np.split(np.arange(20), 4),
+)
+mesh = devices.mesh()
+data = devices.replicate(data, mesh)
+model = models.logistic(2)
+fedavg = algorithms.fedavg(
+    model, client_optimizer=optax.sgd(0.1), batching=Batching(5), mesh=mesh
+)
+params = model.init(jax.random.key(0), data.examples["x"][:1])
+evaluate = engine.evaluator(model, {"loss": metrics.cross_entropy}, mesh=mesh)
+options = dict(key=jax.random.key(1), evaluate=evaluate, eval_data={"train": data})
+for num_rounds in (3, 7):
+    simulate.run(fedavg, params, data, num_rounds=num_rounds, eval_every=2, **options)
+print(json.dumps({
+    "compiled": compiled,
+    "hits": seen.count("/jax/compilation_cache/cache_hits"),
+    "misses": seen.count("/jax/compilation_cache/cache_misses"),
+    "folder": jax.config.jax_compilation_cache_dir,
+}))
+"""
+
+
+def cached(cache: Path, *folder: Path, **more: str) -> dict:
+    """What a process of CACHED says, whose user's cache folder is `cache`."""
+    environment = os.environ | compilation.QUICK_ENVIRONMENT | {"JAX_PLATFORMS": "cpu"}
+    environment = {k: v for k, v in environment.items() if "COMPILATION_CACHE" not in k}
+    done = subprocess.run(
+        [sys.executable, "-c", CACHED, *map(str, folder)],
+        capture_output=True,
+        text=True,
+        env=environment | {"XDG_CACHE_HOME": str(cache)} | more,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def test_a_second_process_compiles_nothing_and_a_first_one_each_program_once(tmp_path):
+    """One program makes the rounds of both runs, whatever their number, on both devices."""
+    first = cached(tmp_path)
+    assert first["folder"] == str(tmp_path / "fedjax_sim" / "programs")
+    assert first["hits"] == 0 and first["misses"] == len(first["compiled"])
+    for program in ("segment", "scores"):
+        assert sum(program in name for name in first["compiled"]) == 1, first["compiled"]
+    second = cached(tmp_path)
+    assert second["misses"] == 0 and second["hits"] == first["misses"]
+
+
+def test_the_folder_is_the_users_own_where_there_is_one(tmp_path):
+    own, named = tmp_path / "own", tmp_path / "named"
+    found = cached(tmp_path, JAX_COMPILATION_CACHE_DIR=str(own))
+    assert found["folder"] == str(own)
+    found = cached(tmp_path, named, JAX_COMPILATION_CACHE_DIR=str(own))
+    assert found["folder"] == str(named) and any(named.iterdir())
+    assert not (tmp_path / "fedjax_sim").exists()
+
+
+def test_a_cache_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        devices.use_compilation_cache(tmp_path / "file" / "programs")
+    with pytest.raises(ValueError, match=r"max_bytes must be .* 1, got 0"):
+        devices.use_compilation_cache(tmp_path, max_bytes=0)
