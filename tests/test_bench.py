@@ -43,6 +43,11 @@ def test_rounds_without_peers() -> None:
     assert line["parameters"] == 7850
 
 
+def test_whole_runs_by_width() -> None:
+    found = run("width")
+    assert [(line["width"], line["rounds"]) for line in found] == [("auto", 2), ("1", 2)]
+
+
 def test_sweep() -> None:
     found = run("sweep")
     assert [line["algorithm"] for line in found] == ["agnostic", "fedavg"]

@@ -39,6 +39,10 @@ TABLES = {
     "evaluation": ("evaluation.py --peers fedjax pfl pfl-thread",),
     "scaling-clients": ("scaling.py --what clients --repeats 2",),
     "scaling-cohort": ("scaling.py --what cohort --repeats 2",),
+    "width": (
+        "width.py",
+        "width.py --models tiny --clients 1000 --widths auto 1 8 32",
+    ),
     "scaling-width": ("scaling.py --what width --repeats 5",),
     "scaling-model": ("scaling.py --what model",),
     "ragged": ("ragged.py",),

@@ -22,7 +22,6 @@ and of ours alone:
 
 import itertools
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -129,14 +128,12 @@ def measure(
 ) -> Iterator[Line]:
     """A line for every process, as it ends: (what, simulator) in turns, first and again."""
     with tempfile.TemporaryDirectory() as folder:
-        # As a user has it, with nothing kept from earlier.
-        clean = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
         caches: dict[tuple[str, str], str] = {}
 
         def once(way: tuple[str, str], run: str) -> simulators.Found:
             if run == "first":
                 caches[way] = tempfile.mkdtemp(dir=folder)
-            environment = clean | {"XDG_CACHE_HOME": caches[way]}
+            environment = simulators.without_caches(caches[way])
             return simulators.watch(ways[way], (), timeout, cwd=folder, env=environment)
 
         processes = itertools.product(ways, ("first", "again"))

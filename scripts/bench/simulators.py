@@ -52,6 +52,12 @@ Found = dict[str, Any]
 """What a process says of itself in its last line, or {"failed": why}."""
 
 
+def without_caches(folder: str) -> dict[str, str]:
+    """The environment of a user whose caches are in a folder, empty at first."""
+    kept = {name: x for name, x in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    return kept | {"XDG_CACHE_HOME": folder}
+
+
 def python(peer: str) -> str:
     """The interpreter of a peer's own virtual environment, made on the first use.
 
