@@ -41,7 +41,7 @@ CORE_FLOPS = 5e10
 """Operations a second of a core on small matrix products."""
 CORE_CACHE = 1 << 20
 """Bytes that a chunk's parameters, gradients and updates may take to stay close to a core."""
-COMPILE_SECONDS = 0.4
+COMPILE_SECONDS = 0.2
 """How much longer a round of chunks takes to compile than one that trains clients one by one."""
 MEASURE_SECONDS = 6.0
 """About what measuring takes, compilation of its trials included."""
@@ -49,7 +49,7 @@ MEASURE_SHARE = 0.05
 """The most of an expected run that measuring may take."""
 UNKNOWN_ROUNDS = 100
 """Rounds expected where nobody says how many: a round function called by the user's own code."""
-LADDER = (1, 4, 8, 16, 32)
+LADDER = (1, 4, 8, 16)
 """Widths that are thought of on a CPU."""
 
 LOG = logging.getLogger("fedjax_sim")

@@ -22,8 +22,8 @@ TABLES = {
         "rounds.py --models cnn --rounds 2",
     ),
     "models": (
-        "rounds.py --models resnet transformer --clients 20 --rounds 2",
-        "rounds.py --models lstm --clients 10 --rounds 2",
+        "rounds.py --models resnet transformer lstm --clients 10 --rounds 2 --repeats 2 "
+        "--peers fedjax pfl pfl-thread",
         "rounds.py --models emnist --clients 1000 --rounds 1 --repeats 1 --timeout 1800",
     ),
     "cohorts": (
@@ -34,14 +34,14 @@ TABLES = {
         "rounds.py --models logistic mlp cnn --peers pfl pfl-thread pfl-processes --rounds 5",
     ),
     "flower": ("rounds.py --models logistic mlp --peers flower --repeats 2",),
-    "coldstart": ("coldstart.py --what logistic mlp cnn --peers fedjax pfl pfl-thread",),
+    "coldstart": ("coldstart.py --what logistic mlp cnn --repeats 3",),
     "coldstart-own": ("coldstart.py --what train imports",),
     "evaluation": ("evaluation.py --peers fedjax pfl pfl-thread",),
     "scaling-clients": ("scaling.py --what clients --repeats 2",),
     "scaling-cohort": ("scaling.py --what cohort --repeats 2",),
     "width": (
-        "width.py",
-        "width.py --models tiny --clients 1000 --widths auto 1 8 32",
+        "width.py --models tiny logistic --widths auto 1 8",
+        "width.py --models mlp --widths auto 1 8 --repeats 1",
     ),
     "scaling-width": ("scaling.py --what width --repeats 5",),
     "scaling-model": ("scaling.py --what model",),

@@ -190,8 +190,8 @@ def test_auto_gives_what_any_width_gives(asked, aggregator) -> None:
 def test_candidates_make_chunks_of_equal_size(asked) -> None:
     one_round("auto", population(20))
     ((widths, _, _, _),) = asked
-    # 8 would leave the third chunk half empty, 16 the second; 32 is more than there are.
-    assert widths == [1, 4, 7, 10, 20]
+    # 8 would leave the third chunk half empty, 16 the second.
+    assert widths == [1, 4, 7, 10]
 
 
 @on_a_cpu
@@ -283,8 +283,8 @@ def test_a_tiny_model_trains_in_chunks_where_the_rounds_win_the_compilation_back
     """A round of 100 clients with 3 steps of 200 parameters saves 150 x 4.8 us on two devices."""
     steps = np.full(100, 3.0)
     assert chosen_for(load(200, steps), rounds=20) == 1
-    assert chosen_for(load(200, steps), rounds=500) == 1
-    assert chosen_for(load(200, steps), rounds=5000) > 4
+    assert chosen_for(load(200, steps), rounds=200) == 1
+    assert chosen_for(load(200, steps), rounds=500) > 4
     assert chosen_for(load(200, np.full(10_000, 3.0)), rounds=20) > 4
     # A model that fills a core's cache by itself gains nothing.
     assert chosen_for(load(200_000, steps), rounds=5000) == 1
