@@ -22,13 +22,13 @@ TABLES = {
         "rounds.py --models cnn --rounds 2",
     ),
     "models": (
-        "rounds.py --models resnet transformer lstm --clients 10 --rounds 2 --repeats 2 "
+        "rounds.py --models resnet transformer lstm --clients 10 --rounds 2 --repeats 1 "
         "--peers fedjax pfl pfl-thread",
         "rounds.py --models emnist --clients 1000 --rounds 1 --repeats 1 --timeout 1800",
     ),
     "cohorts": (
-        "rounds.py --models logistic mlp --clients 100 1000 --cohort 10 --rounds 20",
-        "rounds.py --models cnn --clients 100 1000 --cohort 10",
+        "rounds.py --models logistic mlp cnn --clients 100 --cohort 10 --rounds 10 --repeats 1",
+        "rounds.py --models logistic mlp --clients 1000 --cohort 10 --rounds 20",
     ),
     "processes": (
         "rounds.py --models logistic mlp cnn --peers pfl pfl-thread pfl-processes --rounds 5",
