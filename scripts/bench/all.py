@@ -36,7 +36,7 @@ TABLES = {
     "flower": ("rounds.py --models logistic mlp --peers flower --repeats 2",),
     "coldstart": ("coldstart.py --what logistic mlp cnn --repeats 3",),
     "coldstart-own": ("coldstart.py --what train imports",),
-    "evaluation": ("evaluation.py --peers fedjax pfl pfl-thread",),
+    "evaluation": ("evaluation.py --models logistic --repeats 1 --peers fedjax pfl-thread",),
     "scaling-clients": ("scaling.py --what clients --repeats 2",),
     "scaling-cohort": ("scaling.py --what cohort --repeats 2",),
     "width": (
