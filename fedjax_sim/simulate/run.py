@@ -64,7 +64,8 @@ def run(
     """Run rounds `first_round` ... `num_rounds` - 1 of an algorithm.
 
     Round r gets the key `fold_in(key, r)`, so that a run that is continued from a saved `state`
-    (with `first_round`) is bit for bit the run that was never stopped.
+    (with `first_round`) is bit for bit the run that was never stopped. Only a `width` of "auto" may
+    be another for more rounds, and round otherwise; a checkpoint remembers what it was chosen for.
 
     Args:
         algorithm: what to run.
