@@ -134,10 +134,10 @@ def write(
     params: Params,
     result: simulate.Result,
     summaries: Summaries,
-    labels: "Figure | None",
+    labels: "Callable[[], Figure | None]",
     failure: Exception | None,
 ) -> None:
-    """Write everything a run leaves, `labels` being the picture of who has which."""
+    """Write everything a run leaves; `labels` gives the picture of who has which."""
     folder.save_params(result.params)
     names = np.array(dealt.client_names) if dealt.client_names else None
     folder.save_arrays(
@@ -190,8 +190,9 @@ def write(
             "peak_memory_bytes": _peak_memory_bytes(),
         },
     )
-    if labels is not None:
-        folder.save_figure("label_counts.png", labels)
+    figure = labels()  # should it have failed, all but pictures is written
+    if figure is not None:
+        folder.save_figure("label_counts.png", figure)
     _write_pictures(folder, dealt, result, summaries)
 
 

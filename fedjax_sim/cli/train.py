@@ -93,7 +93,7 @@ def main(options: TrainOptions) -> int:
             folder = begin()
             summaries = summarize(result.evaluations, goal)
             try:
-                write(folder, dealt, params, result, summaries, labels.result(), failure)
+                write(folder, dealt, params, result, summaries, labels.result, failure)
             except OSError as error:
                 failure = failure or error
             console.print(summary_table(summaries))

@@ -10,7 +10,7 @@ takes too long costs nothing of the others:
     tests       the tests whose subject may differ on an accelerator, in the highest precision
     gpu         gpu.py: the known workloads, whose widths, rates and distances from the floor
     peers       one round of FedJAX and of pfl-research on the same card, if they can be imported
-    profile     which kernels the time of a workload goes to
+    profile     which kernels the time of a round of the CIFAR-10 benchmark goes to
 
     .venv/bin/python scripts/bench/accelerator.py [--parts same tests gpu peers profile]
         [--minutes 8] [--output FOLDER] [--quick]
@@ -295,7 +295,7 @@ def cases(quick: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 
 def profile_child(options: argparse.Namespace) -> None:
-    """Trace a round of each workload and add up its kernels."""
+    """Trace a round of the CIFAR-10 benchmark and add up its kernels."""
     import harness
     import jax
 

@@ -23,6 +23,17 @@ def clients_of(file) -> list:
     ]
 
 
+def fed_avg(model, batch_size: int):
+    """FedAvg with SGD, one local epoch, by its default backend."""
+    batches = fedjax.ShuffleRepeatBatchHParams(
+        batch_size=batch_size, num_epochs=1, drop_remainder=False
+    )
+    optimizers = fedjax.optimizers.sgd(0.1), fedjax.optimizers.sgd(1.0)
+    return fedjax.algorithms.fed_avg.federated_averaging(
+        fedjax.model_grad(model), *optimizers, batches
+    )
+
+
 def num_parameters(params) -> int:
     """Numbers in a tree."""
     return sum(leaf.size for leaf in jax.tree_util.tree_leaves(params))

@@ -9,7 +9,7 @@ import time
 
 import jax
 import numpy as np
-from fedjax_parts import clients_of, fedjax, num_parameters
+from fedjax_parts import clients_of, fed_avg, num_parameters
 from haiku_models import build
 
 model_name, path, num_rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -17,12 +17,7 @@ with np.load(path) as file:
     clients = clients_of(file)
     cohort_size, batch_size = int(file["cohort"]), int(file["batch_size"])
 model = build(model_name)
-batches = fedjax.ShuffleRepeatBatchHParams(
-    batch_size=batch_size, num_epochs=1, drop_remainder=False
-)
-algorithm = fedjax.algorithms.fed_avg.federated_averaging(
-    fedjax.model_grad(model), fedjax.optimizers.sgd(0.1), fedjax.optimizers.sgd(1.0), batches
-)
+algorithm = fed_avg(model, batch_size)
 state = algorithm.init(model.init(jax.random.PRNGKey(0)))
 rng = np.random.default_rng(0)
 seconds = []

@@ -5,7 +5,7 @@ import sys
 
 import jax
 import numpy as np
-from fedjax_parts import clients_of, fedjax
+from fedjax_parts import clients_of, fed_avg, fedjax
 from haiku_models import build
 
 model_name, path, num_rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -14,12 +14,7 @@ with np.load(path) as file:
     test = fedjax.ClientDataset({"x": file["test_x"], "y": file["test_y"]})
     cohort_size, batch_size = int(file["cohort"]), int(file["batch_size"])
 model = build(model_name)
-batches = fedjax.ShuffleRepeatBatchHParams(
-    batch_size=batch_size, num_epochs=1, drop_remainder=False
-)
-algorithm = fedjax.algorithms.fed_avg.federated_averaging(
-    fedjax.model_grad(model), fedjax.optimizers.sgd(0.1), fedjax.optimizers.sgd(1.0), batches
-)
+algorithm = fed_avg(model, batch_size)
 state = algorithm.init(model.init(jax.random.PRNGKey(0)))
 
 
