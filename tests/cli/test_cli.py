@@ -24,6 +24,7 @@ import pytest
 
 from federated_files import PLAIN, WRITERS
 from fedjax_sim import experiments, metrics, models, simulate
+from fedjax_sim.analysis import plots
 from fedjax_sim.analysis.runfolder import RunFolder, load_params
 from fedjax_sim.cli import build, train_options
 from fedjax_sim.cli import main as cli
@@ -791,6 +792,18 @@ def test_wrong_options_are_explained_in_one_line(
     error = capsys.readouterr().err
     assert message in error and error.startswith("error: ")
     assert error.count("\n") == 1 and error.strip().isprintable()
+
+
+def test_a_picture_that_fails_costs_no_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*args: Any, **options: Any) -> None:
+        raise ValueError("there is no ink")
+
+    monkeypatch.setattr(plots, "label_counts", broken)
+    assert run("train", *SMALL, "--rounds", "1", "--output", tmp_path / "run") == 2
+    assert "there is no ink" in capsys.readouterr().err
+    assert names(tmp_path / "run") >= FILES - PICTURES
 
 
 @pytest.mark.parametrize("command", [("train",), ("reproduce", "agnostic-adult")], ids=" ".join)
