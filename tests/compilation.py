@@ -27,8 +27,9 @@ QUICK_ENVIRONMENT = {
 def quick() -> Iterator[None]:
     """Compile without optimisation: in a third of the time, to slower programs.
 
-    For programs that run briefly and whose results do not hang on how they are compiled; not for
-    tests of speed, of memory, or of bits. Usable as a decorator.
+    For programs that run briefly and whose results do not hang on how they are compiled. Tests run
+    in it (conftest.py); those of speed, of memory, of bits and of the numerics of `ops` are marked
+    `optimised`.
     """
 
     def options(*args: Any, env_options_overrides: dict | None = None, **named: Any) -> Any:

@@ -1,5 +1,6 @@
 """Strict settings for every test, and what tests share."""
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -54,11 +55,12 @@ def pytest_unconfigure() -> None:
         shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
-@pytest.fixture(scope="module")
-def quick_compilation() -> Iterator[None]:
-    """Compile without optimisation all that the tests of a module ask for."""
-    with compilation.quick():
-        yield
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Compile without optimisation, unless a test is marked as one to whom it matters."""
+    optimised = item.get_closest_marker("optimised")
+    with contextlib.nullcontext() if optimised else compilation.quick():
+        return (yield)
 
 
 @pytest.fixture(scope="session")

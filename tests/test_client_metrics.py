@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn
 
-import compilation
 import fedjax_sim as fs
 
 SIZES = (0, 1, 2, 7, 30, 80)
@@ -130,7 +129,6 @@ def expected(x: np.ndarray, y: np.ndarray, num_classes: int) -> dict[str, float 
 
 @pytest.mark.parametrize("num_classes", [0, 2, 3])
 @pytest.mark.parametrize("seed", range(10))
-@compilation.quick()
 def test_metrics_by_client_equal_scikit_learn(num_classes: int, seed: int) -> None:
     data, clients = draw(num_classes, seed)
     found = evaluate(num_classes)(jnp.ones(()), data)
@@ -156,7 +154,6 @@ def test_metrics_by_client_equal_scikit_learn(num_classes: int, seed: int) -> No
 
 
 @pytest.mark.parametrize("num_classes", [0, 2, 3])
-@compilation.quick()
 def test_equal_personal_models_measure_what_one_model_does(num_classes: int) -> None:
     data, _ = draw(num_classes, 3)
     one = evaluate(num_classes)(jnp.ones(()), data)
@@ -167,7 +164,6 @@ def test_equal_personal_models_measure_what_one_model_does(num_classes: int) -> 
         np.testing.assert_array_equal(each[name].count, mean.count)
 
 
-@compilation.quick()
 def test_a_model_turned_round_has_the_other_area() -> None:
     """Scores of -1 times those of the last client, who has no ties, in a pass with the others'."""
     rng = np.random.default_rng(0)
@@ -180,7 +176,6 @@ def test_a_model_turned_round_has_the_other_area() -> None:
 
 
 @pytest.mark.parametrize("bad", ["an output is NaN", "an output is infinite", "a label is K"])
-@compilation.quick()
 def test_a_client_with_a_wrong_number_is_not_a_number(bad: str) -> None:
     """It is the worst of all in a summary, not left out; the others keep their values."""
     data, clients = draw(3, 1)
@@ -202,7 +197,6 @@ def test_a_client_with_a_wrong_number_is_not_a_number(bad: str) -> None:
         np.testing.assert_array_equal(spoiled[name].value[others], found[name].value[others])
 
 
-@compilation.quick()
 def test_one_score_is_as_good_as_two_logits() -> None:
     data, _ = draw(2, 2)
     x = data.examples["x"]
@@ -212,7 +206,6 @@ def test_one_score_is_as_good_as_two_logits() -> None:
         jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
-@compilation.quick()
 def test_positions_of_sequences_are_examples() -> None:
     """[M, T, K] with padding is [M T, K]: the same values, each position once."""
     rng = np.random.default_rng(4)
@@ -232,7 +225,6 @@ def test_positions_of_sequences_are_examples() -> None:
     np.testing.assert_array_equal(by_class.count, (np.arange(3) == y[..., None]).sum(1))
 
 
-@compilation.quick()
 def test_the_determination_of_a_large_mean_keeps_its_digits() -> None:
     """Years, say: a difference of sums of squares has none left in float32."""
     rng = np.random.default_rng(5)
@@ -248,7 +240,6 @@ def test_the_determination_of_a_large_mean_keeps_its_digits() -> None:
     assert found.count.tolist() == [0, 0, *SIZES[2:]]
 
 
-@compilation.quick()
 def test_a_metric_of_a_plain_function_sees_one_client_at_a_time() -> None:
     """The median error, which no sum gives."""
 
@@ -277,7 +268,6 @@ def test_a_metric_of_a_plain_function_sees_one_client_at_a_time() -> None:
     assert (found["several"].count > 0).tolist() == [len(y) > 1 for _, y in clients]
 
 
-@compilation.quick()
 def test_the_pooled_mean_of_areas_is_weighted_by_examples() -> None:
     data, _ = draw(2, 7)
     found = measure(fs.metrics.roc_auc, data.examples["x"], data)

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import compilation
 import contracts
 from contracts import (
     AGGREGATORS,
@@ -178,14 +177,12 @@ def compiled(row: Row) -> Compiled:
     return Compiled(aggregator, jax.jit(apply), traces)
 
 
-@compilation.quick()
 def aggregate(row: Row, updates: Any, weights: np.ndarray) -> Any:
     part = compiled(row)
     return part.apply(KEY, part.aggregator.init(one(updates)), updates, weights)[1]
 
 
 @law(AGGREGATORS)
-@compilation.quick()
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_an_aggregate_equals_the_float64_reference(row, data):
@@ -281,7 +278,6 @@ def test_two_calls_of_equal_shapes_are_traced_once(row):
 
 # One of each kind: without jit every operation is compiled by itself, for minutes in all.
 @law({name: AGGREGATORS[name] for name in ("mean", "trimmed_mean", "krum", "geometric_median")})
-@compilation.quick()
 def test_jit_changes_nothing(row):
     updates, weights = cohort()
     aggregator = row.build()
@@ -291,7 +287,6 @@ def test_jit_changes_nothing(row):
 
 
 @law(AGGREGATORS)
-@compilation.quick()
 def test_a_vmapped_aggregator_is_a_loop(row):
     """Or, what says more where there is a reference, equals it; then in half precision too."""
     updates, weights = cohort()
@@ -361,7 +356,6 @@ def collecting() -> Aggregator:
 
 @law(SUMS)
 @pytest.mark.parametrize("width", [1, 3])
-@compilation.quick()
 def test_a_round_that_adds_updates_up_aggregates_the_stack_of_another(row, width):
     """The stack that another aggregator was given, aggregated by the float64 reference."""
     data, start = contracts.population(), contracts.initial_params(KEY)
@@ -532,7 +526,6 @@ def test_a_cohort_that_is_too_large_is_refused(row):
 
 
 @functools.cache
-@compilation.quick()
 def one_round(build: Callable[[int], Algorithm], width: int) -> Any:
     """(params, client states, info) after a round at `width`."""
     data = contracts.population()
@@ -644,7 +637,6 @@ def test_a_vmapped_uplink_is_a_loop(row):
 
 
 @law(UPLINKS)
-@compilation.quick()
 def test_the_width_of_a_round_with_an_uplink_does_not_matter(row):
     link, data = row.build(), contracts.population()
 
@@ -712,7 +704,6 @@ def starting(attack: Any, act: Scene) -> Any:
     return seen(attack.init(one(act.updates)))
 
 
-@compilation.quick()
 def attacked(row: Row, act: Scene) -> tuple[Any, Any, Any]:
     attack, apply = attacking(row)
     return apply(KEY, starting(attack, act), *act)
@@ -777,7 +768,6 @@ def test_an_attacks_state_is_a_stable_carry_and_dtypes_are_kept(row):
 
 
 @law(ATTACKS)
-@compilation.quick()
 def test_a_vmapped_attack_is_a_loop(row):
     attack, _ = attacking(row)
     acts = [scene(), scene(8)]
@@ -884,7 +874,6 @@ def test_a_scan_is_a_python_loop_bit_for_bit(row):
 
 
 @law(ALGORITHMS)
-@compilation.quick()
 def test_seeds_vmapped_are_separate_runs(row):
     seeds = range(3)
     loops = [looped(row, seed) for seed in seeds]
@@ -898,7 +887,6 @@ def test_seeds_vmapped_are_separate_runs(row):
 
 
 @law(ALGORITHMS)
-@compilation.quick()
 def test_a_round_without_jit_is_the_same(row):
     loop = looped(row)
     key = jax.random.fold_in(jax.random.key(0), 0)

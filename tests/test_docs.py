@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import pytest
 
-import compilation
 import fedjax_sim
 from fedjax_sim.cli import main as cli
 from fedjax_sim.cli import train, train_options
@@ -89,7 +88,6 @@ def short(path: Path) -> str:
 @pytest.mark.parametrize(
     "path", [path for path in PAGES if "```python" in path.read_text(encoding="utf-8")], ids=short
 )
-@compilation.quick()
 def test_examples_of_a_page_print_what_they_say(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

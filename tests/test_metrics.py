@@ -15,8 +15,6 @@ from fedjax_sim import metrics
 from fedjax_sim.base import Mean, MeanByClass
 from fedjax_sim.ops import trees
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # Compiled whole, which is much faster than operation by operation.
 summarize = jax.jit(metrics.summarize, static_argnames="higher_is_better")
 

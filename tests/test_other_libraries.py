@@ -18,8 +18,6 @@ from fedjax_sim import aggregators, algorithms, clients
 from fedjax_sim.base import Aggregator, Algorithm, Mean, Model
 from fedjax_sim.data import Batching, federate, partition
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 KEY = jax.random.key(0)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from fedjax_sim.aggregators._robust import Count, Info, check_slot, normalized, of_shares, tolerance
 from fedjax_sim.base import Aggregator, Array, Key, PyTree
-from fedjax_sim.ops import checks, order_statistics, pairwise, stacked, trees
+from fedjax_sim.ops import checks, keys, order_statistics, pairwise, stacked, trees
 from fedjax_sim.ops.arguments import checked
 
 
@@ -166,7 +166,9 @@ def flame(*, noise_multiplier: float | Array = 0.001) -> Aggregator:
         leaves, structure = jax.tree.flatten(mean)
         noisy = [
             leaf + (noise_multiplier * bound * jax.random.normal(k, leaf.shape)).astype(leaf.dtype)
-            for k, leaf in zip(jax.random.split(key, len(leaves)), leaves, strict=True)
+            for k, leaf in zip(
+                jax.random.split(keys.written_out(key), len(leaves)), leaves, strict=True
+            )
         ]
         return state, jax.tree.unflatten(structure, noisy), {"selected": selected}
 
@@ -263,7 +265,9 @@ def dnc(
             outlying = jnp.linalg.eigh(covariance)[1][:, -1] ** 2
             return order_statistics.lowest(jnp.where(live, outlying, jnp.inf), num_kept) & live
 
-        votes = jax.lax.map(good, jax.random.split(key, num_iterations)).sum(axis=0)
+        votes = jax.lax.map(good, jax.random.split(keys.written_out(key), num_iterations)).sum(
+            axis=0
+        )
         return normalized((votes == votes.max()) & live)
 
     return of_shares(shares)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from fedjax_sim.aggregators._robust import Count, Info, tolerance
 from fedjax_sim.base import Aggregator, Array, Key, PyTree
-from fedjax_sim.ops import checks, order_statistics, pairwise, stacked
+from fedjax_sim.ops import checks, keys, order_statistics, pairwise, stacked
 from fedjax_sim.ops.arguments import checked
 
 
@@ -142,7 +142,9 @@ def bucketing(aggregator: Aggregator, *, bucket_size: int) -> Aggregator:
             )
         live, _ = pairwise.finite(updates, weights)
         # Who counts comes first, in random order, so that only the last buckets are short.
-        order = jnp.argsort(jnp.where(live, jax.random.uniform(key, live.shape), 2))
+        order = jnp.argsort(
+            jnp.where(live, jax.random.uniform(keys.written_out(key), live.shape), 2)
+        )
         places = (
             jnp.zeros(num_slots, jnp.int32).at[order].set(jnp.arange(num_slots, dtype=jnp.int32))
         )
@@ -168,7 +170,7 @@ def _before(
     def apply(
         key: Key, state: PyTree, updates: PyTree, weights: Array
     ) -> tuple[PyTree, PyTree, Info]:
-        own, inner = jax.random.split(key)
+        own, inner = keys.split(key)
         return aggregator.apply(inner, state, *change(own, updates, weights))
 
     return Aggregator(aggregator.init, apply)

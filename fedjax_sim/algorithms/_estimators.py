@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from fedjax_sim.base import Array, Examples, Key, Leaves, Loss, Mean, Model, Params, PyTree
 from fedjax_sim.clients import Regularizer
 from fedjax_sim.data import FederatedData
-from fedjax_sim.ops import trees
+from fedjax_sim.ops import keys, trees
 from fedjax_sim.ops.per_example import PerExample, per_example
 
 
@@ -64,7 +64,7 @@ def per_domain(
     def estimate(
         key: Key, leaves: Leaves, mixture: Array, data: FederatedData, of: Array, places: Places
     ) -> Estimate:
-        draw_key, model_key = jax.random.split(key)
+        draw_key, model_key = keys.split(key)
         examples = data.examples
         if batch_size is not None:
             of = jnp.repeat(jnp.arange(mixture.shape[0]), batch_size)
@@ -92,14 +92,15 @@ def weighted(model: Model, loss: Loss, regularizer: Regularizer, batch_size: int
         key: Key, leaves: Leaves, mixture: Array, data: FederatedData, of: Array, places: Places
     ) -> Estimate:
         num_domains = mixture.shape[0]
-        keys = jax.random.split(key, 6)
-        drawn = jax.random.categorical(keys[0], jnp.log(mixture), shape=(batch_size,))
-        examples = _draw(keys[2], data, places, drawn)
+        own = keys.split(key, 6)
+        who = keys.written_out(own[0])
+        drawn = jax.random.categorical(who, jnp.log(mixture), shape=(batch_size,))
+        examples = _draw(own[2], data, places, drawn)
         gradient_of = jax.grad(objective, has_aux=True)
-        gradient, statistics = gradient_of(leaves.trained, leaves, keys[1], examples)
-        uniformly = jax.random.randint(keys[3], (batch_size,), 0, num_domains)
-        examples = _draw(keys[5], data, places, uniformly)
-        losses, _ = _losses(model, each, leaves, keys[4], examples)
+        gradient, statistics = gradient_of(leaves.trained, leaves, own[1], examples)
+        uniformly = jax.random.randint(keys.written_out(own[3]), (batch_size,), 0, num_domains)
+        examples = _draw(own[5], data, places, uniformly)
+        losses, _ = _losses(model, each, leaves, own[4], examples)
         ascent, seen = _ascent(losses, uniformly, num_domains)
         return Estimate(gradient, ascent, seen, statistics)
 
@@ -120,8 +121,8 @@ def uniform(model: Model, loss: Loss, regularizer: Regularizer, batch_size: int)
         key: Key, leaves: Leaves, mixture: Array, data: FederatedData, of: Array, places: Places
     ) -> Estimate:
         num_domains = mixture.shape[0]
-        domain_key, draw_key, model_key = jax.random.split(key, 3)
-        drawn = jax.random.randint(domain_key, (batch_size,), 0, num_domains)
+        domain_key, draw_key, model_key = keys.split(key, 3)
+        drawn = jax.random.randint(keys.written_out(domain_key), (batch_size,), 0, num_domains)
         examples = _draw(draw_key, data, places, drawn)
         gradient_of = jax.grad(objective, has_aux=True)
         weights = num_domains * mixture[drawn]
@@ -150,6 +151,7 @@ def _ascent(losses: Array, drawn: Array, num_domains: int) -> tuple[Array, Array
 
 def _draw(key: Key, data: FederatedData, where: Places, drawn: Array) -> Examples:
     """One example of each of the domains `drawn` [B], uniformly: arrays [B, ...]."""
+    key = keys.written_out(key)
     places = where.starts[drawn] + jax.random.randint(key, drawn.shape, 0, where.sizes[drawn])
     rows = places if isinstance(where.rows, tuple) else where.rows[places]
     return {name: array[rows] for name, array in data.examples.items()}

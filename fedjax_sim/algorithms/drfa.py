@@ -28,7 +28,7 @@ from fedjax_sim.base import (
     screen,
 )
 from fedjax_sim.data import Batching, FederatedData
-from fedjax_sim.ops import checks, simplex, trees
+from fedjax_sim.ops import checks, keys, simplex, trees
 from fedjax_sim.ops.arguments import checked
 from fedjax_sim.servers import sampling
 
@@ -123,7 +123,7 @@ def drfa(
     def step(
         key: Key, state: engine.FederatedState, data: FederatedData
     ) -> tuple[engine.FederatedState, RoundInfo]:
-        round_key, who_key, loss_key = jax.random.split(key, 3)
+        round_key, who_key, loss_key = keys.split(key, 3)
         state, info = composed.step(round_key, state, data)
         server: DrfaState = state.server
         _, others = uniform.apply(who_key, (), data.sizes, state.round)
@@ -174,7 +174,7 @@ def _by_mixture(cohort_size: int) -> Sampler:
         return jnp.full(sizes.shape, 1 / sizes.shape[0], jnp.float32)
 
     def apply(key: Key, mixture: Array, sizes: Array, round: Array) -> tuple[Array, Cohort]:
-        ids = jax.random.categorical(key, jnp.log(mixture), shape=(cohort_size,))
+        ids = jax.random.categorical(keys.written_out(key), jnp.log(mixture), shape=(cohort_size,))
         return mixture, Cohort(ids.astype(jnp.int32), jnp.ones(cohort_size, bool))
 
     return Sampler(init, apply)
@@ -194,7 +194,7 @@ def _server(mixture_step_size: float | Array, num_steps: int, published: bool) -
     def broadcast(
         key: Key, state: DrfaState, draft: Message, cohort: Cohort, data: FederatedData
     ) -> Message:
-        when = jax.random.randint(key, (), 1, num_steps + 1)
+        when = jax.random.randint(keys.written_out(key), (), 1, num_steps + 1)
         shared = _Shared(state.params, when)
         if published:
             return draft._replace(shared=shared)
@@ -232,7 +232,7 @@ def _snapshot_sgd(
     def begin(key: Key, state: PyTree, message: Message, client: Client) -> clients.Work:
         when = message.shared.when
         if not published:
-            when = jax.random.randint(key, (), 0, num_steps - 1)
+            when = jax.random.randint(keys.written_out(key), (), 0, num_steps - 1)
         work = base.begin(key, state, message, client)
         return work._replace(extra=(when, work.params))
 

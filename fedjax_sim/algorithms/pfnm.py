@@ -25,7 +25,7 @@ from fedjax_sim.base import (
     screen,
 )
 from fedjax_sim.data import Batching, FederatedData
-from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops import checks, keys, trees
 from fedjax_sim.ops.arguments import checked
 from fedjax_sim.servers import sampling
 
@@ -134,12 +134,14 @@ def pfnm(
 
     def match(key: Key, state: PfnmState) -> matching.Matching:
         """Match the networks of all that have sent, from the last assignment on."""
-        orders_key, match_key = jax.random.split(key)
+        orders_key, match_key = keys.split(key)
         everybody = jnp.arange(state.sent.shape[0])
         shuffled = jax.vmap(jax.random.permutation, (0, None))
         orders = [
-            jnp.concatenate([everybody[None], shuffled(keys, everybody)])
-            for keys in jax.random.split(orders_key, (len(state.assignments), num_passes))
+            jnp.concatenate([everybody[None], shuffled(of_layer, everybody)])
+            for of_layer in jax.random.split(
+                keys.written_out(orders_key), (len(state.assignments), num_passes)
+            )
         ]
         return matching.pfnm_stacked(
             matching.layers_of(state.networks),
@@ -200,7 +202,7 @@ def pfnm(
 def _initial_state(key: Key, model: Model, params: Params, num_clients: int) -> PfnmState:
     layers = matching.layers_of(params)
     inputs = jnp.zeros((1, layers[0][0].shape[0]))
-    networks = jax.vmap(lambda k: model.init(k, inputs))(jax.random.split(key, num_clients))
+    networks = jax.vmap(lambda k: model.init(k, inputs))(keys.split(key, num_clients))
     _check_budgets(layers, matching.layers_of(networks))
     networks = jax.tree.map(lambda own, leaf: own.astype(leaf.dtype), networks, params)
     widths = [bias.shape[1] for _, bias in matching.layers_of(networks)[:-1]]

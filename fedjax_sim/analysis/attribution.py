@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.base import Array, Key, Model, Params
-from fedjax_sim.ops import checks
+from fedjax_sim.ops import checks, keys
 from fedjax_sim.ops.arguments import checked
 from fedjax_sim.ops.per_example import described
 
@@ -86,7 +86,7 @@ def smooth_grad(
         return total + input_gradient(model, params, noisy, labels), None
 
     zero = jnp.zeros(inputs.shape, inputs.dtype)
-    total, _ = jax.lax.scan(add, zero, jax.random.split(key, num_samples))
+    total, _ = jax.lax.scan(add, zero, jax.random.split(keys.written_out(key), num_samples))
     return total / num_samples
 
 

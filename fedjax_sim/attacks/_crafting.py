@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.base import Array, Attack, Key, Message, Params, PyTree, Report
-from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops import checks, keys, trees
 
 Knowledge = Literal["honest", "own"]
 """Whose updates the attackers take statistics of: the honest clients', or only their own."""
@@ -19,8 +19,8 @@ def alone(change: Callable[[Key, PyTree], PyTree]) -> Attack:
     def apply(
         key: Key, state: PyTree, updates: PyTree, report: Report, malicious: Array, message: Message
     ) -> tuple[PyTree, PyTree, dict[str, Array]]:
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, report.ids)
-        return state, trees.where(malicious, jax.vmap(change)(keys, updates), updates), {}
+        own = jax.vmap(keys.fold_in, (None, 0))(key, report.ids)
+        return state, trees.where(malicious, jax.vmap(change)(own, updates), updates), {}
 
     return Attack(lambda update: (), apply)
 
@@ -51,8 +51,8 @@ def following(change: Callable[[Key, PyTree, PyTree], PyTree]) -> Attack:
                 "this attack looks at how the model moves and needs a server that shares its "
                 f"params, in the structure of an update, got {jax.tree.structure(params)}."
             ) from None
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, report.ids)
-        sent = jax.vmap(change, (0, 0, None))(keys, updates, moved)
+        own = jax.vmap(keys.fold_in, (None, 0))(key, report.ids)
+        sent = jax.vmap(change, (0, 0, None))(own, updates, moved)
         return params, trees.where(malicious, sent, updates), {}
 
     return Attack(init, apply)
@@ -100,4 +100,4 @@ def normal_noise(key: Key, like: PyTree, sigma: float | Array) -> PyTree:
 
 def leaf_keys(key: Key, tree: PyTree) -> PyTree:
     leaves, structure = jax.tree.flatten(tree)
-    return jax.tree.unflatten(structure, list(jax.random.split(key, len(leaves))))
+    return jax.tree.unflatten(structure, list(jax.random.split(keys.written_out(key), len(leaves))))

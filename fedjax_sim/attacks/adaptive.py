@@ -9,7 +9,7 @@ import numpy as np
 from fedjax_sim.attacks import _rows
 from fedjax_sim.attacks._crafting import Knowledge, check_knows, known, leaf_keys, send
 from fedjax_sim.base import Aggregator, Array, Attack, Key, Message, PyTree, Report
-from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops import checks, keys, trees
 from fedjax_sim.ops.arguments import checked
 
 
@@ -35,13 +35,13 @@ def fang_trimmed_mean(*, knows: Knowledge = "honest") -> Attack:
         mean, std = _rows.mean(updates, seen), _rows.std(updates, seen)
 
         def one(client_id: Array) -> PyTree:
-            keys = leaf_keys(jax.random.fold_in(key, client_id), mean)
+            drawn = leaf_keys(keys.fold_in(key, client_id), mean)
             return jax.tree.map(
                 lambda k, m, s: (
                     m - jnp.where(m > 0, 1, -1).astype(m.dtype)
                     * (3 + jax.random.uniform(k, m.shape).astype(m.dtype)) * s
                 ),
-                keys, mean, std,
+                drawn, mean, std,
             )  # fmt: skip
 
         return state, trees.where(malicious, jax.vmap(one)(report.ids), updates), {}

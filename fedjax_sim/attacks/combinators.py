@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import jax
 
 from fedjax_sim.base import Array, Attack, Key, Message, PyTree, Report
-from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops import checks, keys, trees
 from fedjax_sim.ops.arguments import checked
 
 
@@ -28,7 +28,7 @@ def chain(*attacks: Attack) -> Attack:
         states: list[PyTree] = []
         infos: dict[str, Array] = {}
         for i, (attack, inner) in enumerate(zip(attacks, state, strict=True)):
-            own_key = jax.random.fold_in(key, i)
+            own_key = keys.fold_in(key, i)
             new, updates, info = attack.apply(own_key, inner, updates, report, malicious, message)
             states.append(new)
             infos |= info

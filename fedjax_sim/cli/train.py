@@ -38,7 +38,7 @@ from fedjax_sim.cli.output import (
 )
 from fedjax_sim.cli.train_options import RunOptions, TrainOptions
 from fedjax_sim.data import FederatedData
-from fedjax_sim.ops import checks, devices
+from fedjax_sim.ops import checks, devices, keys
 from fedjax_sim.simulate.interrupts import DeferredInterrupt
 
 
@@ -69,7 +69,7 @@ def main(options: TrainOptions) -> int:
     stop_when = _patience(options.run, goal)
     options = _fitted(given, options, dealt.train.num_clients)
     # Split first: a key that is both split and folded gives equal keys for unequal uses.
-    split = jax.jit(lambda seed: tuple(jax.random.split(jax.random.key(seed))))
+    split = jax.jit(lambda seed: tuple(keys.split(jax.random.key(seed))))
     init_key, run_key = split(np.uint32(options.run.seed))
     model, params = build_model(options, dealt.dataset, init_key)
     mesh = devices.mesh() if jax.device_count() > 1 and not options.run.debug else None

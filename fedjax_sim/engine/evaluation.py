@@ -23,7 +23,7 @@ from fedjax_sim.base import (
 from fedjax_sim.data import FederatedData
 from fedjax_sim.data.fitting import check_domains, check_labels
 from fedjax_sim.engine.width import plain
-from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops import checks, keys, trees
 from fedjax_sim.ops.arguments import checked
 from fedjax_sim.ops.per_example import (
     PerExample,
@@ -307,7 +307,9 @@ def cohort_loss(
         else:
             ends = num_examples * jnp.arange(1, num_slots + 1)
             most = num_examples * num_slots
-            places = jax.random.randint(key, (most,), 0, jnp.repeat(sizes, num_examples))
+            places = jax.random.randint(
+                keys.written_out(key), (most,), 0, jnp.repeat(sizes, num_examples)
+            )
         width = min(block_size, most)
 
         def block(i: Array, seen: Mean) -> Mean:

@@ -30,7 +30,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from fedjax_sim.base import Array, Client, Message, PyTree
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.engine.local_work import LocalWork, Slots, even
-from fedjax_sim.ops import permutation, trees
+from fedjax_sim.ops import keys, permutation, trees
 from fedjax_sim.ops.devices import cache_folder
 
 Width = int | Literal["auto"]
@@ -279,7 +279,7 @@ def _imitation(
     row_bytes = sum(a.dtype.itemsize * math.prod(a.shape[1:]) for a in data.examples.values())
     num_rows = min(data.num_examples, max(data.max_size, (16 << 20) // max(row_bytes, 1)))
     ids = np.arange(num_slots, dtype=np.int32)
-    key = jax.random.split(jax.random.key(0), num_slots)
+    key = keys.split(jax.random.key(0), num_slots)
 
     def zeros(tree: PyTree, rows: int) -> PyTree:
         return jax.tree.map(lambda x: jnp.zeros((rows, *x.shape[1:]), x.dtype), tree)

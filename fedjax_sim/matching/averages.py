@@ -19,8 +19,9 @@ def matched_average(params: Params, *, axes: Axes | None = None, num_passes: int
     """Average J networks after permuting their neurons to agree as well as possible.
 
     One client after another is aligned with the mean of the others, layer by layer, by the
-    permutation that maximises the inner product of all weights into and out of the layer. Pure: for
-    jit, scan and vmap. Prefer `pfnm` or `fedma` where clients saw different classes: they have
+    permutation that maximises the inner product of all weights into and out of the layer. That ends
+    where no client alone can do better, which need not be the best for all together. Pure: for jit,
+    scan and vmap. Prefer `pfnm` or `fedma` where clients saw different classes: they have
     neurons that others lack.
 
     Args:

@@ -23,7 +23,7 @@ from fedjax_sim.matching.axes import Axes, Description, chosen, described, split
 from fedjax_sim.matching.networks import neuron_budget
 from fedjax_sim.matching.neurons import MatchedLayer, Rows, match_layer
 from fedjax_sim.matching.prior import LayerPrior, Prior, cap_of, check_common
-from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops import checks, keys, trees
 
 Retrain = Callable[[Key, Params, Params], Params]
 """retrain(key, params [J, ...], frozen) -> params: train all clients, some arrays held fixed.
@@ -121,7 +121,7 @@ def fedma(
     frozen = dict.fromkeys(arrays, False)
     found: dict[str, MatchedLayer] = {}
     for i, (layer, width) in enumerate(network.widths.items()):
-        match_key, train_key = jax.random.split(jax.random.fold_in(key, i))
+        match_key, train_key = keys.split(keys.fold_in(key, i))
         budget = neuron_budget(_of(max_neurons, layer, "max_neurons"), num_clients * width, width)
         touched = {name: arrays[name] for name, _ in network.places(layer)}
         merged, found[layer] = _merge(

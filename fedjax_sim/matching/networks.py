@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from fedjax_sim.base import Array, Key, screen
 from fedjax_sim.matching.neurons import MatchedLayer, Rows, match_layer
 from fedjax_sim.matching.prior import LayerPrior, Prior, cap_of, check_common
-from fedjax_sim.ops import checks
+from fedjax_sim.ops import checks, keys
 
 Network = Sequence[tuple[Any, Any]]
 """Layers `(kernel [in, out], bias [out])`; stacked clients have a leading axis [J]."""
@@ -197,7 +197,7 @@ def pfnm_stacked(
         layers[h] = match_layer(
             _rows(kernels, biases, h, jnp.asarray(live[h]), above, share, bias_mean, absent),
             priors[h],
-            key=jax.random.fold_in(key, h),
+            key=keys.fold_in(key, h),
             num_passes=num_passes,
             budget=budgets[h],
             slots=None if assignments is None else assignments[h],

@@ -37,6 +37,7 @@ import numpy as np
 from fedjax_sim.base import Array, Key, screen
 from fedjax_sim.matching.assignment import assign_or_leave
 from fedjax_sim.matching.prior import LayerPrior
+from fedjax_sim.ops import keys
 
 
 class Rows(NamedTuple):
@@ -162,8 +163,8 @@ def match_layer(
         return (state.slots, state.full, spread), None
 
     if orders is None:
-        keys = jax.random.split(key, num_passes)
-        orders = jax.vmap(lambda k: jax.random.permutation(k, num_clients))(keys)
+        pass_keys = jax.random.split(keys.written_out(key), num_passes)
+        orders = jax.vmap(lambda k: jax.random.permutation(k, num_clients))(pass_keys)
     orders = jnp.asarray(orders, jnp.int32)
     if slots is None:
         slots = jnp.full((num_clients, num_rows), budget, jnp.int32)

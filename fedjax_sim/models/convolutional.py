@@ -6,7 +6,7 @@ import jax
 
 from fedjax_sim.base import Array, Key, Model, Params
 from fedjax_sim.models import layers
-from fedjax_sim.ops import checks
+from fedjax_sim.ops import checks, keys
 from fedjax_sim.ops.arguments import checked
 
 
@@ -160,9 +160,10 @@ def _cnn(
             "dense_0": (rows * columns * channels[1], 128),
             "dense_1": (128, num_classes),
         }
-        keys = jax.random.split(key, len(shapes))
+        layer_keys = jax.random.split(keys.written_out(key), len(shapes))
         return {
-            name: layer(k, shape) for k, (name, shape) in zip(keys, shapes.items(), strict=True)
+            name: layer(k, shape)
+            for k, (name, shape) in zip(layer_keys, shapes.items(), strict=True)
         }
 
     def apply(params: Params, inputs: Array, key: Key | None = None) -> Array:
@@ -171,9 +172,8 @@ def _cnn(
             if key is None or (not checks.is_traced(rate) and rate == 0):
                 return x
             # Of [B, N] features each is a channel.
-            return layers.dropout(
-                jax.random.fold_in(key, number), rate, x, whole_channels=whole_channels
-            )
+            own_key = keys.fold_in(key, number)
+            return layers.dropout(own_key, rate, x, whole_channels=whole_channels)
 
         x = layers.as_float(inputs).reshape(_image_shape(inputs, least))
         x = activation(layers.conv(params["conv_0"], x))
@@ -226,10 +226,10 @@ def lenet(num_classes: int, *, channels: tuple[int, int] = (20, 50), hidden: int
             "dense_0": (rows * columns * second, hidden),
             "dense_1": (hidden, num_classes),
         }
-        keys = jax.random.split(key, len(shapes))
+        layer_keys = jax.random.split(keys.written_out(key), len(shapes))
         return {
             name: layers.new_layer(k, shape, layers.fan_in_normal)
-            for k, (name, shape) in zip(keys, shapes.items(), strict=True)
+            for k, (name, shape) in zip(layer_keys, shapes.items(), strict=True)
         }
 
     def apply(params: Params, inputs: Array, key: Key | None = None) -> Array:

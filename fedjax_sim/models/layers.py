@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.base import Array, Key
-from fedjax_sim.ops import convolution
+from fedjax_sim.ops import convolution, keys
 from fedjax_sim.ops.dense import dense as product
 
 Activation = Callable[[Array], Array]
@@ -105,7 +105,8 @@ def dropout(key: Key, rate: float | Array, inputs: Array, *, whole_channels: boo
     """Drop features, or whole channels of [B, H, W, C], at a rate < 1; the rest is scaled up."""
     batch, *middle, channels = inputs.shape
     shape = (batch, *(1 for _ in middle), channels) if whole_channels else inputs.shape
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, shape), inputs / (1 - rate), 0)
+    kept = jax.random.bernoulli(keys.written_out(key), 1 - rate, shape)
+    return jnp.where(kept, inputs / (1 - rate), 0)
 
 
 def flatten(inputs: Array) -> Array:
@@ -115,7 +116,8 @@ def flatten(inputs: Array) -> Array:
 
 def fan_in_normal(key: Key, shape: Sequence[int]) -> Array:
     """Normal cut at two sigma, sigma = 1 / sqrt(fan in): Haiku's and so FedJAX's default."""
-    return jax.random.truncated_normal(key, -2, 2, shape) / math.sqrt(math.prod(shape[:-1]))
+    normal = jax.random.truncated_normal(keys.written_out(key), -2, 2, shape)
+    return normal / math.sqrt(math.prod(shape[:-1]))
 
 
 def zeros(key: Key, shape: Sequence[int]) -> Array:
@@ -124,7 +126,9 @@ def zeros(key: Key, shape: Sequence[int]) -> Array:
     return jnp.zeros(shape)
 
 
-glorot_uniform = jax.nn.initializers.glorot_uniform()
+def glorot_uniform(key: Key, shape: Sequence[int]) -> Array:
+    """Uniform within sqrt(6 / (fan in + fan out)): the default of Keras."""
+    return jax.nn.initializers.glorot_uniform()(keys.written_out(key), shape)
 
 
 def new_layer(key: Key, shape: Sequence[int], initializer: Initializer) -> Layer:
@@ -139,7 +143,7 @@ glorot_layer = functools.partial(new_layer, initializer=glorot_uniform)
 def torch_layer(key: Key, shape: Sequence[int]) -> Layer:
     """Kernel and bias uniform within 1 / sqrt(fan in), as PyTorch draws them."""
     limit = 1 / math.sqrt(math.prod(shape[:-1]))
-    kernel_key, bias_key = jax.random.split(key)
+    kernel_key, bias_key = jax.random.split(keys.written_out(key))
     return {
         "kernel": jax.random.uniform(kernel_key, shape, minval=-limit, maxval=limit),
         "bias": jax.random.uniform(bias_key, shape[-1:], minval=-limit, maxval=limit),

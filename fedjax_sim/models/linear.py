@@ -8,7 +8,7 @@ import jax
 
 from fedjax_sim.base import Array, Key, Model, Params
 from fedjax_sim.models import layers
-from fedjax_sim.ops import checks
+from fedjax_sim.ops import checks, keys
 from fedjax_sim.ops.arguments import checked
 
 
@@ -92,10 +92,10 @@ def mlp(
     def init(key: Key, inputs: Array) -> Params:
         sizes = [math.prod(inputs.shape[1:]), *hidden, num_classes]
         shapes = itertools.pairwise(sizes)
-        keys = jax.random.split(key, len(names))
+        layer_keys = jax.random.split(keys.written_out(key), len(names))
         return {
             name: layers.new_layer(k, shape, layers.fan_in_normal)
-            for name, k, shape in zip(names, keys, shapes, strict=True)
+            for name, k, shape in zip(names, layer_keys, shapes, strict=True)
         }
 
     def apply(params: Params, inputs: Array, key: Key | None = None) -> Array:

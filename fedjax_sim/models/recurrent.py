@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from fedjax_sim.base import Array, Key, Model, Params
 from fedjax_sim.models import layers
-from fedjax_sim.ops import checks, recurrent
+from fedjax_sim.ops import checks, keys, recurrent
 from fedjax_sim.ops.arguments import checked
 from fedjax_sim.ops.embedding import embed
 
@@ -53,12 +53,14 @@ def char_lstm(
 
     def init(key: Key, inputs: Array) -> Params:
         del inputs
-        embedding_key, output_key, *keys = jax.random.split(key, 2 + num_layers)
+        first, output_key, *layer_keys = jax.random.split(keys.written_out(key), 2 + num_layers)
         params: Params = {
-            "embedding": jax.random.truncated_normal(embedding_key, -2, 2, (vocab_size, embedding)),
+            "embedding": jax.random.truncated_normal(first, -2, 2, (vocab_size, embedding)),
             "dense": layers.new_layer(output_key, (hidden, vocab_size), layers.fan_in_normal),
         }
-        for name, k, size in zip(names, keys, [embedding] + [hidden] * num_layers, strict=False):
+        for name, k, size in zip(
+            names, layer_keys, [embedding] + [hidden] * num_layers, strict=False
+        ):
             kernel = layers.fan_in_normal(k, (size + hidden, 4 * hidden))
             forget = jnp.zeros((4, hidden)).at[2].set(1).reshape(-1)
             params[name] = {"kernel": kernel[:size], "recurrent": kernel[size:], "bias": forget}

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.base import Array, Cohort, Key, PyTree, Sampler
-from fedjax_sim.ops import checks, permutation
+from fedjax_sim.ops import checks, keys, permutation
 from fedjax_sim.ops.arguments import checked
 
 
@@ -96,6 +96,7 @@ def by_weight(
         return ()
 
     def apply(key: Key, state: PyTree, sizes: Array, round: Array) -> tuple[PyTree, Cohort]:
+        key = keys.written_out(key)
         logits = jnp.log(jnp.asarray(sizes if weights is None else weights, jnp.float32))
         if replace:
             ids = jax.random.categorical(key, logits, shape=(cohort_size,))

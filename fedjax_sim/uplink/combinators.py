@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.base import Array, Key, Message, PyTree, Uplink
-from fedjax_sim.ops import trees
+from fedjax_sim.ops import keys, trees
 from fedjax_sim.ops.arguments import checked
 
 
@@ -52,7 +52,7 @@ def chain(*uplinks: Uplink) -> Uplink:
     ) -> tuple[tuple[PyTree, ...], PyTree, Array, dict[str, Array]]:
         kept, info = [], dict[str, Array]()
         for i, (uplink, state) in enumerate(zip(uplinks, states, strict=True)):
-            own = jax.random.fold_in(key, i)
+            own = keys.fold_in(key, i)
             state, update, num_bytes, facts = uplink.apply(own, state, message, update, weight)
             kept.append(state)
             info |= facts
@@ -61,7 +61,7 @@ def chain(*uplinks: Uplink) -> Uplink:
     def receive(key: Key, message: Message, sent: PyTree) -> PyTree:
         for i, uplink in reversed(list(enumerate(uplinks))):
             if uplink.receive is not None:
-                sent = uplink.receive(jax.random.fold_in(key, i), message, sent)
+                sent = uplink.receive(keys.fold_in(key, i), message, sent)
         return sent
 
     return Uplink(init, apply, receive)

@@ -11,8 +11,6 @@ from fedjax_sim import aggregators, algorithms, data, models, simulate
 from fedjax_sim.base import Aggregator
 from fedjax_sim.servers import sampling
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 KEY = jax.random.key(3)
 
 

@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 import reference
 from fedjax_sim import aggregators
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 KEY = jax.random.key(5)
 
 

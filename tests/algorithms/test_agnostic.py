@@ -18,8 +18,6 @@ from fedjax_sim.data import FederatedData, federate
 from fedjax_sim.ops import simplex
 from small_task import assert_model
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 KEY = jax.random.key(31)
 SIZES = (2, 11, 5)
 FEATURES, CLASSES = 4, 3

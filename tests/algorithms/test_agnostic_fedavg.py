@@ -29,8 +29,6 @@ from small_task import (
     population,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def agnostic_fedavg(**options: Any):
     options = {

@@ -21,8 +21,6 @@ from small_task import (
     trajectory,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def ditto(pull: float):
     return algorithms.ditto(

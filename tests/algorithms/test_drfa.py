@@ -24,8 +24,6 @@ from small_task import (
     trajectory,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def drfa(**options: Any):
     options = {

@@ -8,8 +8,6 @@ import reference_fairness as twin
 from fedjax_sim import algorithms, simulate
 from small_task import KEY, MODEL, SIZES, assert_model, params, people, point, population
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def test_lambda_ignored_is_told_from_lambda_used():
     """Full batches, uniform weights or lambda, its projection, the mean of the iterates."""

@@ -17,8 +17,6 @@ from fedjax_sim.base import Algorithm
 from fedjax_sim.data import Batching, federate
 from small_task import KEY, MODEL, SIZES, arrays, params, people, point
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 NUM_CLIENTS, NUM_ROUNDS, NUM_STEPS, RATE = 4, 5, 3, 0.3
 SHAPE = point()[0].shape
 Vector = np.ndarray

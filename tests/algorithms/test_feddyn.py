@@ -6,7 +6,6 @@ import numpy as np
 import optax
 import pytest
 
-import compilation
 import fedjax_sim as fs
 
 ALPHA, RATE, STEPS, ROUNDS = 0.3, 0.2, 3, 6
@@ -72,7 +71,6 @@ def feddyn(sampler: fs.Sampler, **options: object) -> fs.Algorithm:
 
 
 @pytest.mark.parametrize("cohort_size", [4, 6])
-@compilation.quick()
 def test_it_equals_the_float64_twin(cohort_size):
     data = federated()
     params = {"kernel": jnp.full((3, 3), 0.1), "bias": jnp.zeros(3)}
@@ -87,7 +85,6 @@ def test_it_equals_the_float64_twin(cohort_size):
     np.testing.assert_allclose(together(state.clients), dual, rtol=1e-5, atol=1e-6)
 
 
-@compilation.quick()
 def test_it_reaches_the_optimum_where_fedavg_stalls():
     """On quadratics whose curvatures differ; the optimum is that of the summed losses."""
     rng = np.random.default_rng(0)

@@ -2,13 +2,10 @@
 
 import numpy as np
 import optax
-import pytest
 
 import reference_fairness as twin
 from fedjax_sim import algorithms
 from small_task import BATCH, MODEL, SIZES, SOME, people, point, trajectory
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def fedmgda():

@@ -12,8 +12,6 @@ from fedjax_sim.base import Status
 from fedjax_sim.data import Batching, federate
 from fedjax_sim.servers import sampling
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 CLIENT, WIDE = models.mlp(3, hidden=(5, 4)), models.mlp(3, hidden=(14, 11))
 SMALL, BUDGET = models.mlp(3, hidden=(4,)), models.mlp(3, hidden=(11,))
 SIZES = (20, 35, 15, 30)

@@ -22,8 +22,6 @@ from small_task import (
     trajectory,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def q_fedavg(q, **options):
     options = {"client_learning_rate": 0.3, **SOME, **options}

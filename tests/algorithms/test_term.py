@@ -10,8 +10,6 @@ from fedjax_sim import algorithms
 from fedjax_sim.ops import trees
 from small_task import BATCH, COHORT, MODEL, SOME, assert_model, people, point, trajectory
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def term(t, smoothing=1.0):
     return algorithms.term(MODEL, t=t, smoothing=smoothing, client_optimizer=optax.sgd(0.3), **SOME)

@@ -10,8 +10,6 @@ import pytest
 from fedjax_sim import models
 from fedjax_sim.analysis import attribution
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 MAKE = functools.partial(models.mlp, 3, hidden=(16, 8))
 
 KEY = jax.random.key(0)

@@ -16,8 +16,6 @@ from fedjax_sim.analysis.runfolder import RunFolder
 from fedjax_sim.base import Mean, MeanByClass
 from fedjax_sim.simulate import Evaluations, Result
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def drawn_bars(axes: Axes) -> np.ndarray:
     """[clients, classes] widths of the stacked bars, each bar starting where the last one ended."""

@@ -11,8 +11,6 @@ from fedjax_sim import attacks
 from fedjax_sim.base import History, Mean, Message, Status
 from fedjax_sim.ops import trees
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 KEY = jax.random.key(5)
 NUM_CLIENTS = len(contracts.SIZES)
 

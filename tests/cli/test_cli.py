@@ -34,8 +34,6 @@ from fedjax_sim.cli.train_options import TrainOptions
 from fedjax_sim.data import datasets, federate
 from fedjax_sim.ops import devices
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SMALL = ["--num-clients", "8", "--cohort-size", "3", "--model", "logistic"]
 PICTURES = {"label_counts.png", "learning_curves.png", "client_accuracy.png"}
 FILES = PICTURES | {

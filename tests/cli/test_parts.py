@@ -9,7 +9,6 @@ import numpy as np
 import optax
 import pytest
 
-import compilation
 import fedjax_sim as fs
 from fedjax_sim.cli import parts
 
@@ -85,7 +84,6 @@ def test_what_a_part_takes_is_read_from_its_code():
     assert taken["mesh"].default is None
 
 
-@compilation.quick()
 def test_a_part_in_a_file_of_ones_own_is_no_different(own):
     factory = parts.load(f"{own}:middle", fs.Aggregator)
     low, high = parts.options(factory).values()

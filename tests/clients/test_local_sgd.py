@@ -4,13 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 
 from fedjax_sim import algorithms, clients
 from fedjax_sim.base import Mean, Model
 from fedjax_sim.data import Batching, federate
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 KEY = jax.random.key(0)
 # w * x, whose value is the loss.

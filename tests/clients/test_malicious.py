@@ -13,8 +13,6 @@ from fedjax_sim.base import Batch, Client, History, Message
 from fedjax_sim.ops import trees
 from fedjax_sim.servers import sampling
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 KEY = jax.random.key(3)
 
 

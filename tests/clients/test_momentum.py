@@ -10,8 +10,6 @@ import contracts
 from fedjax_sim import aggregators, clients, metrics, simulate
 from fedjax_sim.base import Client, Message, Upload
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def updates_of(rule, num_rounds: int):
     """What each of two rounds' client updates add up to, by differences of the model."""

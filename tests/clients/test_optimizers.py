@@ -10,8 +10,6 @@ import pytest
 
 import fedjax_sim as fs
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 KEY = jax.random.key(8)
 POINTS = np.array([[1.0, 2.0], [3.0, -1.0], [0.5, 0.5]])
 MODEL = fs.Model(lambda key, inputs: jnp.zeros(2), lambda params, x, key=None: x - params[None])

@@ -75,6 +75,7 @@ def recorded(population, monkeypatch):
     return shapes
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_a_run_from_disk_is_bit_for_bit_the_run_in_memory(
     name, data, population, params, key, monkeypatch
@@ -110,7 +111,6 @@ def test_a_continued_run_draws_the_cohorts_of_the_rounds_to_come(population, par
     assert_equal(rest.params, whole.params)
 
 
-@compilation.quick()
 def test_evaluation_goes_over_everybody_in_blocks(data, population, params, key, monkeypatch):
     evaluate = engine.evaluator(MODEL, {"loss": metrics.cross_entropy}, block_size=16)
 
@@ -140,7 +140,6 @@ def test_evaluation_goes_over_everybody_in_blocks(data, population, params, key,
     assert_equal(a.count, b.count)
 
 
-@compilation.quick()
 def test_debug_loads_from_disk_too(data, population, params, key):
     algorithm = algorithms.fedavg(
         MODEL,

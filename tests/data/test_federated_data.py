@@ -19,8 +19,6 @@ from fedjax_sim import data as data_lib
 from fedjax_sim.data import Batching, federate
 from fedjax_sim.ops import permutation
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 PARTITION = [np.array([4, 0]), np.array([1, 3, 5, 2]), np.array([6])]
 
 

@@ -20,7 +20,6 @@ import pytest
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
-import compilation
 import fedjax_sim as fs
 from federated_files import (
     NAMES,
@@ -57,7 +56,6 @@ def train(data: datasets.Dataset) -> Any:
     return result.params, result.info
 
 
-@compilation.quick()
 def test_the_same_population_in_any_format_is_the_same_run_bit_for_bit(tmp_path: Path) -> None:
     expected = datasets.from_clients(*PLAIN)
     wanted, kept = train(expected), by_name(expected)

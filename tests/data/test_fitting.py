@@ -11,8 +11,6 @@ from fedjax_sim.base import Cohort
 from fedjax_sim.data import Batching, federate
 from fedjax_sim.servers import sampling
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(12, 4)).astype(np.float32)
 PARTS = [np.arange(4), np.arange(4, 12)]

@@ -18,8 +18,6 @@ from fedjax_sim import algorithms, engine, metrics, models, simulate
 from fedjax_sim.data import Batching, datasets, federate, partition
 from fedjax_sim.servers import sampling
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 X = np.arange(12.0).reshape(4, 3)
 NAN = float("nan")
 

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import compilation
 import fedjax_sim as fs
 import reference_fairness as twin
 from fedjax_sim import engine, metrics
@@ -70,7 +69,6 @@ def hits(outputs, labels):
     return outputs.argmax(-1) == labels
 
 
-@compilation.quick()
 def test_a_boolean_metric_is_the_accuracy():
     looked_at = {"hits": hits, "accuracy": metrics.accuracy, "ones": lambda o, y: y >= 0}
     found = jax.jit(engine.evaluator(MODEL, looked_at, block_size=8))(params(), population())
@@ -91,7 +89,6 @@ def test_a_mean_over_the_block_is_refused(make, block_size):
         jax.eval_shape(evaluate, model, population())
 
 
-@compilation.quick()
 def test_totals_by_class_stay_by_class():
     evaluate = engine.evaluator(MODEL, {"recall": metrics.class_accuracy}, block_size=4)
     found = jax.jit(evaluate)(params(), population())["recall"]
@@ -104,7 +101,6 @@ def test_totals_by_class_stay_by_class():
         np.testing.assert_array_equal(found.of_class(1).count[k], (y == 1).sum())
 
 
-@compilation.quick()
 def test_blocks_on_several_devices_are_put_together():
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("device",))
     looked_at = METRICS | {"auc": metrics.roc_auc, "recall": metrics.class_accuracy}
@@ -153,7 +149,6 @@ def own_models(num_clients=5):
     }
 
 
-@compilation.quick()
 def test_clients_share_the_leaves_that_they_do_not_have():
     own = own_models()
     shared = jnp.broadcast_to(params()["kernel"], own["kernel"].shape)
@@ -163,7 +158,6 @@ def test_clients_share_the_leaves_that_they_do_not_have():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, whole)
 
 
-@compilation.quick()
 def test_a_branch_is_shared_as_a_whole():
     model = fs.models.mlp(CLASSES, hidden=(4,))
     start = model.init(KEY, jnp.ones((1, 3)))
@@ -191,7 +185,6 @@ def test_other_models_are_refused(own, shared, message):
         evaluate(own(), population(), shared and shared())
 
 
-@compilation.quick()
 def test_clients_that_are_not_loaded_count_nothing(tmp_path):
     """Of a part of a population there are everybody's sizes, and the rows of some."""
     clients = (population().client(k) for k in range(len(SIZES)))

@@ -12,13 +12,10 @@ import numpy as np
 import optax
 import pytest
 
-import compilation
 import fedjax_sim as fs
 from fedjax_sim.base import MAX_WEIGHT, Status, Upload
 from fedjax_sim.ops import trees
 from fedjax_sim.simulate import SimulationError
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 KEY = jax.random.key(4)
 VALUES = np.array([1.0, 2.0, 6.0], np.float32)
@@ -370,7 +367,6 @@ def test_agnostic_learning_stays_where_its_step_is_not_finite():
 
 
 @pytest.mark.parametrize("wrong", [3, -1])
-@compilation.quick()
 def test_examples_of_a_domain_that_there_is_not_are_a_status(wrong):
     domain = [0, 1, 2, 0, 1, 2, 0, 1, wrong]
     domains = fs.algorithms.Domains("domain", 3)

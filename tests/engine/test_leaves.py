@@ -9,7 +9,6 @@ import optax
 import pytest
 from flax import linen, nnx
 
-import compilation
 import fedjax_sim as fs
 
 KEY = jax.random.key(5)
@@ -76,7 +75,6 @@ def trained(model: Any, data: Any, **options: Any) -> Any:
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("width", [1, 2])
-@compilation.quick()
 def test_rows_that_fill_a_batch_up_never_enter_statistics(name, width):
     """A client of 17 rows in batches of 32: of 0, ..., 16 the mean is 8 and the variance 24."""
     result = trained(MODELS[name], counting(17, 40), sampler=some(0, num_clients=2), width=width)
@@ -85,7 +83,6 @@ def test_rows_that_fill_a_batch_up_never_enter_statistics(name, width):
     np.testing.assert_allclose(found["var"], [24.0], rtol=1e-5)
 
 
-@compilation.quick()
 def test_mixed_precision_keeps_them_out_as_well():
     model = fs.models.mixed_precision(MODELS["linen"])
     found = statistics(trained(model, counting(17, 40), sampler=some(0, num_clients=2)).params)
@@ -109,7 +106,6 @@ def test_mixed_precision_keeps_them_out_as_well():
     ],
     ids=["mean", "momentum", "adam", "median", "clip", "attack", "width"],
 )
-@compilation.quick()
 def test_statistics_are_averaged_by_weight_whatever_else_is_done(options):
     """Clients of 5, 9 and 20 rows: means 2, 4, 9.5, variances (n^2 - 1) / 12."""
     sizes = np.array([5, 9, 20])
@@ -118,7 +114,6 @@ def test_statistics_are_averaged_by_weight_whatever_else_is_done(options):
     np.testing.assert_allclose(found["var"], [sizes @ ((sizes**2 - 1) / 12) / 34], rtol=1e-5)
 
 
-@compilation.quick()
 def test_a_mesh_averages_statistics_too():
     sizes = (5, 9, 20)
     mesh = fs.devices.mesh(jax.devices()[:1])
@@ -157,7 +152,6 @@ LOSS = fs.metrics.cross_entropy
 
 
 @pytest.mark.parametrize("name", RULES)
-@compilation.quick()
 def test_rules_send_trained_leaves_alone(name):
     """No update, momentum or control variate has a place for a statistic or a frozen leaf."""
     model, data = fs.models.freeze(MODELS["linen"], "params/Dense_0/kernel"), counting(4, 4)
@@ -192,7 +186,6 @@ class Classifier(linen.Module):
 @pytest.mark.parametrize(
     "server", [optax.sgd(1.0, momentum=0.9), optax.adam(0.01)], ids=["momentum", "adam"]
 )
-@compilation.quick()
 def test_server_optimizers_learn_with_batch_norm(server):
     """They would drive a running variance below zero, and the test loss to NaN."""
     images = fs.datasets.fashion_small()
@@ -221,7 +214,6 @@ def test_server_optimizers_learn_with_batch_norm(server):
 FROZEN = fs.models.freeze(fs.models.mlp(2, hidden=(3,)), "dense_0/*")
 
 
-@compilation.quick()
 def test_a_frozen_leaf_is_nowhere_but_in_the_model():
     data = counting(4, 9)
     algorithm = fs.algorithms.fedavg(
@@ -258,7 +250,6 @@ def test_a_frozen_leaf_is_an_argument_and_no_constant():
     assert all(np.size(const) < 77 for const in closed.consts)
 
 
-@compilation.quick()
 def test_freezing_is_masking_the_optimizer():
     """The same as steps of size zero on the frozen leaves."""
     data, plain = counting(4, 9), fs.models.mlp(2, hidden=(3,))
@@ -278,7 +269,6 @@ def test_freezing_is_masking_the_optimizer():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *results)
 
 
-@compilation.quick()
 def test_frozen_integers_are_carried_along():
     """A body of int8 has no gradient and needs none."""
 
@@ -311,7 +301,6 @@ def test_a_model_that_moves_statistics_must_say_which_they_are():
         model.train({"w": jnp.zeros(2)}, jnp.zeros((1, 2)), KEY)
 
 
-@compilation.quick()
 def test_algorithms_beside_fedavg_take_such_models():
     """Ditto's own models have statistics of their own; agnostic learning averages neither."""
     model, data = fs.models.freeze(MODELS["linen"], "params/Dense_0/kernel"), counting(17, 40)

@@ -8,10 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-import compilation
 import fedjax_sim as fs
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 KEY = jax.random.key(2)
 SIZES = (5, 2, 9, 12, 7, 1)
@@ -133,7 +130,6 @@ def test_a_learning_rate_follows_rounds_where_the_user_says_so(optimizer, moves)
     np.testing.assert_allclose(np.diff(path), moves, rtol=1e-6)
 
 
-@compilation.quick()
 def test_scaffold_and_ditto_take_rates_that_follow_rounds():
     data = population()
     options = {"batching": fs.Batching(None, num_steps=1), "loss": slope_loss}

@@ -8,7 +8,6 @@ import numpy as np
 import optax
 import pytest
 
-import compilation
 import reference
 from fedjax_sim import aggregators, algorithms, clients, engine, metrics, models, simulate
 from fedjax_sim.base import Aggregator, Cohort, Model, Sampler, Server, Status
@@ -50,7 +49,6 @@ def make(width=1, cohort_size=4, learning_rate=0.3, **options):
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 4, "auto"])
-@compilation.quick()
 def test_fedavg_equals_the_float64_reference(key, width):
     """Five rounds, ragged clients, partial cohorts: 1e-5."""
     data, people = population()
@@ -73,7 +71,6 @@ def test_fedavg_equals_the_float64_reference(key, width):
 
 
 @pytest.mark.parametrize("width", [1, 3, 4])
-@compilation.quick()
 def test_scaffold_equals_the_float64_reference(key, width):
     """Client state is gathered before and scattered after, over rounds with partial cohorts."""
     data, people = population()
@@ -103,7 +100,6 @@ def test_scaffold_equals_the_float64_reference(key, width):
     )
 
 
-@compilation.quick()
 def test_equal_clients_take_the_static_loop_and_agree(key):
     data, people = population((12,) * 6)
     outs = []
@@ -175,7 +171,6 @@ def poisoned():
 
 
 @pytest.mark.parametrize("width", [1, 4])
-@compilation.quick()
 def test_non_finite_updates_are_dropped_and_named(key, width):
     data = poisoned()
     algorithm = algorithms.fedavg(
@@ -193,7 +188,6 @@ def test_non_finite_updates_are_dropped_and_named(key, width):
     assert (result.info.status == Status.NON_FINITE_UPDATE).all()
 
 
-@compilation.quick()
 def test_an_empty_cohort_leaves_the_server_alone(key):
     data, _ = population()
     cohort = Cohort(jnp.full(3, 10, jnp.int32), jnp.zeros(3, bool))
@@ -239,7 +233,6 @@ def test_memory_of_a_mean_round_does_not_grow_with_the_cohort(key):
     assert temporary(64, stacked) > large + 50 * num_bytes  # or the measurement means nothing
 
 
-@compilation.quick()
 def test_exceptions_name_the_stage_and_in_debug_the_client_and_round(key):
     data, _ = population()
 
@@ -263,7 +256,6 @@ def test_exceptions_name_the_stage_and_in_debug_the_client_and_round(key):
     assert any("local work" in note for note in caught.value.__notes__)
 
 
-@compilation.quick()
 def test_bytes_up_and_down(key):
     data, _ = population()
     algorithm = make(cohort_size=3)
@@ -287,7 +279,6 @@ def test_devices_get_about_as_many_local_steps():
 
 
 @pytest.mark.parametrize("shuffle", ["epoch", "replacement", "none"])
-@compilation.quick()
 def test_clients_of_one_example_train_in_chunks(shuffle):
     """XLA failed on what is left of a division by the constant 1."""
     data = federate(

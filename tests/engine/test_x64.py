@@ -105,7 +105,6 @@ def fedavg(batching: Any) -> Any:
     )
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_a_round_is_the_same_to_rounding():
     rng = np.random.default_rng(2)
     x, y = rng.normal(size=(15, 3)).astype(np.float32), rng.integers(0, 3, 15)

@@ -13,8 +13,6 @@ from fedjax_sim.experiments.robust import backdoor_fashion, lens, lens_adult, le
 from fedjax_sim.experiments.robust import mnist as robust_mnist
 from fedjax_sim.ops import trees
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def test_the_papers_split_and_target():
     """Sandal 5454 to sneaker, and the classes that the malicious client owns."""

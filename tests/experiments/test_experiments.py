@@ -25,8 +25,6 @@ from fedjax_sim.experiments.fair import shakespeare as fair_shakespeare
 from fedjax_sim.experiments.matching import fedma_fashion, pfnm, pfnm_report
 from fedjax_sim.experiments.matching import local_training as apart
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def test_exact_minimax_of_two_small_domains_by_brute_force():
     """A grid over the mixture, each point minimised by plain gradient descent in float64."""

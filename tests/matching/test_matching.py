@@ -18,8 +18,6 @@ from fedjax_sim.matching import Prior
 from fedjax_sim.matching.assignment import assign_or_leave
 from fedjax_sim.matching.neurons import Spread, estimated
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 jitted_assign_or_leave = jax.jit(assign_or_leave)
 
 

@@ -26,8 +26,6 @@ from reference_models import (
     statistics,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 class LinenDeterministic(nn.Module):
     @nn.compact

@@ -10,8 +10,6 @@ from fedjax_sim.base import Array
 from fedjax_sim.models import layers
 from reference_models import KEY
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def test_pooling_gradient_equals_reduce_window() -> None:
     images = jax.random.normal(KEY, (2, 5, 6, 3))

@@ -27,8 +27,6 @@ from reference_models import (
     small_models,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.mark.parametrize(
     ("name", "num_classes", "shape", "dtype", "size"),

@@ -12,8 +12,6 @@ from fedjax_sim import models
 from fedjax_sim.base import Array, Model, Params
 from reference_models import FLOATS, IMAGES, KEY, LinenNet, NnxNet
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 class LinenCounter(nn.Module):
     @nn.compact

@@ -11,6 +11,8 @@ from fedjax_sim import models
 from fedjax_sim.ops import trees
 from reference_models import FLOATS, KEY, LinenNet, drawn, mean_loss, small_models, statistics
 
+pytestmark = pytest.mark.optimised
+
 
 @pytest.mark.parametrize("name", ["logistic", "mlp", "emnist_cnn", "char_lstm"])
 def test_mixed_precision_computes_in_half_and_trains_in_single(name: str) -> None:

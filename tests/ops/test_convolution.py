@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-import compilation
 from fedjax_sim.ops import convolution
 
 SIDES = st.integers(0, 4)
@@ -70,7 +69,6 @@ def with_gradients(conv):
 
 
 # Every example is another program, and small.
-@compilation.quick()
 @settings(max_examples=25)
 @shapes
 def test_output_and_gradients_equal_the_reference(kernel, strides, padding, groups, seed):
@@ -87,7 +85,6 @@ def test_output_and_gradients_equal_the_reference(kernel, strides, padding, grou
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
-@compilation.quick()
 @settings(max_examples=10)
 @shapes
 def test_clients_with_kernels_of_their_own_equal_the_reference(
@@ -124,6 +121,7 @@ def test_named_padding_is_that_of_lax(padding, strides, rng):
     )
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0)])
 def test_a_batch_of_clients_equals_a_loop(axes, rng):
     """Gradients under vmap, with kernels or images of one's own or shared, inside a scan."""

@@ -7,6 +7,8 @@ import pytest
 
 from fedjax_sim.ops import dense
 
+pytestmark = pytest.mark.optimised
+
 OUTER, TRANSPOSED = (5, 7, 3), (dense.MAX_BATCH + 1, 7, 3)
 LONG = (2, dense.MAX_ENTRIES, 2)
 PLAIN = (4, 6, dense.MAX_OUTPUTS + 1)

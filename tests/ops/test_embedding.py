@@ -7,13 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import compilation
 from fedjax_sim.ops import embedding
 
 CLIENTS, ROWS, WIDTH = 2, 5, 3
 
 
-@compilation.quick()
 @pytest.mark.parametrize(
     ("backend", "rows", "scatters"),
     [("cpu", ROWS, True), ("gpu", ROWS, False), ("gpu", embedding.MAX_ONE_HOT + 1, True)],

@@ -7,6 +7,8 @@ import pytest
 
 from fedjax_sim.ops import keys
 
+pytestmark = pytest.mark.optimised
+
 
 def data_of(key: jax.Array) -> np.ndarray:
     return np.asarray(jax.random.key_data(key))
@@ -41,3 +43,71 @@ def test_threefry_is_the_published_one() -> None:
     for key, counter, want in cases:
         words = [jnp.uint32(word) for word in (*key, *counter)]
         assert tuple(int(x) for x in keys._threefry(*words)) == want
+
+
+DRAWS = {
+    "normal": lambda key: jax.random.normal(key, (3, 5)),
+    "truncated": lambda key: jax.random.truncated_normal(key, -2, 2, (7,)),
+    "half": lambda key: jax.random.normal(key, (6,), jnp.float16),
+    "bytes": lambda key: jax.random.bits(key, (9,), jnp.uint8),
+    "scalar": lambda key: jax.random.uniform(key),
+    "integers": lambda key: jax.random.randint(key, (4,), 0, 100),
+    "permutation": lambda key: jax.random.permutation(key, 10),
+    "categorical": lambda key: jax.random.categorical(key, jnp.zeros(5), shape=(8,)),
+    "nothing": lambda key: jax.random.normal(key, (0, 2)),
+    "split": lambda key: jax.random.key_data(jax.random.split(key, (2, 3))),
+    "folded": lambda key: jax.random.normal(jax.random.fold_in(key, 4), (2,)),
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_all_is_drawn_as_jax_draws_it(key, draw) -> None:
+    def written_out(key):
+        return draw(keys.written_out(key))
+
+    want = draw(key)
+    np.testing.assert_array_equal(written_out(key), want)
+    np.testing.assert_array_equal(jax.jit(written_out)(key), want)
+    many = jax.random.split(key, 3)
+    np.testing.assert_array_equal(jax.vmap(written_out)(many), jax.vmap(draw)(many))
+
+
+def test_numbers_of_64_bits_are_drawn_as_jax_draws_them(key) -> None:
+    with jax.enable_x64(True):
+        for draw in (lambda key: jax.random.normal(key, (3,)), lambda key: jax.random.bits(key)):
+            np.testing.assert_array_equal(draw(keys.written_out(key)), draw(key))
+
+
+@pytest.mark.parametrize("num", [1, 3, (2, 2)])
+def test_split_gives_the_keys_that_jax_gives(key, num) -> None:
+    got = jax.jit(keys.split, static_argnums=1)(key, num)
+    assert got.dtype == key.dtype
+    np.testing.assert_array_equal(data_of(got), data_of(jax.random.split(key, num)))
+
+
+def test_keys_that_are_not_drawn_from_so_stay_as_they_are() -> None:
+    other = jax.random.key(3, impl="rbg")
+    assert keys.written_out(other) is other
+    before = jax.config.values["jax_threefry_partitionable"]
+    jax.config.update("jax_threefry_partitionable", False)
+    try:
+        key = jax.random.key(3)
+        assert keys.written_out(key) is key
+        want = jax.random.normal(jax.random.split(key)[0], (5,))
+        np.testing.assert_array_equal(jax.random.normal(keys.split(key)[0], (5,)), want)
+    finally:
+        jax.config.update("jax_threefry_partitionable", before)
+
+
+def test_a_program_without_loops(key) -> None:
+    def draw(key):
+        first, second = keys.split(key)
+        return jax.random.normal(keys.written_out(first), (50,)), keys.fold_in(second, 3)
+
+    text = jax.jit(draw).lower(key).compile().as_text()
+    assert text.count(" while(") == 0
+
+
+def test_more_numbers_than_a_word_can_count_are_refused(key) -> None:
+    with pytest.raises(ValueError, match=r"2\^32 numbers"):
+        jax.jit(lambda k: jax.random.bits(keys.written_out(k), (2**17, 2**16))).lower(key)

@@ -8,6 +8,8 @@ from flax import linen as nn
 
 from fedjax_sim.ops.normalization import group_norm
 
+pytestmark = pytest.mark.optimised
+
 
 def reference(
     x: np.ndarray, scale: np.ndarray, bias: np.ndarray, num_groups: int, epsilon: float

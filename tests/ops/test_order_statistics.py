@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from fedjax_sim.ops import order_statistics
 
+pytestmark = pytest.mark.optimised
+
 
 def run_network(rows: np.ndarray) -> np.ndarray:
     for partner, low in zip(*order_statistics._network(len(rows)), strict=True):

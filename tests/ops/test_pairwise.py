@@ -3,8 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from fedjax_sim.ops import pairwise
+
+pytestmark = pytest.mark.optimised
 
 
 def distances(rows: np.ndarray) -> np.ndarray:

@@ -12,7 +12,6 @@ import optax
 import pytest
 from flax import linen, nnx
 
-import compilation
 import fedjax_sim as fs
 from fedjax_sim.ops.per_example import per_example
 from small_task import CLASSES, KEY, MODEL, SIZES, params, population
@@ -291,7 +290,6 @@ def test_a_loss_of_the_whole_batch_is_never_looked_at() -> None:
             jax.eval_shape(look, KEY, params(), cohort, population())
 
 
-@compilation.quick()
 def test_optax_own_loss_trains_as_ours_does() -> None:
     def run(loss: Any) -> Any:
         algorithm = fs.algorithms.fedavg(
@@ -307,7 +305,6 @@ def test_optax_own_loss_trains_as_ours_does() -> None:
     assert theirs.info.cohort.loss.shape == (2, len(SIZES))
 
 
-@compilation.quick()
 def test_rows_that_fill_a_batch_up_do_not_count_in_a_plain_loss() -> None:
     """Rows 1, 1, 10 in a batch of 8: the gradient is their mean, 4."""
     data = fs.federate({"x": np.array([1.0, 1.0, 10.0]), "y": np.zeros(3)}, [np.arange(3)])

@@ -15,6 +15,8 @@ from scipy import stats
 import reference
 from fedjax_sim.ops import permutation
 
+pytestmark = pytest.mark.optimised
+
 LENGTH = 256  # of the position arrays below, so that one compilation serves every size
 SIZES = st.integers(1, LENGTH) | st.integers(1, 10**6) | st.integers(1, 2**31 - 1)
 

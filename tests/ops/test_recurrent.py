@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import compilation
 from fedjax_sim.ops import recurrent
 
 SIZES = [(5, 3, 2, 4), (1, 1, 1, 1), (7, 2, 3, 2)]
@@ -89,7 +88,6 @@ def with_gradients(layer):
     return both
 
 
-@compilation.quick()
 @pytest.mark.parametrize("sizes", SIZES)
 def test_outputs_and_gradients_equal_the_reference(sizes, rng):
     args = arguments(sizes, rng)
@@ -100,7 +98,6 @@ def test_outputs_and_gradients_equal_the_reference(sizes, rng):
     np.testing.assert_allclose(alone, found[0], rtol=1e-5, atol=1e-6)
 
 
-@compilation.quick()
 @pytest.mark.parametrize("own", [True, False], ids=["kernels of their own", "one kernel"])
 def test_clients_at_once_equal_the_reference(own, rng):
     x, w, u, b, ct = arguments(SIZES[0], rng, clients=(3,))
@@ -113,7 +110,6 @@ def test_clients_at_once_equal_the_reference(own, rng):
             np.testing.assert_allclose(ours[n], theirs, rtol=1e-5, atol=1e-5)
 
 
-@compilation.quick()
 def test_second_derivatives_are_those_of_a_scan(rng):
     """Of the squared norm of two clients' gradients, by everything, the cotangent included."""
     args = arguments((4, 2, 3, 2), rng, clients=(2,))
@@ -128,7 +124,6 @@ def test_second_derivatives_are_those_of_a_scan(rng):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-@compilation.quick()
 def test_half_precision_stays_half(rng):
     args = [jnp.asarray(a, jnp.bfloat16) for a in arguments(SIZES[0], rng)]
     found = jax.jit(with_gradients(recurrent.lstm))(*args)

@@ -21,8 +21,6 @@ from fedjax_sim.ops.simplex import (
     quadratic_program,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 EPS = float(np.finfo(np.float32).eps)
 
 # For many examples: outside jit every call is traced anew.

@@ -14,7 +14,6 @@ import numpy as np
 import optax
 import pytest
 
-import compilation
 from fedjax_sim import aggregators, algorithms, engine, metrics, models, simulate
 from fedjax_sim.data import Batching, federate
 from fedjax_sim.ops import devices
@@ -71,6 +70,7 @@ def run(data, params, key):
     return run
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("algorithm", [FEDADAM, SCAFFOLD], ids=["fedadam", "scaffold"])
 def test_a_run_goes_on_bit_for_bit(run, algorithm, tmp_path):
     run(algorithm, num_rounds=2, checkpoint=tmp_path)
@@ -119,7 +119,6 @@ def test_an_interrupted_run_goes_on(run, tmp_path):
     assert_same(continued, run(num_rounds=9))
 
 
-@compilation.quick()
 def test_a_failed_run_keeps_the_checkpoint_before(run, data, params, tmp_path):
     wild = algorithms.fedavg(MODEL, client_optimizer=optax.sgd(np.inf), batching=Batching(4))
     with pytest.raises(simulate.SimulationError):
@@ -151,7 +150,6 @@ def other_data(data):
     return federate(examples, [np.arange(a, a + n) for a, n in zip(starts, sizes, strict=True)])
 
 
-@compilation.quick()
 def test_checkpoints_of_other_runs_are_refused(run, data, params, key, tmp_path):
     """Each with the name of what is another; what the folder holds stays as it was."""
     run(num_rounds=2, checkpoint=tmp_path)
@@ -185,7 +183,6 @@ def test_checkpoints_of_other_runs_are_refused(run, data, params, key, tmp_path)
     np.testing.assert_allclose(wide.params["kernel"], whole.params["kernel"], atol=1e-6)
 
 
-@compilation.quick()
 def test_programs_of_other_software_cannot_be_compared(run, key, tmp_path, monkeypatch):
     run(num_rounds=2, checkpoint=tmp_path)
     monkeypatch.setattr(_fingerprint, "__version__", "another")

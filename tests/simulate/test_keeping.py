@@ -12,8 +12,6 @@ from fedjax_sim.base import Algorithm
 from fedjax_sim.simulate import NotKept
 from fedjax_sim.simulate.segments import SEGMENT_BYTES, longest_segment
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @functools.cache
 def whole() -> simulate.Result:

@@ -9,7 +9,6 @@ import numpy as np
 import optax
 import pytest
 
-import compilation
 import fedjax_sim as fs
 from fedjax_sim import simulate
 from small_task import CLASSES, COHORT, KEY, MODEL, SIZES, params, population
@@ -59,7 +58,6 @@ def forward(weights: Any, x: np.ndarray) -> np.ndarray:
     return hidden @ layers[1]["kernel"] + layers[1]["bias"]
 
 
-@compilation.quick()
 def test_the_accuracy_of_fedper_is_that_of_the_clients_own_heads() -> None:
     data = at_odds()
     pooled = data.pooled()
@@ -112,7 +110,6 @@ def run(algorithm: fs.Algorithm, model: fs.Model, start: Any, **options: Any) ->
     return fs.run(algorithm, start, data, **given | options)
 
 
-@compilation.quick()
 def test_the_personal_metrics_of_ditto_are_those_of_its_personal_models() -> None:
     result = run(ditto(MODEL), MODEL, params())
     found = result.evaluations.values["train"]
@@ -128,7 +125,6 @@ def test_the_personal_metrics_of_ditto_are_those_of_its_personal_models() -> Non
     assert (found["personal loss"].total[-1] != found["loss"].total[-1]).all()
 
 
-@compilation.quick()
 def test_frozen_leaves_are_not_kept_by_every_client() -> None:
     """Ditto keeps the head alone, and is measured with the body that all have."""
     whole = fs.models.mlp(CLASSES, hidden=(4,))
@@ -146,7 +142,6 @@ def test_frozen_leaves_are_not_kept_by_every_client() -> None:
         np.testing.assert_allclose(found.total[-1, k], wanted.sum(), rtol=1e-5)
 
 
-@compilation.quick()
 def test_a_sweep_measures_the_personal_models_of_every_run() -> None:
     data = population()
     evaluate = fs.evaluator(MODEL, {"loss": fs.metrics.cross_entropy})
@@ -168,7 +163,6 @@ def test_a_sweep_measures_the_personal_models_of_every_run() -> None:
         np.testing.assert_allclose(found["personal loss"].total[-1, g], wanted.total, rtol=1e-5)
 
 
-@compilation.quick()
 def test_a_resumed_run_has_the_personal_metrics_of_the_whole_one(tmp_path: Any) -> None:
     algorithm = ditto(MODEL)
     options = {"eval_every": 1, "checkpoint": tmp_path}

@@ -70,6 +70,7 @@ def assert_close(a, b):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6), a, b)
 
 
+@pytest.mark.optimised
 def test_a_run_is_a_scan_and_a_plain_loop_bit_for_bit():
     data = population()
     state = FEDAVG.init(KEY, zeros(), data)
@@ -129,6 +130,7 @@ def test_a_continued_run_is_the_run_that_was_never_stopped(first_round, eval_eve
     )
 
 
+@pytest.mark.optimised
 def test_continuing_keeps_the_optimizer_bit_for_bit():
     whole = run(FEDAVG, zeros(), num_rounds=7, segment_rounds=3)
     half = run(FEDAVG, zeros(), num_rounds=4, segment_rounds=3)
@@ -315,7 +317,6 @@ def test_a_failing_sweep_names_the_run_too():
     assert np.argwhere(result.info.status).tolist() == [[3, 2], [5, 1]]
 
 
-@compilation.quick()
 def test_debug_is_the_same_run():
     result = run(
         debug=True,
@@ -333,7 +334,6 @@ def test_debug_is_the_same_run():
     assert_close(a[:4], b[:4])
 
 
-@compilation.quick()
 def test_debug_names_round_stage_and_client():
     def apply(params, inputs, key=None):
         if not isinstance(inputs, jax.core.Tracer) and inputs.shape[0] == 4:
@@ -352,7 +352,6 @@ def test_debug_names_round_stage_and_client():
     assert "stage: local work of client [2]." in notes
 
 
-@compilation.quick()
 def test_a_sweep_is_its_separate_runs():
     points = {"seed": [5, 6], "learning_rate": np.array([0.1, 0.4], np.float32)}
     data = population()
@@ -416,6 +415,7 @@ def test_one_trace_serves_every_segment_and_evaluation():
     assert traces(num_rounds=1) == traces(num_rounds=11, segment_rounds=3, eval_every=4)
 
 
+@pytest.mark.optimised
 def test_every_number_of_rounds_is_the_same_program():
     """Below a hundred, where a segment is padded; a streamed run has one more, to draw ahead."""
     algorithm = fedavg()

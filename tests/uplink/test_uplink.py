@@ -15,8 +15,6 @@ from fedjax_sim.data import Batching, federate
 from fedjax_sim.ops import trees
 from fedjax_sim.servers import sampling
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 KEY = jax.random.key(9)
 
 
