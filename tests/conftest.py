@@ -57,8 +57,8 @@ def pytest_unconfigure() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Compile without optimisation, unless a test is marked as one to whom it matters."""
-    optimised = item.get_closest_marker("optimised")
+    """Compile without optimisation, unless a test says that it matters, or runs on a GPU."""
+    optimised = item.get_closest_marker("optimised") or jax.default_backend() != "cpu"
     with contextlib.nullcontext() if optimised else compilation.quick():
         return (yield)
 

@@ -4,9 +4,9 @@
 It needs neither a network nor data. Each part is processes of its own, so that one that fails or
 takes too long costs nothing of the others:
 
-    same        rounds, robust rules, matching, projection and an evaluation in two processes on
-                the accelerator (--xla_gpu_deterministic_ops) and one on the CPU: the same bits
-                twice, and how far from the CPU in the precision that JAX chooses
+    same        rounds, robust rules, a sweep, matching, projection and an evaluation in two
+                processes on the accelerator (--xla_gpu_deterministic_ops) and one on the CPU: the
+                same bits twice, and how far from the CPU in the precision that JAX chooses
     tests       the tests whose subject may differ on an accelerator, in the highest precision
     gpu         gpu.py: the known workloads, whose widths, rates and distances from the floor
     peers       one round of FedJAX and of pfl-research on the same card, if they can be imported
@@ -42,7 +42,17 @@ SHARES = {"same": 0.15, "tests": 0.25, "gpu": 0.35, "peers": 0.2, "profile": 0.0
 """Parts, and the most that each may take of the time."""
 DETERMINISTIC = {"XLA_FLAGS": "--xla_gpu_deterministic_ops=true"}
 """Without it processes may choose different kernels, and sums by scattering any order."""
-TESTS = ("ops", "engine", "aggregators", "matching", "algorithms", "clients", "attacks", "uplink")
+TESTS = [
+    "ops",
+    "engine",
+    "aggregators",
+    "matching",
+    "algorithms",
+    "clients",
+    "attacks",
+    "uplink",
+    "simulate",
+]
 PEERS = {"cifar10": (1000, 50, 50, 10), "lstm": (100, 60, 100, 20), "mlp": (100, 60, 100, 20)}
 """Model -> clients, examples of each, cohort, batch."""
 
@@ -170,8 +180,7 @@ def part_same(run: Runner) -> None:
 
     found = {}
     for name, folder in folders.items():
-        path = folder / "arrays.npz"
-        found[name] = dict(np.load(path)) if path.is_file() else {}
+        found[name] = {path.stem: np.load(path) for path in folder.glob("*.npy")}
         shutil.rmtree(folder, ignore_errors=True)
     for case in found["one"]:
         one, two, cpu = (found[name].get(case) for name in folders)
@@ -236,20 +245,22 @@ def part_profile(run: Runner) -> None:
 
 
 def same_child(options: argparse.Namespace) -> None:
-    """Compute every case and write it down."""
+    """Compute every case and write it down at once: time may be over in the next."""
     import jax
     import numpy as np
 
-    arrays = {}
     for name, compute in cases(options.quick):
         leaves = [np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(compute())]
-        arrays[name] = np.concatenate(leaves)
-        print(name, hashlib.sha256(arrays[name].tobytes()).hexdigest(), flush=True)
-    np.savez(options.output / "arrays.npz", **arrays)
+        array = np.concatenate(leaves)
+        print(name, hashlib.sha256(array.tobytes()).hexdigest(), flush=True)
+        partial = options.output / "partial"
+        with partial.open("wb") as file:
+            np.save(file, array)
+        partial.rename(options.output / f"{name}.npy")
 
 
 def cases(quick: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """What is computed twice and elsewhere: name -> a function without arguments."""
+    """What is computed twice and elsewhere, what compiles soon first: (name, function)."""
     import harness
     import jax
     import jax.numpy as jnp
@@ -268,18 +279,6 @@ def cases(quick: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
         )
         return fs.run(fedavg, work.init(key), data, key=key, num_rounds=2).params
 
-    models = ("logistic",) if quick else ("logistic", "mlp", "cnn", "resnet", "lstm", "transformer")
-    for model in models:
-        yield f"rounds of {model}", lambda model=model: trained(model)
-    rules = {
-        "krum": fs.aggregators.krum(num_byzantine=2),
-        "trimmed mean": fs.aggregators.trimmed_mean(num_byzantine=2),
-        "median": fs.aggregators.coordinate_median(),
-        "geometric median": fs.aggregators.geometric_median(),
-    }
-    for name, rule in rules.items():
-        yield f"rounds with {name}", lambda rule=rule: trained("logistic", aggregator=rule)
-
     work = harness.workload("logistic")
     data = harness.population(work, harness.lognormal_sizes(100 if quick else 10_000, 20))
     measured = {"loss": fs.metrics.cross_entropy, "accuracy": fs.metrics.accuracy}
@@ -292,6 +291,39 @@ def cases(quick: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "projection", lambda: jax.jit(jax.vmap(fs.simplex.project))(points)
     costs = jnp.asarray(np.random.default_rng(1).normal(size=(50, 80)), jnp.float32)
     yield "assignment", lambda: jax.jit(fs.matching.assignment)(costs)
+
+    def swept() -> Any:
+        few = harness.population(work, harness.lognormal_sizes(8))
+        points = fs.product(seed=range(2), learning_rate=[0.01, 0.1])
+
+        def make(learning_rate: Any) -> fs.Algorithm:
+            return fs.algorithms.fedavg(
+                work.model, client_optimizer=optax.sgd(learning_rate), batching=batching
+            )
+
+        return fs.sweep(make, points, work.init, few, num_rounds=2).params
+
+    yield "sweep", swept
+
+    networks = [
+        (jax.random.normal(jax.random.fold_in(key, i), (5, *shape)), jnp.zeros((5, shape[1])))
+        for i, shape in enumerate([(20, 8), (8, 4)])
+    ]
+    prior = fs.matching.Prior(sigma0=1.0, sigma=1.0, gamma=1.0)
+    match = functools.partial(fs.matching.pfnm_stacked, prior=prior, num_passes=3, key=key)
+    yield "matching", lambda: jax.jit(match)(networks, jnp.ones((5, 4))).params
+
+    models = ("logistic",) if quick else ("logistic", "mlp", "cnn", "resnet", "lstm", "transformer")
+    for model in models:
+        yield f"rounds of {model}", lambda model=model: trained(model)
+    rules = {
+        "krum": fs.aggregators.krum(num_byzantine=2),
+        "trimmed mean": fs.aggregators.trimmed_mean(num_byzantine=2),
+        "median": fs.aggregators.coordinate_median(),
+        "geometric median": fs.aggregators.geometric_median(),
+    }
+    for name, rule in rules.items():
+        yield f"rounds with {name}", lambda rule=rule: trained("logistic", aggregator=rule)
 
 
 def profile_child(options: argparse.Namespace) -> None:
