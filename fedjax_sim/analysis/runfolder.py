@@ -20,7 +20,6 @@ import math
 import os
 import platform
 import shutil
-import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -31,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim import __version__
+from fedjax_sim.analysis import plots
 from fedjax_sim.base import Params, PyTree
 from fedjax_sim.ops import trees
 
@@ -190,10 +190,13 @@ class RunFolder:
 
     def save_figure(self, name: str, figure: "Figure") -> None:
         """Write a picture; the format follows from the name's ending."""
-        with self.writing(name) as path, warnings.catch_warnings():
-            # A name in a script that the font does not have is drawn as boxes.
-            warnings.filterwarnings("ignore", "Glyph")
-            figure.savefig(path)
+        with self.writing(name) as path:
+            plots.save(figure, path)
+
+    def save_bytes(self, name: str, content: bytes) -> None:
+        """Write what a file is to hold."""
+        with self.writing(name) as path:
+            path.write_bytes(content)
 
     def _partial(self, name: str) -> Path:
         return self.path / f".partial-{name}"  # keeps the ending, from which writers see the format

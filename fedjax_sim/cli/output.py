@@ -26,7 +26,7 @@ from fedjax_sim.data.datasets import Dataset
 from fedjax_sim.ops import checks, trees
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 Summaries = dict[str, dict[str, dict[str, np.ndarray]]]
 """split -> metric -> statistic over clients -> [E]."""
@@ -134,7 +134,7 @@ def write(
     params: Params,
     result: simulate.Result,
     summaries: Summaries,
-    labels: "Callable[[], Figure | None]",
+    labels: Callable[[], bytes | None],
     failure: Exception | None,
 ) -> None:
     """Write everything a run leaves; `labels` gives the picture of who has which."""
@@ -190,22 +190,23 @@ def write(
             "peak_memory_bytes": _peak_memory_bytes(),
         },
     )
-    figure = labels()  # should it have failed, all but pictures is written
-    if figure is not None:
-        folder.save_figure("label_counts.png", figure)
+    picture = labels()  # should it fail, all but pictures is written
+    if picture is not None:
+        folder.save_bytes("label_counts.png", picture)
     _write_pictures(folder, dealt, result, summaries)
 
 
-def picture_of_labels(dealt: Dealt) -> "Figure | None":
-    """Who has which labels; None of what has no classes."""
+def picture_of_labels(dealt: Dealt) -> bytes | None:
+    """Who has which labels, a PNG; None of what has no classes."""
     if dealt.label_counts is None:
         return None
-    return plots.label_counts(
+    figure = plots.label_counts(
         dealt.label_counts,
         class_names=dealt.dataset.class_names or None,
         client_names=dealt.client_names or None,
         sort=not dealt.client_names,
     )
+    return plots.png(figure)
 
 
 def _target_units(dataset: Dataset) -> dict[str, Any]:

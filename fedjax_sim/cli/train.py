@@ -4,7 +4,6 @@ import contextlib
 import functools
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -84,16 +83,16 @@ def main(options: TrainOptions) -> int:
         begin()  # the folder of a run that is continued stays as it is until all is checked
     evaluate = engine.evaluator(model, goal.metrics, mesh=mesh)
     splits = {"train": train, "test": dealt.test}
-    with stopped_by_signals(), DeferredInterrupt() as interrupt, ThreadPoolExecutor() as beside:
-        labels = beside.submit(picture_of_labels, dealt)  # while XLA compiles
+    labels = functools.cache(lambda: picture_of_labels(dealt))
+    with stopped_by_signals(), DeferredInterrupt() as interrupt:
         result, failure = _simulated(
-            algorithm, params, splits, run_key, evaluate, stop_when, begin, options
+            algorithm, params, splits, run_key, evaluate, stop_when, begin, labels, options
         )
         with signals_ignored():  # an impatient Ctrl-C must not lose what is done
             folder = begin()
             summaries = summarize(result.evaluations, goal)
             try:
-                write(folder, dealt, params, result, summaries, labels.result, failure)
+                write(folder, dealt, params, result, summaries, labels, failure)
             except OSError as error:
                 failure = failure or error
             console.print(summary_table(summaries))
@@ -151,9 +150,15 @@ def _simulated(
     evaluate: simulate.Evaluate,
     stop_when: simulate.StopWhen | None,
     begin: Callable[[], RunFolder],
+    labels: Callable[[], bytes | None],
     options: TrainOptions,
 ) -> tuple[simulate.Result, Exception | None]:
     """Run the rounds, shown and logged; what was done and, if something went wrong, what."""
+
+    def draw() -> None:
+        with contextlib.suppress(Exception):  # which is met again where the picture is written
+            labels()
+
     run = options.run
     checkpoint = None
     if run.checkpoint_every is not None:
@@ -175,6 +180,7 @@ def _simulated(
                 checkpoint=checkpoint,
                 checkpoint_every=run.checkpoint_every,
                 stop_when=stop_when,
+                while_compiling=draw,
                 debug=run.debug,
             )
         except Exception as error:

@@ -59,6 +59,7 @@ def run(
     checkpoint_every: int | None = None,
     keep: str | Collection[str] = "all",
     stop_when: StopWhen | None = None,
+    while_compiling: Callable[[], object] | None = None,
     debug: bool = False,
 ) -> Result:
     """Run rounds `first_round` ... `num_rounds` - 1 of an algorithm.
@@ -99,6 +100,8 @@ def run(
         stop_when: called after each evaluation with all Evaluations so far; True, or better a text
             that says why, ends the run there. See `patience`. It must depend on nothing else, so
             that a run that goes on stops where it would have stopped.
+        while_compiling: called once while XLA compiles, when all is traced and the interpreter has
+            nothing to do: to draw, load or write something. Not called if nothing is compiled.
         debug: a plain Python loop with jit off; exceptions name round, stage and client. Slow.
 
     Returns:
@@ -191,7 +194,7 @@ def run(
                 if not debug:
                     segment = compiled_segment(algorithm, length, history.keep, where)
                     if first_round < num_rounds and not history.ended():
-                        _compile(segment, key, feed, assess, where, history)
+                        _compile(segment, key, feed, assess, where, history, while_compiling)
                 history.start(first_round, None if history.eval_rounds else assess(history.state))
                 _drive(segment, key, feed, assess, history, saved)
                 if saved is not None and not history.failed:
@@ -215,6 +218,7 @@ def _compile(
     assess: Assessor,
     where: Sharding | None,
     history: History,
+    while_compiling: Callable[[], object] | None,
 ) -> None:
     """Compile the program of all segments and those of evaluations, side by side."""
     started = time.perf_counter()
@@ -223,6 +227,8 @@ def _compile(
     with ThreadPoolExecutor() as pool:
         rounds = pool.submit(segment.lower(key, history.state, feed.data, zero, zero).compile)
         others = [pool.submit(lowered.compile) for lowered in assess.lowered(history.state)]
+        if while_compiling is not None:
+            while_compiling()
         state, _ = rounds.result().output_shardings
         for other in others:
             other.result()

@@ -428,6 +428,16 @@ def test_every_number_of_rounds_is_the_same_program():
     assert programs == []
 
 
+def test_what_is_done_while_compiling_is_done_once_and_its_errors_are_raised():
+    told: list[Any] = []
+    options: Any = {"num_rounds": 4, "segment_rounds": 2, "progress": told.append}
+    run(walk(), **options, while_compiling=lambda: told.append("compiling"))
+    assert told[0] == "compiling" and "compiling" not in told[1:]
+    run(walk(), num_rounds=0, while_compiling=lambda: pytest.fail("there is nothing to compile"))
+    with pytest.raises(ZeroDivisionError):
+        run(walk(), num_rounds=1, while_compiling=lambda: 1 / 0)
+
+
 def test_times_are_measured_apart():
     result = run(walk(), num_rounds=3)
     assert 0 < result.seconds < result.compile_seconds

@@ -8,7 +8,7 @@ display, nothing has to be closed, and a notebook shows what is returned.
     comparisons    grouped_bars, heat_map, tradeoff, fairness_tradeoff, histograms: methods beside
                    each other
     images         image_rows, image_grid: weights and examples
-    files          save
+    files          save, png
 """
 
 from fedjax_sim.analysis.plots.clients import client_distribution, label_counts, sharing
@@ -20,7 +20,7 @@ from fedjax_sim.analysis.plots.comparisons import (
     tradeoff,
 )
 from fedjax_sim.analysis.plots.curves import learning_curves, minimax_path, ranges, series
-from fedjax_sim.analysis.plots.files import save
+from fedjax_sim.analysis.plots.files import png, save
 from fedjax_sim.analysis.plots.images import image_grid, image_rows
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "label_counts",
     "learning_curves",
     "minimax_path",
+    "png",
     "ranges",
     "save",
     "series",

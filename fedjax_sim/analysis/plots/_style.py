@@ -1,11 +1,11 @@
 """The house style: colours, figures and names along an axis."""
 
 import functools
-import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from fedjax_sim.analysis.plots.files import png
 from fedjax_sim.ops import checks
 
 if TYPE_CHECKING:
@@ -49,9 +49,7 @@ def new_figure(width: float, height: float) -> Iterator["Figure"]:
 
 def _png(figure: "Figure") -> tuple[bytes, dict[str, int]]:
     """The picture, and how large a notebook should show it: 100 pixels an inch."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    return picture.getvalue(), {"width": round(100 * figure.get_figwidth())}
+    return png(figure), {"width": round(100 * figure.get_figwidth())}
 
 
 def names_of(argument: str, names: Sequence[str] | None, length: int) -> list[str]:
