@@ -40,9 +40,9 @@ from fedjax_sim.base import (
     Params,
     Report,
 )
-from fedjax_sim.cli import parts
 from fedjax_sim.data import Batching, FederatedData, federate
 from fedjax_sim.ops import trees
+from fedjax_sim.parts import finding as parts
 from fedjax_sim.servers import sampling
 
 

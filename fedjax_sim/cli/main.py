@@ -1,4 +1,4 @@
-"""The command line: `fedjax-sim train | reproduce NAME | datasets`.
+"""The command line: `fedjax-sim train | reproduce NAME | datasets | parts`.
 
 Whatever needs jax is imported by the command that needs it, so that help and typing errors come at
 once.
@@ -34,6 +34,8 @@ commands:
   train             Train a model over clients: choose data, partition, model and algorithm.
   reproduce NAME    Repeat an experiment of a paper.
   datasets          List the data sets, and how to get them.
+  parts [KIND [NAME]]
+                    Show which parts there are, such as aggregators, and what each takes.
 
 `fedjax-sim COMMAND --help` shows the options of a command, `fedjax-sim --version` the version.
 
@@ -111,6 +113,7 @@ def _dispatch(args: list[str]) -> int:
         "train": _train,
         "reproduce": _reproduce,
         "datasets": _datasets,
+        "parts": _parts,
     }
     command, rest = (args[0], args[1:]) if args else ("--help", [])
     if command in ("-h", "--help", "help"):
@@ -213,6 +216,25 @@ def _first_line(module: str) -> str:
     docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8")))
     return (docstring or "").partition("\n")[0]
 
+
+def _parts(args: list[str]) -> int:
+    if any(arg.startswith("-") for arg in args) or len(args) > 2:
+        print(_PARTS_HELP)
+        return 0 if args[0] in ("-h", "--help") else 2
+    from fedjax_sim.cli import parts
+
+    return parts.main(args)
+
+
+_PARTS_HELP = """\
+usage: fedjax-sim parts [KIND [NAME]]
+
+Show all kinds of parts, the parts of a kind, or what one part takes.
+
+examples:
+  fedjax-sim parts aggregator
+  fedjax-sim parts attack little_is_enough
+"""
 
 _FROM_TFDS = "tensorflow-datasets downloads it, or --folder with its files"
 _ORIGINS = {

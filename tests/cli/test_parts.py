@@ -1,139 +1,61 @@
-"""Parts are found by the contract they return, the user's own as those of the package."""
+"""`fedjax-sim parts`: what it shows is what the code says."""
 
-import inspect
-import textwrap
-
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
 import pytest
 
 import fedjax_sim as fs
-from fedjax_sim.cli import parts
-
-OWN = '''
-"""A rule of one's own."""
-
-import jax
-import jax.numpy as jnp
-
-from fedjax_sim.base import Aggregator, Array, Sampler
+from fedjax_sim import parts
+from fedjax_sim.cli import main
+from fedjax_sim.cli import parts as command
 
 
-def middle(low: float = 0.25, *, high: float | Array) -> Aggregator:
-    """The mean of two quantiles.
-
-    Args:
-        low, high: which ones, in [0, 1].
-    """
-
-    def apply(key, state, updates, weights):
-        def of(leaf):
-            rows = jnp.where((weights > 0).reshape(-1, *(1,) * (leaf.ndim - 1)), leaf, jnp.nan)
-            return (jnp.nanquantile(rows, low, 0) + jnp.nanquantile(rows, high, 0)) / 2
-
-        return state, jax.tree.map(of, updates), {}
-
-    return Aggregator(lambda update: (), apply)
+def shown(capsys: pytest.CaptureFixture[str], *names: str, status: int = 0) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main.main(["parts", *names])
+    assert stopped.value.code == status
+    out, err = capsys.readouterr()
+    return " ".join((out + err).split())
 
 
-def untyped():
-    return middle(high=0.75)
-'''
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
 
 
-@pytest.fixture
-def own(tmp_path):
-    path = tmp_path / "my_rules.py"
-    path.write_text(OWN)
-    return path
+def test_all_kinds_and_names_are_shown(capsys):
+    text = shown(capsys)
+    for kind, of in command.kinds().items():
+        assert f"{kind} " in text
+        assert ", ".join(sorted(parts.catalogue(of))) in text
 
 
-def test_every_contract_is_known():
-    assert parts.CONTRACTS["Aggregator"] is fs.Aggregator
-    kinds = {"Sampler", "ClientRule", "Uplink", "Attack", "Server", "Algorithm", "Model"}
-    kinds |= {"ClientMetric"}
-    assert set(parts.CONTRACTS) == kinds | {"Aggregator"}
+@pytest.mark.parametrize("kind", ["aggregator", "client-rule", "optimizer", "schedule", "loss"])
+def test_the_parts_of_a_kind_are_shown_with_what_they_take(capsys, kind):
+    text = shown(capsys, kind)
+    for name in parts.catalogue(command.kinds()[kind]):
+        assert f" {name} " in text
+    if kind == "aggregator":
+        assert "multi_krum" in text and "num_byzantine, num_selected=None" in text
+
+
+def test_a_part_is_shown_with_its_options(capsys):
+    text = shown(capsys, "attack", "little_is_enough")
+    assert "little_is_enough(z=None, side='below', knows='honest')" in text
+    for option in parts.options(fs.attacks.little_is_enough).values():
+        assert f"{option.name} " in text and option.help.split("[")[0][:60] in text
 
 
 @pytest.mark.parametrize(
-    ("contract", "some"),
+    ("names", "message"),
     [
-        (fs.Aggregator, {"mean": fs.aggregators.mean, "krum": fs.aggregators.krum}),
-        (fs.Uplink, {"clip": fs.uplink.clip}),
-        (fs.Sampler, {"uniform": fs.sampling.uniform}),
-        (fs.Algorithm, {"fedavg": fs.algorithms.fedavg, "feddyn": fs.algorithms.feddyn}),
-        (fs.Model, {"mlp": fs.models.mlp}),
+        (("agregator",), "unknown KIND 'agregator'. Did you mean 'aggregator'?"),
+        (("aggregator", "krumm"), "unknown NAME 'krumm'. Did you mean 'krum'?"),
+        (("--all",), "usage: fedjax-sim parts"),
+        (("a", "b", "c"), "usage: fedjax-sim parts"),
     ],
 )
-def test_parts_of_the_package_are_found(contract, some):
-    found = parts.find(contract)
-    assert {name: found[name] for name in some} == some
-    assert not any(name.startswith("_") for name in found)
+def test_mistakes_are_told(capsys, names, message):
+    assert message in shown(capsys, *names, status=2)
 
 
-def test_what_a_part_takes_is_read_from_its_code():
-    taken = parts.options(fs.aggregators.trimmed_mean)
-    assert taken["num_byzantine"].default is inspect.Parameter.empty
-    assert "f" in taken["num_byzantine"].help
-    taken = parts.options(fs.algorithms.fedavg)
-    assert taken["loss"].default is fs.metrics.cross_entropy
-    # What is passed on to the engine is named as well.
-    assert set(fs.engine.Options.__annotations__) <= set(taken)
-    assert taken["mesh"].default is None
-
-
-def test_a_part_in_a_file_of_ones_own_is_no_different(own):
-    factory = parts.load(f"{own}:middle", fs.Aggregator)
-    low, high = parts.options(factory).values()
-    assert (low.default, high.default) == (0.25, inspect.Parameter.empty)
-    assert low.help == high.help == "which ones, in [0, 1]."
-    data = fs.federate({"x": np.eye(6), "y": np.arange(6) % 2}, np.split(np.arange(6), 3))
-    model = fs.models.logistic(2)
-    algorithm = fs.algorithms.fedavg(
-        model,
-        client_optimizer=optax.sgd(0.1),
-        batching=fs.Batching(2),
-        aggregator=factory(high=0.75),
-    )
-    params = model.init(jax.random.key(0), jnp.zeros((1, 6)))
-    result = fs.run(algorithm, params, data, key=jax.random.key(1), num_rounds=2)
-    assert (np.asarray(result.info.status) == 0).all()
-
-
-def test_a_module_is_named_like_a_file(own, monkeypatch):
-    monkeypatch.syspath_prepend(own.parent)
-    assert parts.load("my_rules:middle", fs.Aggregator).__name__ == "middle"
-
-
-@pytest.mark.parametrize(
-    ("name", "error", "message"),
-    [
-        ("krumm", ValueError, r"unknown Aggregator 'krumm' \(did you mean 'krum'\?\)"),
-        ("no_such_module:rule", ValueError, "names no module that can be imported"),
-        ("missing.py:rule", ValueError, "there is no missing.py"),
-        ("{own}:midle", ValueError, r"no function 'midle' of its own \(did you mean 'middle'"),
-        ("{own}:untyped", TypeError, r"must say that it returns Aggregator.*-> Aggregator:"),
-    ],
-)
-def test_mistakes_are_named(own, name, error, message):
-    with pytest.raises(error, match=message):
-        parts.load(name.format(own=own), fs.Aggregator)
-
-
-def test_a_part_of_another_kind_is_refused(own):
-    with pytest.raises(TypeError, match="must say that it returns Sampler"):
-        parts.load(f"{own}:middle", fs.Sampler)
-
-
-def test_every_part_describes_what_it_takes():
-    """Help for an option comes from the docstring alone."""
-    silent = {
-        f"{factory.__name__}({option.name})"
-        for contract in parts.CONTRACTS.values()
-        for factory in parts.find(contract).values()
-        for option in parts.options(factory).values()
-        if not option.help
-    }
-    assert silent == set(), textwrap.shorten(str(silent), 2000)
+def test_help(capsys):
+    assert "usage: fedjax-sim parts [KIND [NAME]]" in shown(capsys, "--help")
