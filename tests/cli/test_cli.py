@@ -5,6 +5,7 @@ import datetime
 import errno
 import importlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -22,6 +23,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+import compilation
 from federated_files import PLAIN, WRITERS
 from fedjax_sim import experiments, metrics, models, simulate
 from fedjax_sim.analysis import plots
@@ -66,8 +68,10 @@ def arrays(folder: Path) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def in_a_new_process(*args: object) -> list[str]:
-    return [sys.executable, "-c", "from fedjax_sim.cli.main import main; main()", *map(str, args)]
+def in_a_new_process(*args: object, **options: Any) -> subprocess.Popen:
+    command = [sys.executable, "-c", "from fedjax_sim.cli.main import main; main()"]
+    environment = os.environ | compilation.QUICK_ENVIRONMENT
+    return subprocess.Popen([*command, *map(str, args)], env=environment, **options)
 
 
 # train
@@ -617,10 +621,9 @@ def test_the_default_folder_is_named_by_the_data_set(dataset: str, name: str) ->
 
 def test_ctrl_c_from_outside(tmp_path: Path) -> None:
     output = tmp_path / "run"
-    args = ["train", *SMALL, "--rounds", 10**7, "--eval-every", 10, "--output", output]
-    process = subprocess.Popen(
-        in_a_new_process(*args), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    args = ["train", *SMALL, "--rounds", 10**7, "--eval-every", 10, "--width", 1]
+    args += ["--output", output]
+    process = in_a_new_process(*args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 120
     while not (output / "metrics.jsonl").exists() and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[0]
@@ -862,9 +865,7 @@ def test_help_and_typing_errors_do_not_wait_for_jax(
 
 
 def test_a_closed_pipe_is_no_error() -> None:
-    process = subprocess.Popen(
-        in_a_new_process("train", "--help"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    process = in_a_new_process(*("train", "--help"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
     assert process.stderr.read() == b""
