@@ -21,7 +21,7 @@ from fedjax_sim.simulate.checkpoints import Checkpoints
 # SCAFFOLD, since it keeps arrays for every client between rounds.
 OPTIONS = (
     *("--algorithm", "scaffold", "--num-clients", "8", "--cohort-size", "3", "--width", "1"),
-    *("--model", "logistic", "--rounds", "240", "--eval-every", "5", "--checkpoint-every", "6"),
+    *("--model", "logistic", "--rounds", "90", "--eval-every", "5", "--checkpoint-every", "6"),
 )
 _MAIN = "from fedjax_sim.cli.main import main; main()"
 _TIMED = ("seconds", "compile_seconds", "peak_memory_bytes")

@@ -5,6 +5,7 @@ import datetime
 import errno
 import importlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -21,7 +22,9 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from matplotlib.figure import Figure
 
+import compilation
 from federated_files import PLAIN, WRITERS
 from fedjax_sim import experiments, metrics, models, simulate
 from fedjax_sim.analysis import plots
@@ -66,8 +69,16 @@ def arrays(folder: Path) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def in_a_new_process(*args: object) -> list[str]:
-    return [sys.executable, "-c", "from fedjax_sim.cli.main import main; main()", *map(str, args)]
+def in_a_new_process(*args: object, **options: Any) -> subprocess.Popen:
+    command = [sys.executable, "-c", "from fedjax_sim.cli.main import main; main()"]
+    environment = os.environ | compilation.QUICK_ENVIRONMENT
+    return subprocess.Popen([*command, *map(str, args)], env=environment, **options)
+
+
+@pytest.fixture
+def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files for pictures, with nothing drawn, where a run's numbers are what is looked at."""
+    monkeypatch.setattr(Figure, "savefig", lambda self, path: Path(path).write_bytes(b""))
 
 
 # train
@@ -156,6 +167,7 @@ def test_saved_parameters_have_the_reported_accuracy(trained: Path) -> None:
     assert np.mean(predicted == data.test["y"]) == pytest.approx(accuracy)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_config_toml_repeats_a_run_and_the_command_line_overrides_it(
     trained: Path, tmp_path: Path
 ) -> None:
@@ -251,6 +263,7 @@ def test_every_option_of_a_server_optimizer_matters(algorithm: str, option: str)
     assert second_update() != pytest.approx(second_update(**{option: 0.37}), rel=1e-3)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_natural_clients_keep_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     args = ["--dataset", "adult", "--partition", "by_group", "--group", "doctorate"]
@@ -319,6 +332,7 @@ def interrupting(number: int, at_line: int) -> Callable[..., None]:
     return log_and_interrupt
 
 
+@pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_keeps_what_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
@@ -359,6 +373,7 @@ def assert_same_run(folder: Path, other: Path) -> None:
     assert log_of(folder) == log_of(other)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_run_is_continued_as_if_it_had_never_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -384,6 +399,7 @@ def test_a_run_is_continued_as_if_it_had_never_stopped(
     assert names(output) == FILES and read(output / "results.json")["rounds"] == 1
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_refused_resume_changes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -411,6 +427,7 @@ def test_a_refused_resume_changes_nothing(
     assert contents() == before
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_full_disk_is_named_and_what_is_done_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -435,6 +452,7 @@ def test_a_full_disk_is_named_and_what_is_done_is_kept(
     assert [line["round"] for line in log_of(output)] == [3]
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_patience_ends_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "run"
     options = [*SMALL, "--rounds", 50, "--client-learning-rate", 100, "--eval-every", 1]
@@ -496,6 +514,7 @@ def test_what_is_no_run_to_continue(
     assert "no run in it" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_files_that_have_clients(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Their clients are the population without a word, and one may have no test examples."""
     train = ["train", "--model", "logistic", "--cohort-size", "all", "--rounds", 2, "--width", 1]
@@ -617,10 +636,9 @@ def test_the_default_folder_is_named_by_the_data_set(dataset: str, name: str) ->
 
 def test_ctrl_c_from_outside(tmp_path: Path) -> None:
     output = tmp_path / "run"
-    args = ["train", *SMALL, "--rounds", 10**7, "--eval-every", 10, "--output", output]
-    process = subprocess.Popen(
-        in_a_new_process(*args), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    args = ["train", *SMALL, "--rounds", 10**7, "--eval-every", 10, "--width", 1]
+    args += ["--output", output]
+    process = in_a_new_process(*args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 120
     while not (output / "metrics.jsonl").exists() and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[0]
@@ -679,6 +697,7 @@ def test_an_interrupt_before_the_first_round_is_no_traceback(
     assert capsys.readouterr().err == f"error: {told}\n"
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_diverged_run_keeps_what_is_done_and_says_what_to_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -862,9 +881,7 @@ def test_help_and_typing_errors_do_not_wait_for_jax(
 
 
 def test_a_closed_pipe_is_no_error() -> None:
-    process = subprocess.Popen(
-        in_a_new_process("train", "--help"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    process = in_a_new_process(*("train", "--help"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
     assert process.stderr.read() == b""

@@ -1,5 +1,7 @@
 """Clients that poison the model: whom they replace, what they send, how they hide."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,9 +36,15 @@ def two_steps(rule, server=None):
     return path, algorithm.params(state)
 
 
+@functools.cache
+def honest_steps():
+    """`two_steps` without attackers."""
+    return two_steps(contracts.HONEST, server=optax.sgd(1.0))
+
+
 def test_honest_clients_are_bit_identical_beside_malicious_ones():
     path, _ = two_steps(clients.malicious(contracts.HONEST, contracts.targeted(), [1, 4]))
-    plain, _ = two_steps(contracts.HONEST, server=optax.sgd(1.0))
+    plain, _ = honest_steps()
     honest = [0, 2, 3, 5]
     found, expected = path[0][1], plain[0][1]
     np.testing.assert_array_equal(found.loss[honest,], expected.loss[honest,])
@@ -132,7 +140,7 @@ def test_nothing_is_sent_where_the_model_is_wrong_already():
 )
 def test_stealthy_attackers_move_the_target_and_learn_the_task(attacker):
     path, params = two_steps(clients.malicious(contracts.HONEST, attacker, [3]))
-    plain, benign = two_steps(contracts.HONEST, server=optax.sgd(1.0))
+    plain, benign = honest_steps()
     x, y = jnp.asarray(contracts.TARGETS["x"]), contracts.TARGETS["y"]
 
     def confidence(params):
@@ -207,8 +215,11 @@ def after_four_steps(rule, message):
     def work_through(message):
         memory = rule.init(message.shared.params)
         work = rule.begin(KEY, memory, message, client)
-        for i in range(4):
-            work = rule.step(jax.random.key(i), work, message, batch)
+
+        def step(i, work):
+            return rule.step(jax.random.key(i), work, message, batch)
+
+        work = jax.lax.fori_loop(0, 4, step, work)
         return rule.finish(KEY, memory, message, client, work)
 
     memory, upload, info = work_through(message)

@@ -30,7 +30,15 @@ def test_the_papers_split_and_target():
     assert tuple(lens.jobs(ten)) == lens.ROWS
 
 
-def test_lens_fashion_leaves_everything(tmp_path, capsys):
+def test_lens_fashion_leaves_everything(tmp_path, monkeypatch, capsys):
+    """With two epochs of local steps."""
+    load = lens_fashion.load_setting
+
+    def shorter(options):
+        setting = load(options)
+        return setting._replace(batching=dataclasses.replace(setting.batching, num_epochs=2))
+
+    monkeypatch.setattr(lens_fashion, "load_setting", shorter)
     kept = (lens.BENIGN, lens.BOOSTED)
     output = tmp_path / "run"
     lens_fashion.main(lens_fashion.Options(output=output, quick=True, rows=(lens.BOOSTED,)))

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 import io
 import typing
 from collections.abc import Iterator
@@ -109,9 +110,13 @@ def _stop(*args: Any, **options: Any) -> None:
     raise _Reached
 
 
+_source = functools.cache(inspect.getsource)  # where tyro reads what options are for
+
+
 def _run(args: list[str]) -> None:
     error = io.StringIO()
     patches = [
+        mock.patch.object(inspect, "getsource", _source),
         mock.patch.object(datasets, "load", functools.partial(_load, datasets.load)),
         mock.patch.object(train, "build_model", _model),
         mock.patch.object(train, "RunFolder", _stop),

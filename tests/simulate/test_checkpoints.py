@@ -87,6 +87,18 @@ def test_a_run_goes_on_bit_for_bit(run, algorithm, tmp_path):
     assert told == [] and again.seconds >= continued.seconds > 0
 
 
+@pytest.fixture
+def traced_once(monkeypatch):
+    """For one run called again and again: what it is made of is found out once."""
+    found = []
+
+    def fingerprint(*args):
+        found[:] = found or [_fingerprint.fingerprint(*args)]
+        return found[0]
+
+    monkeypatch.setattr(sys.modules["fedjax_sim.simulate.run"], "fingerprint", fingerprint)
+
+
 class Killed(BaseException):
     """What no handler catches."""
 
@@ -199,6 +211,7 @@ def contents(folder):
 
 # orbax leaves coroutines behind when it cannot read.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("traced_once")
 def test_a_flipped_bit_is_noticed_or_does_not_matter(run, tmp_path):
     """Three bits of every file, each on its own."""
     run(num_rounds=2, checkpoint=tmp_path)
@@ -224,6 +237,7 @@ def test_a_flipped_bit_is_noticed_or_does_not_matter(run, tmp_path):
 
 @pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "default/_METADATA"])
 @pytest.mark.parametrize("text", ["", "{", "[]", "null"])
+@pytest.mark.usefixtures("traced_once")
 def test_damaged_metadata_is_named(run, tmp_path, name, text):
     run(num_rounds=2, checkpoint=tmp_path)
     (tmp_path / "2" / name).write_text(text)
