@@ -475,6 +475,14 @@ def controlled(width: int) -> Algorithm:
     return scaffold(width=width)
 
 
+def stepwise(width: int) -> Algorithm:
+    return averaging(CLIENT_RULES["local_steps"].build(), width=width)
+
+
+def personalised(width: int) -> Algorithm:
+    return averaging(ditto_rule(0.7), width=width)
+
+
 TARGETS = {"x": np.full((1, FEATURES), 0.5, np.float32), "y": np.array([2], np.int32)}
 HONEST = clients.local_sgd(MODEL, optax.sgd(0.2), loss=metrics.cross_entropy)
 
@@ -551,8 +559,8 @@ CLIENT_RULES = {
         clients.local_steps,
         lambda: clients.local_steps(clients.mean_loss(MODEL, metrics.cross_entropy), SGD),
         reference=plain,
-        within=lambda width: averaging(CLIENT_RULES["local_steps"].build(), width=width),
-        without=lambda width: averaging(CLIENT_RULES["local_steps"].build(), width=width),
+        within=stepwise,
+        without=stepwise,  # adds nothing
     ),
     "adapt": RuleRow(
         clients.adapt,
@@ -633,8 +641,8 @@ CLIENT_RULES = {
         clients.ditto,
         lambda: ditto_rule(0.7),
         reference=plain,
-        within=lambda width: averaging(ditto_rule(0.7), width=width),
-        without=lambda width: averaging(ditto_rule(0.7), width=width),  # sends what it sends
+        within=personalised,
+        without=personalised,  # sends what it sends
     ),
 }
 
@@ -850,7 +858,7 @@ def drfa(model: Model, **options: Any) -> Algorithm:
         model,
         client_optimizer=optax.sgd(0.3),
         mixture_step_size=0.01,
-        cohort_size=3,
+        cohort_size=4,
         batching=Batching(BATCH_SIZE, num_steps=3),
         **options,
     )
@@ -912,19 +920,19 @@ ALGORITHMS = {
     "scaffold": AlgorithmRow(algorithms.scaffold, scaffold),
     "agnostic, per domain": AlgorithmRow(
         algorithms.agnostic,
-        lambda model: agnostic(model, batch_size=3),
+        lambda model: agnostic(model, batch_size=2),
         opts_out=_EVERYBODY | _ROUNDING,
     ),
     "agnostic, weighted": AlgorithmRow(
         algorithms.agnostic,
-        lambda model: agnostic(model, batch_size=20, estimator="weighted", output="last"),
+        lambda model: agnostic(model, batch_size=12, estimator="weighted", output="last"),
         opts_out=_EVERYBODY | _ROUNDING,
     ),
     "agnostic, uniform and optimistic": AlgorithmRow(
         algorithms.agnostic,
         lambda model: agnostic(
             model,
-            batch_size=20,
+            batch_size=12,
             estimator="uniform",
             optimistic=True,
             ascent=algorithms.Ascent(0.1, "exponentiated"),

@@ -1,5 +1,6 @@
 """Metrics against plain NumPy in float64, and their laws."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,14 @@ from fedjax_sim.ops import trees
 
 # Compiled whole, which is much faster than operation by operation.
 summarize = jax.jit(metrics.summarize, static_argnames="higher_is_better")
+cross_entropy = jax.jit(metrics.cross_entropy)
+accuracy = jax.jit(metrics.accuracy.fn)
+
+
+@functools.cache
+def top_k_accuracy(k: int) -> Callable[..., Mean]:
+    return jax.jit(metrics.top_k_accuracy(k).fn)
+
 
 KEYS = {
     "mean",
@@ -93,7 +102,7 @@ def classified(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 @given(classified())
 def test_cross_entropy_equals_reference(case: tuple[np.ndarray, np.ndarray]) -> None:
     outputs, labels = case
-    mean = metrics.cross_entropy(jnp.asarray(outputs), jnp.asarray(labels))
+    mean = cross_entropy(outputs, labels)
     axes = tuple(range(1, labels.ndim))
     expected = reference_cross_entropy(outputs, labels).sum(axes)
     # Per position exp, sum and log of up to 4 classes, a few units; then the largest logit is added
@@ -111,7 +120,7 @@ def test_cross_entropy_equals_reference(case: tuple[np.ndarray, np.ndarray]) -> 
 def test_top_k_accuracy_equals_reference(case: tuple[np.ndarray, np.ndarray], k: int) -> None:
     outputs, labels = case
     k = min(k, outputs.shape[-1])
-    mean = metrics.top_k_accuracy(k)(jnp.asarray(outputs), jnp.asarray(labels))
+    mean = top_k_accuracy(k)(outputs, labels)
     axes = tuple(range(1, labels.ndim))
     np.testing.assert_array_equal(mean.total, reference_hits(outputs, labels, k).sum(axes))
     np.testing.assert_array_equal(mean.count, (labels >= 0).sum(axes))
@@ -119,7 +128,7 @@ def test_top_k_accuracy_equals_reference(case: tuple[np.ndarray, np.ndarray], k:
 
 def test_accuracy_is_argmax(rng: np.random.Generator) -> None:
     outputs, labels = rng.normal(size=(50, 4)), rng.integers(0, 4, 50)
-    mean = metrics.accuracy(jnp.asarray(outputs), jnp.asarray(labels))
+    mean = accuracy(outputs, labels)
     np.testing.assert_array_equal(mean.total, outputs.argmax(1) == labels)
     assert metrics.accuracy.higher_is_better
 
@@ -127,8 +136,8 @@ def test_accuracy_is_argmax(rng: np.random.Generator) -> None:
 def test_cross_entropy_is_safe_for_huge_logits() -> None:
     outputs = jnp.array([[1e30, -1e30], [1e30, -1e30]])
     labels = jnp.array([0, 1])
-    loss, gradient = jax.value_and_grad(
-        lambda outputs: metrics.cross_entropy(outputs, labels).total.sum()
+    loss, gradient = jax.jit(
+        jax.value_and_grad(lambda outputs: metrics.cross_entropy(outputs, labels).total.sum())
     )(outputs)
     assert loss == jnp.float32(2e30)
     np.testing.assert_array_equal(gradient, [[0, 0], [1, -1]])
@@ -136,9 +145,9 @@ def test_cross_entropy_is_safe_for_huge_logits() -> None:
 
 def test_cross_entropy_gradient_is_softmax_minus_one_hot(rng: np.random.Generator) -> None:
     outputs, labels = rng.normal(size=(6, 3)), np.array([0, 2, -1, 1, 1, -2])
-    gradient = jax.grad(
-        lambda outputs: metrics.cross_entropy(outputs, jnp.asarray(labels)).total.sum()
-    )(jnp.asarray(outputs, jnp.float32))
+    gradient = jax.jit(
+        jax.grad(lambda outputs: metrics.cross_entropy(outputs, jnp.asarray(labels)).total.sum())
+    )(np.float32(outputs))
     softmax = np.exp(outputs) / np.exp(outputs).sum(1, keepdims=True)
     expected = (softmax - np.eye(3)[labels]) * (labels >= 0)[:, None]
     np.testing.assert_allclose(gradient, expected, atol=1e-6)
@@ -148,28 +157,28 @@ def test_cross_entropy_gradient_is_softmax_minus_one_hot(rng: np.random.Generato
 def test_padding_may_be_nan_in_value_and_gradient(metric: Any) -> None:
     outputs = jnp.array([[[1.0, 2.0], [jnp.nan, jnp.nan]], [[3.0, 1.0], [0.0, 1.0]]])
     labels = jnp.array([[1, -1], [0, 0]])
-    value, gradient = jax.value_and_grad(lambda outputs: metric(outputs, labels).total.sum())(
-        outputs
-    )
+    value, gradient = jax.jit(
+        jax.value_and_grad(lambda outputs: metric(outputs, labels).total.sum())
+    )(outputs)
     assert jnp.isfinite(value)
     assert jnp.isfinite(gradient).all()
     np.testing.assert_array_equal(gradient[0, 1], 0)
 
 
 def test_a_diverged_model_scores_nothing_and_loses_nan() -> None:
-    outputs, labels = jnp.full((3, 4), jnp.nan), jnp.array([0, 1, 3])
-    assert metrics.accuracy(outputs, labels).value.tolist() == [0, 0, 0]
-    assert metrics.top_k_accuracy(4)(outputs, labels).value.tolist() == [0, 0, 0]
-    assert jnp.isnan(metrics.cross_entropy(outputs, labels).total).all()
-    partly = jnp.array([[1.0, jnp.nan, 0.0]])
-    assert metrics.accuracy(partly, jnp.array([0])).value.tolist() == [0]
-    assert metrics.top_k_accuracy(2)(partly, jnp.array([0])).value.tolist() == [1]
+    outputs, labels = np.full((3, 4), np.nan, np.float32), np.array([0, 1, 3])
+    assert accuracy(outputs, labels).value.tolist() == [0, 0, 0]
+    assert top_k_accuracy(4)(outputs, labels).value.tolist() == [0, 0, 0]
+    assert np.isnan(cross_entropy(outputs, labels).total).all()
+    partly = np.array([[1.0, np.nan, 0.0]], np.float32)
+    assert accuracy(partly, np.array([0])).value.tolist() == [0]
+    assert top_k_accuracy(2)(partly, np.array([0])).value.tolist() == [1]
 
 
 def test_a_label_out_of_range_is_not_passed_over() -> None:
-    outputs, labels = jnp.zeros((2, 3)), jnp.array([2, 3], jnp.uint8)
-    assert jnp.isnan(metrics.cross_entropy(outputs, labels).total).tolist() == [False, True]
-    assert metrics.top_k_accuracy(3)(outputs, labels).value.tolist() == [1, 0]
+    outputs, labels = np.zeros((2, 3), np.float32), np.array([2, 3], np.uint8)
+    assert np.isnan(cross_entropy(outputs, labels).total).tolist() == [False, True]
+    assert top_k_accuracy(3)(outputs, labels).value.tolist() == [1, 0]
 
 
 def test_low_precision_outputs_are_summed_in_float32() -> None:
@@ -181,10 +190,11 @@ def test_low_precision_outputs_are_summed_in_float32() -> None:
 
 def test_mean_squared_error_equals_reference(rng: np.random.Generator) -> None:
     outputs, labels = rng.normal(size=(5, 3)), rng.normal(size=(5, 3))
-    mean = metrics.mean_squared_error(jnp.asarray(outputs), jnp.asarray(labels))
+    mean_squared_error = jax.jit(metrics.mean_squared_error)
+    mean = mean_squared_error(outputs, labels)
     np.testing.assert_allclose(mean.value, ((outputs - labels) ** 2).mean(1), rtol=1e-5)
     np.testing.assert_array_equal(mean.count, np.full(5, 3))
-    column = metrics.mean_squared_error(jnp.asarray(outputs[:, :1]), jnp.asarray(labels[:, 0]))
+    column = mean_squared_error(outputs[:, :1], labels[:, 0])
     np.testing.assert_allclose(column.value, (outputs[:, 0] - labels[:, 0]) ** 2, rtol=1e-5)
 
 
@@ -447,6 +457,6 @@ def test_bad_input_is_named(call: Any, error: type[Exception], message: str) -> 
 
 def test_confidence_is_the_probability_of_the_label() -> None:
     outputs = jnp.array([[0.0, jnp.log(3.0)], [1e3, -1e3], [jnp.nan, 0.0]])
-    found = metrics.confidence(outputs, jnp.array([1, 1, -1]))
+    found = jax.jit(metrics.confidence.fn)(outputs, np.array([1, 1, -1]))
     np.testing.assert_allclose(found.total, [0.75, 0.0, 0.0], rtol=1e-6)
     np.testing.assert_array_equal(found.count, [1, 1, 0])

@@ -252,7 +252,7 @@ def test_exceptions_name_the_stage_and_in_debug_the_client_and_round(key):
     with pytest.raises(ValueError, match="broken on purpose"):
         algorithm.init(key, initial(key), data)
     with pytest.raises(ValueError, match="broken on purpose") as caught:
-        algorithm.step(key, of(MODEL).init(key, initial(key), data), data)
+        jax.jit(algorithm.step)(key, of(MODEL).init(key, initial(key), data), data)
     assert any("local work" in note for note in caught.value.__notes__)
 
 

@@ -104,9 +104,9 @@ def test_lenet_equals_reference() -> None:
 def test_images_without_channels_are_gray() -> None:
     model = models.emnist_cnn(3)
     gray: Any = IMAGES[..., 0]
-    params = model.init(KEY, gray)
+    params, apply = jax.jit(model.init)(KEY, gray), jax.jit(model.apply)
     assert params["conv_0"]["kernel"].shape == (3, 3, 1, 32)
-    np.testing.assert_array_equal(model.apply(params, gray), model.apply(params, gray[..., None]))
+    np.testing.assert_array_equal(apply(params, gray), apply(params, gray[..., None]))
 
 
 @pytest.mark.parametrize("num_layers", [1, 2])
@@ -130,8 +130,12 @@ def test_lstm_never_takes_an_unknown_token_for_another() -> None:
 def test_initial_scales() -> None:
     """FedJAX's truncated normal (0.8796 / sqrt(fan in)), pfl-research's Glorot, forget bias 1,
     PyTorch's uniform kernels and biases (1 / sqrt(3 fan in))."""
-    emnist = jax.jit(models.emnist_cnn(62).init)(KEY, np.zeros((1, 14, 14), np.uint8))
-    simple = jax.jit(models.simple_cnn(10).init)(KEY, np.zeros((1, 14, 14, 3), np.uint8))
+
+    def drawn_by(model: Model, inputs: np.ndarray) -> Any:
+        return jax.device_get(jax.jit(model.init)(KEY, inputs))
+
+    emnist = drawn_by(models.emnist_cnn(62), np.zeros((1, 14, 14), np.uint8))
+    simple = drawn_by(models.simple_cnn(10), np.zeros((1, 14, 14, 3), np.uint8))
     for layer, fan_in in [("conv_1", 9 * 32), ("dense_0", 1600), ("dense_1", 128)]:
         scale = 1 / np.sqrt(fan_in)
         kernel = emnist[layer]["kernel"]
@@ -141,13 +145,13 @@ def test_initial_scales() -> None:
     np.testing.assert_allclose(abs(simple["conv_1"]["kernel"]).max(), limit, rtol=0.01)
     np.testing.assert_allclose(simple["conv_1"]["kernel"].std(), limit / np.sqrt(3), rtol=0.02)
     for params in (emnist, simple):
-        assert not any(jnp.any(layer["bias"]) for layer in params.values())
-    torch = jax.jit(models.mnist_cnn(10).init)(KEY, np.zeros((1, 14, 14), np.uint8))
+        assert not any(np.any(layer["bias"]) for layer in params.values())
+    torch = drawn_by(models.mnist_cnn(10), np.zeros((1, 14, 14), np.uint8))
     for layer, fan_in in [("conv_1", 9 * 32), ("dense_0", 1600)]:
         for leaf in torch[layer].values():
             np.testing.assert_allclose(abs(leaf).max(), 1 / np.sqrt(fan_in), rtol=0.05)
         np.testing.assert_allclose(torch[layer]["kernel"].std(), 1 / np.sqrt(3 * fan_in), rtol=0.02)
-    recurrent = jax.jit(models.char_lstm(9, hidden=16).init)(KEY, jnp.zeros((1, 2), int))["lstm_1"]
+    recurrent = drawn_by(models.char_lstm(9, hidden=16), np.zeros((1, 2), int))["lstm_1"]
     np.testing.assert_array_equal(recurrent["bias"], np.repeat([0, 0, 1, 0], 16))
     np.testing.assert_allclose(recurrent["recurrent"].std(), 0.8796 / np.sqrt(32), rtol=0.05)
 
@@ -158,39 +162,46 @@ def test_gradient_equals_finite_difference(name: str) -> None:
     model, inputs = small_models()[name]
     params = drawn(model, inputs)
     loss = jax.jit(lambda params: mean_loss(model, params, inputs))
-    gradient = jax.jit(jax.grad(loss))(params)
-    norm = trees.norm(gradient)
-    assert norm > 0.01
     step = 1e-2
-    ahead, behind = (
-        loss(trees.add(params, trees.scale(gradient, sign * step / norm))) for sign in (1, -1)
-    )
-    np.testing.assert_allclose((ahead - behind) / (2 * step), norm, rtol=0.02)
+
+    @jax.jit
+    def norm_and_slope(params: Params) -> tuple[Array, Array]:
+        gradient = jax.grad(loss)(params)
+        norm = trees.norm(gradient)
+        ahead, behind = (
+            loss(trees.add(params, trees.scale(gradient, sign * step / norm))) for sign in (1, -1)
+        )
+        return norm, (ahead - behind) / (2 * step)
+
+    norm, slope = norm_and_slope(params)
+    assert norm > 0.01
+    np.testing.assert_allclose(slope, norm, rtol=0.02)
 
 
 def test_dropout_needs_a_key_and_follows_it() -> None:
     model = models.emnist_cnn(3)
-    params = model.init(KEY, IMAGES)
-    plain = model.apply(params, IMAGES)
-    first, again = (model.apply(params, IMAGES, jax.random.key(0)) for _ in range(2))
-    other = model.apply(params, IMAGES, jax.random.key(1))
-    np.testing.assert_array_equal(plain, model.apply(params, IMAGES))
+    params, apply = model.init(KEY, IMAGES), jax.jit(model.apply)
+    plain = apply(params, IMAGES)
+    first, again = (apply(params, IMAGES, jax.random.key(0)) for _ in range(2))
+    other = apply(params, IMAGES, jax.random.key(1))
+    np.testing.assert_array_equal(plain, apply(params, IMAGES))
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other)
     assert not np.allclose(first, plain)
     without = models.emnist_cnn(3, dropout=(0, 0))
-    np.testing.assert_array_equal(without.apply(params, IMAGES, KEY), plain)
+    np.testing.assert_array_equal(jax.jit(without.apply)(params, IMAGES, KEY), plain)
 
 
 def test_mnist_cnn_drops_whole_channels() -> None:
     """Where all pooled features are 1, each channel adds all of its four or nothing."""
     images = np.zeros((50, 8, 8, 1), np.uint8)
     model = models.mnist_cnn(1, dropout=(0.25, 0))
-    params = jax.tree.map(jnp.zeros_like, model.init(KEY, images))
+    shapes = jax.eval_shape(model.init, KEY, images)
+    params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     params["conv_1"]["bias"] += 1
     params["dense_0"]["kernel"] += 1
     params["dense_1"]["kernel"] += 1 / 128
-    channels = model.apply(params, images, KEY) * 0.75 / 4
+    channels = np.asarray(jax.jit(model.apply)(params, images, KEY)) * 0.75 / 4
     np.testing.assert_allclose(channels, channels.round(), atol=1e-3)
     np.testing.assert_allclose(channels.mean(), 0.75 * 64, rtol=0.05)
     assert channels.std() > 1
@@ -202,9 +213,10 @@ def test_dropout_may_be_traced() -> None:
     def outputs(rate: Array) -> Array:
         return models.emnist_cnn(3, dropout=(rate, rate)).apply(params, IMAGES, KEY)
 
-    swept = jax.vmap(outputs)(jnp.array([0.0, 0.5]))
-    np.testing.assert_allclose(swept[0], models.emnist_cnn(3).apply(params, IMAGES), atol=1e-5)
-    fixed = models.emnist_cnn(3, dropout=(0.5, 0.5)).apply(params, IMAGES, KEY)
+    swept = jax.jit(jax.vmap(outputs))(np.float32([0.0, 0.5]))
+    plain = jax.jit(models.emnist_cnn(3).apply)(params, IMAGES)
+    np.testing.assert_allclose(swept[0], plain, atol=1e-5)
+    fixed = jax.jit(models.emnist_cnn(3, dropout=(0.5, 0.5)).apply)(params, IMAGES, KEY)
     np.testing.assert_allclose(swept[1], fixed, atol=1e-5)
 
 
@@ -218,9 +230,10 @@ def test_models_train_under_vmap_and_scan(name: str) -> None:
         return optax.apply_updates(params, trees.scale(gradient, -0.1)), loss
 
     clients = [drawn(model, inputs, seed) for seed in range(2)]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *clients)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *clients)
     keys = jax.random.split(KEY, 3)
-    params, losses = jax.jit(jax.vmap(lambda params: jax.lax.scan(step, params, keys)))(stacked)
+    together = jax.jit(jax.vmap(lambda params: jax.lax.scan(step, params, keys)))
+    params, losses = jax.device_get(together(stacked))
     single = jax.jit(step)
     for n, one in enumerate(clients):
         for t in range(3):
@@ -232,7 +245,8 @@ def test_models_train_under_vmap_and_scan(name: str) -> None:
 
 def test_init_under_vmap_follows_its_keys() -> None:
     model = models.mlp(3, hidden=(5,))
-    params = jax.vmap(model.init, in_axes=(0, None))(jax.random.split(KEY, 2), IMAGES)
+    init = jax.jit(jax.vmap(model.init, in_axes=(0, None)))
+    params = init(jax.random.split(KEY, 2), IMAGES)
     alone = model.init(jax.random.split(KEY, 2)[1], IMAGES)
     np.testing.assert_array_equal(params["dense_0"]["kernel"][1], alone["dense_0"]["kernel"])
     assert not np.allclose(params["dense_0"]["kernel"][0], alone["dense_0"]["kernel"])

@@ -24,7 +24,9 @@ from fedjax_sim.ops.simplex import (
 EPS = float(np.finfo(np.float32).eps)
 
 # For many examples: outside jit every call is traced anew.
+compiled = jax.jit(project)
 compiled_capped = jax.jit(project_capped)
+compiled_gradient = jax.jit(exponentiated_gradient)
 compiled_hull = jax.jit(project_onto_hull)
 compiled_program = jax.jit(quadratic_program, static_argnames="high")
 
@@ -108,7 +110,7 @@ def property_test(function: Callable[..., None]) -> Callable[..., None]:
 @given(vectors([1, 2, 3, 6]), st.sampled_from([0.25, 1.0, 3.0]))
 def test_equals_a_brute_force_quadratic_program(v: np.ndarray, radius: float) -> None:
     np.testing.assert_allclose(
-        project(v, radius=radius),
+        compiled(v, radius=radius),
         brute_force_projection(v, radius),
         rtol=0,
         atol=rounding(len(v), radius),
@@ -119,21 +121,21 @@ def test_equals_a_brute_force_quadratic_program(v: np.ndarray, radius: float) ->
 @given(vectors([1, 2, 7, 40], magnitude=1e3))
 def test_laws(v: np.ndarray) -> None:
     p = len(v)
-    x = np.asarray(project(v))
+    x = np.asarray(compiled(v))
     assert (x >= 0).all()
     assert x.sum(dtype=float) == pytest.approx(1, abs=p * rounding(p))
     np.testing.assert_allclose(x, sorted_projection(v), rtol=0, atol=rounding(p))
     # Idempotent and permutation equivariant, where both sides are rounded.
-    np.testing.assert_allclose(project(x), x, rtol=0, atol=2 * rounding(p))
+    np.testing.assert_allclose(compiled(x), x, rtol=0, atol=2 * rounding(p))
     order = np.random.default_rng(0).permutation(p)
-    np.testing.assert_allclose(project(v[order]), x[order], rtol=0, atol=2 * rounding(p))
+    np.testing.assert_allclose(compiled(v[order]), x[order], rtol=0, atol=2 * rounding(p))
 
 
 @property_test
 @given(vectors([2, 8]), st.data())
 def test_never_moves_two_points_apart(v: np.ndarray, data: st.DataObject) -> None:
     w = data.draw(hnp.arrays(np.float32, v.shape, elements=st.floats(-4, 4, width=32)))
-    moved = np.linalg.norm(np.float64(project(v)) - np.float64(project(w)))
+    moved = np.linalg.norm(np.float64(compiled(v)) - np.float64(compiled(w)))
     # Each of the two is off by an entry's rounding in every entry.
     apart = np.linalg.norm(np.float64(v) - np.float64(w))
     assert moved <= apart + 2 * np.sqrt(len(v)) * rounding(len(v))
@@ -146,7 +148,7 @@ def test_batches_equal_the_reference_row_by_row(
 ) -> None:
     v = rng.normal(size=(*shape, p)).astype(np.float32)
     expected = np.apply_along_axis(sorted_projection, -1, v)
-    x = jax.jit(project)(v)
+    x = compiled(v)
     assert x.shape == v.shape and x.dtype == jnp.float32
     np.testing.assert_allclose(x, expected, atol=3e-6)
     np.testing.assert_allclose(x, project(v), atol=1e-7)
@@ -164,7 +166,7 @@ def test_vmap_over_vectors_and_radii_equals_a_loop(rng: np.random.Generator) -> 
 def test_agrees_with_optax(rng: np.random.Generator) -> None:
     v = jnp.asarray(rng.normal(size=(50, 12)) * 3, jnp.float32)
     np.testing.assert_allclose(
-        project(v), jax.vmap(optax.projections.projection_simplex)(v), atol=2e-6
+        compiled(v), jax.jit(jax.vmap(optax.projections.projection_simplex))(v), atol=2e-6
     )
 
 
@@ -216,12 +218,17 @@ def test_gradient_is_that_of_the_active_set(rng: np.random.Generator) -> None:
     v = jnp.array([0.9, 0.6, -2.0, 0.3])  # active: 0, 1, 3
     active = np.array([1.0, 1.0, 0.0, 1.0])
     expected = np.diag(active) - np.outer(active, active) / 3
-    np.testing.assert_allclose(jax.jacfwd(project)(v), expected, atol=1e-6)
-    np.testing.assert_allclose(jax.jacrev(project)(v), expected, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(jax.jacfwd(project))(v), expected, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(jax.jacrev(project))(v), expected, atol=1e-6)
 
     batch = jnp.asarray(rng.normal(size=(4, 7)), jnp.float32)
     check_grads(
-        lambda v, radius: project(v, radius=radius), (batch, 1.3), 1, eps=1e-3, atol=1e-2, rtol=1e-2
+        lambda v, radius: compiled(v, radius=radius),
+        (batch, 1.3),
+        order=1,
+        eps=1e-3,
+        atol=1e-2,
+        rtol=1e-2,
     )
 
 
@@ -260,7 +267,7 @@ def test_projected_ascent_on_a_linear_function_finds_the_best_vertex() -> None:
 def test_exponentiated_gradient_golden_values(
     weights: list[float], losses: list[float], step_size: float, expected: list[float]
 ) -> None:
-    found = jax.jit(exponentiated_gradient)(jnp.array(weights), jnp.array(losses), step_size)
+    found = compiled_gradient(jnp.array(weights), jnp.array(losses), step_size)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
@@ -277,9 +284,7 @@ def test_exponentiated_gradient_equals_the_plain_formula_in_batches(
     positive = st.floats(0.125, 1, width=32)
     weights = data.draw(hnp.arrays(np.float32, losses.shape, elements=positive))
     raw = weights.astype(np.float64) * np.exp(step_size * losses.astype(np.float64))
-    found = exponentiated_gradient(
-        jnp.stack([weights, weights]), jnp.stack([losses, losses]), step_size
-    )
+    found = compiled_gradient(np.stack([weights, weights]), np.stack([losses, losses]), step_size)
     # |log w| <= log 8 and |step * loss| <= 8, so exponents of up to 10.1 are rounded twice, their
     # differences of up to 20.2 once; exp makes that relative, in the numerator and in the sum.
     # Functions and sums themselves are exact to a few units.
@@ -401,7 +406,7 @@ def test_hull_projection_of_mixtures_that_almost_coincide(
 
 def test_hull_of_the_corners_is_the_simplex(rng: np.random.Generator) -> None:
     v = rng.normal(size=(5, 3))
-    np.testing.assert_allclose(project_onto_hull(v, np.eye(3)), project(v), atol=1e-5)
+    np.testing.assert_allclose(compiled_hull(v, np.eye(3)), compiled(v), atol=1e-5)
 
 
 @settings(deadline=None, max_examples=40)
