@@ -10,6 +10,8 @@ import jax.monitoring
 import jaxlib.version
 from jax._src import compiler  # only here can options be given for all programs of a process
 
+from fedjax_sim.ops import permutation
+
 # Neither changes what is computed. Before 0.11, XLA could still make code for CPUs in an older way,
 # which is quicker; an option that it does not know ends the process.
 _XLA_OPTIONS: dict[str, Any] = {"xla_cpu_parallel_codegen_split_count": 1}
@@ -32,15 +34,22 @@ def quick() -> Iterator[None]:
     `optimised`.
     """
 
+    def rolled(*args: Any, unroll: bool = False, **given: Any) -> Any:
+        return permute(*args, unroll=False, **given)
+
     def options(*args: Any, env_options_overrides: dict | None = None, **named: Any) -> Any:
         given = _XLA_OPTIONS | (env_options_overrides or {})
         return usual(*args, env_options_overrides=given, **named)
 
-    usual = compiler.get_compile_options
+    permute, usual = permutation.permute, compiler.get_compile_options
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     try:
-        with mock.patch.object(compiler, "get_compile_options", options):
+        with (
+            mock.patch.object(compiler, "get_compile_options", options),
+            # The same permutation by a loop, which is a quarter of what a round compiles.
+            mock.patch.object(permutation, "permute", rolled),
+        ):
             yield
     finally:
         jax.config.update("jax_disable_most_optimizations", before)

@@ -57,10 +57,20 @@ def pytest_unconfigure() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Compile without optimisation, unless a test says that it matters, or runs on a GPU."""
-    optimised = item.get_closest_marker("optimised") or jax.default_backend() != "cpu"
-    with contextlib.nullcontext() if optimised else compilation.quick():
+    """Compile without optimisation, unless a test says that it matters, or runs on a GPU.
+
+    What was compiled the other way is forgotten: bits of the two may differ.
+    """
+    global _compiled_quickly
+    quickly = item.get_closest_marker("optimised") is None and jax.default_backend() == "cpu"
+    if quickly is not _compiled_quickly:
+        jax.clear_caches()
+        _compiled_quickly = quickly
+    with compilation.quick() if quickly else contextlib.nullcontext():
         return (yield)
+
+
+_compiled_quickly: bool | None = None
 
 
 @pytest.fixture(scope="session")

@@ -122,8 +122,9 @@ def kinds(data: FederatedData) -> FederatedData:
     xs, ys, parts, start = [], [], [], 0
     for k in range(data.num_clients):
         client = data.client(k)
-        distinct = np.column_stack([client["x"], client["y"]])
-        found, counts = np.unique(distinct, axis=0, return_counts=True)
+        table = np.column_stack([client["x"], client["y"]])
+        first, counts = minimax.distinct_rows(table)
+        found = table[first]
         xs.append(found[:, :-1])
         ys.append(np.column_stack([found[:, -1].astype(int), counts]))
         parts.append(np.arange(start, start + len(found)))

@@ -60,13 +60,13 @@ def project(v: ArrayLike, *, radius: ArrayLike = 1.0) -> Array:
     return _project(v, jnp.asarray(radius, v.dtype))
 
 
-@jax.jit  # so that a call outside jit compiles the loop once for its shape, not every time
 def contains(weights: ArrayLike) -> Array:
     """Whether `weights` [p] lie on the simplex, to rounding: >= 0 and of sum 1; a bool scalar."""
     weights = jnp.asarray(weights)
     return (weights >= -1e-5).all() & (jnp.abs(weights.sum() - 1) <= 1e-3)
 
 
+@jax.jit  # so that a call outside jit compiles the loop once for its shape, not every time
 def _project(v: Array, radius: Array) -> Array:
     # The projection does not see a common shift; this one keeps large entries exact.
     v = v - lax.stop_gradient(jnp.max(v, axis=-1, keepdims=True))

@@ -144,6 +144,7 @@ def run(
                 f"params must be arrays, such as model.init(key, inputs), got {checks.shown(leaf)} "
                 "among them."
             )
+    params = jax.tree.map(_of_firm_type, params)
     where = spread(facts)
     with DeferredInterrupt() as interrupt:
         saved = None
@@ -209,6 +210,13 @@ def run(
     if history.failed:
         raise SimulationError(str(history.failure), result)
     return result
+
+
+def _of_firm_type(leaf: Any) -> Any:
+    """A leaf without JAX's weak type: a round would firm it up, and the next compile anew."""
+    if getattr(leaf, "weak_type", not hasattr(leaf, "dtype")):
+        return np.asarray(leaf, jnp.result_type(leaf))
+    return leaf
 
 
 def _compile(

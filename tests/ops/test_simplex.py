@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from jax.test_util import check_grads
 
+import compilation
 import reference
 from fedjax_sim.ops.simplex import (
     exponentiated_gradient,
@@ -445,3 +446,20 @@ def test_quadratic_program_ends_at_a_minimum(seed: int, high: float) -> None:
 def test_bad_sets_are_named(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    "solve",
+    [
+        project,
+        lambda v: project_capped(v, low=np.zeros(13, np.float32), high=np.ones(13, np.float32)),
+        lambda v: exponentiated_gradient(jnp.abs(v) / jnp.abs(v).sum(), v, 0.1),
+    ],
+    ids=["project", "project_capped", "exponentiated_gradient"],
+)
+def test_a_shape_is_compiled_once_outside_jit(solve: Callable) -> None:
+    v, other = (jnp.asarray(np.arange(start, start + 13), jnp.float32) for start in (1, 2))
+    solve(v)
+    with compilation.counted() as programs:
+        solve(other)
+    assert programs == []

@@ -428,6 +428,20 @@ def test_every_number_of_rounds_is_the_same_program():
     assert programs == []
 
 
+def test_parameters_of_weak_type_are_not_compiled_for_twice():
+    def params(dtype: Any) -> Any:
+        return zeros() | {"bias": jnp.full(CLASSES, 0.5, dtype)}
+
+    def programs(dtype: Any) -> int:
+        with compilation.counted() as seconds:
+            run(fedavg(), params(dtype), num_rounds=4, segment_rounds=2)
+        return len(seconds)
+
+    assert params(None)["bias"].weak_type
+    run(fedavg(), params(jnp.float32), num_rounds=4, segment_rounds=2)  # what is eager beside it
+    assert programs(None) <= programs(jnp.float32)
+
+
 def test_what_is_done_while_compiling_is_done_once_and_its_errors_are_raised():
     told: list[Any] = []
     options: Any = {"num_rounds": 4, "segment_rounds": 2, "progress": told.append}

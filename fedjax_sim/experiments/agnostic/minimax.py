@@ -63,7 +63,7 @@ def solve(
     owners = np.repeat(np.arange(len(domains)), sizes)
     dense = np.concatenate([np.asarray(x, np.float64).reshape(len(x), -1) for x, _ in domains])
     y = np.concatenate([np.asarray(y) for _, y in domains])
-    first, counts = _distinct(np.column_stack([owners, y, dense]))
+    first, counts = distinct_rows(np.column_stack([owners, y, dense]))
     owners, y, dense = owners[first], y[first], dense[first]
     x = sparse.csr_array(dense) if np.count_nonzero(dense) < 0.2 * dense.size else dense
     rows, num_features = np.arange(len(y)), dense.shape[1]
@@ -135,7 +135,7 @@ def _with_traces(
     return mixture, value, losses
 
 
-def _distinct(table: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def distinct_rows(table: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The first row number and the number of copies of every distinct row of [M, *]."""
     table = np.ascontiguousarray(table)
     rows = table.view(np.dtype((np.void, table.itemsize * table.shape[1])))[:, 0]

@@ -25,7 +25,7 @@ from fedjax_sim.base import (
     Server,
 )
 from fedjax_sim.data import Batching, FederatedData, partition
-from fedjax_sim.ops import trees
+from fedjax_sim.ops import keys, trees
 from fedjax_sim.servers import sampling
 
 PARTITIONS = ("heterogeneous", "homogeneous")
@@ -75,10 +75,13 @@ def heterogeneous(labels: np.ndarray, num_clients: int, *, seed: int) -> partiti
 def initial_params(key: Key, sizes: Sequence[int]) -> Params:
     """A network of `models.mlp`'s form: weights N(0, 0.1^2), biases 0.1."""
     names = [f"dense_{i}" for i in range(len(sizes) - 1)]
-    keys = jax.random.split(key, len(names))
+    layer_keys = jax.random.split(keys.written_out(key), len(names))
     return {
-        name: {"kernel": 0.1 * jax.random.normal(k, shape), "bias": jnp.full(shape[1], 0.1)}
-        for name, k, shape in zip(names, keys, itertools.pairwise(sizes), strict=True)
+        name: {
+            "kernel": 0.1 * jax.random.normal(k, shape),
+            "bias": jnp.full(shape[1], 0.1, jnp.float32),
+        }
+        for name, k, shape in zip(names, layer_keys, itertools.pairwise(sizes), strict=True)
     }
 
 
@@ -161,7 +164,7 @@ def local_training(
 
 def check_trained(params: Params) -> None:
     """Raise a RuntimeError where a client's training diverged."""
-    if not bool(trees.all_finite(params)):
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
         raise RuntimeError("a client's training diverged: its weights are not finite.")
 
 
@@ -182,6 +185,7 @@ class Assessment:
 
     def accuracies(self, params: Params) -> np.ndarray:
         """[G] test accuracies of networks, leaves [G, ...]."""
+        params = jax.tree.map(np.asarray, params)  # else each network is cut out by programs
         num = len(jax.tree.leaves(params)[0])
         return np.array([self.accuracy(jax.tree.map(lambda x: x[i], params)) for i in range(num)])  # noqa: B023
 
