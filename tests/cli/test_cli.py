@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,12 @@ def in_a_new_process(*args: object, **options: Any) -> subprocess.Popen:
 @pytest.fixture
 def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files for pictures, with nothing drawn, where a run's numbers are what is looked at."""
-    monkeypatch.setattr(Figure, "savefig", lambda self, path: Path(path).write_bytes(b""))
+
+    def save(self: Figure, to: Path | BytesIO, **options: Any) -> None:
+        if isinstance(to, Path):
+            to.write_bytes(b"")
+
+    monkeypatch.setattr(Figure, "savefig", save)
 
 
 # train
@@ -860,7 +866,7 @@ def test_options_of_an_experiment_are_explained(capsys: pytest.CaptureFixture[st
         (["--version"], 0, ["fedjax-sim 0."]),
         (["train", "--help"], 0, ["--alpha", "Dirichlet concentration", "Exit status", "scaffold"]),
         (["train", "--alhpa", "1"], 2, ["--alpha"]),
-        (["trian"], 2, ["Did you mean 'train'? Choose one of: train, reproduce, datasets."]),
+        (["trian"], 2, ["Did you mean 'train'? Choose one of: train, reproduce, datasets, parts."]),
         (["reproduce", "agnostic-adlt"], 2, ["Did you mean 'agnostic-adult'?"]),
         (["datasets", "--help"], 0, ["usage: fedjax-sim datasets"]),
     ],

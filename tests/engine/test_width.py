@@ -14,8 +14,6 @@ from fedjax_sim.base import Aggregator
 from fedjax_sim.data import Batching, FederatedData, federate
 from fedjax_sim.engine import width as tuning
 
-pytestmark = pytest.mark.optimised
-
 KEY = jax.random.key(3)
 
 

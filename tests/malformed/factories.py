@@ -16,9 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_sim import aggregators, algorithms, attacks, clients, metrics, models, servers, uplink
+from fedjax_sim import (
+    aggregators,
+    algorithms,
+    attacks,
+    clients,
+    metrics,
+    models,
+    parts,
+    servers,
+    uplink,
+)
 from fedjax_sim.base import Aggregator, Attack, Model
-from fedjax_sim.cli import parts
 from fedjax_sim.data import Batching
 from fedjax_sim.ops import arguments
 from fedjax_sim.servers import sampling

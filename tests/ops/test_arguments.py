@@ -13,8 +13,8 @@ import optax
 import pytest
 
 import fedjax_sim as fs
+from fedjax_sim import parts
 from fedjax_sim.base import Aggregator, Array, Attack
-from fedjax_sim.cli import parts
 from fedjax_sim.ops.arguments import checked, described
 
 MODEL = fs.models.logistic(2)

@@ -7,8 +7,6 @@ import pytest
 
 from fedjax_sim.ops import keys
 
-pytestmark = pytest.mark.optimised
-
 
 def data_of(key: jax.Array) -> np.ndarray:
     return np.asarray(jax.random.key_data(key))
@@ -99,6 +97,7 @@ def test_keys_that_are_not_drawn_from_so_stay_as_they_are() -> None:
         jax.config.update("jax_threefry_partitionable", before)
 
 
+@pytest.mark.optimised
 def test_a_program_without_loops(key) -> None:
     def draw(key):
         first, second = keys.split(key)

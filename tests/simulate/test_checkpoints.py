@@ -268,6 +268,7 @@ def some_fingerprint(**options):
     return json.dumps(_fingerprint.fingerprint(*arguments))
 
 
+@pytest.mark.optimised  # as it is traced there
 def test_a_run_is_recognised_in_another_process_and_on_more_devices():
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
     paths = [str(Path(__file__).parents[1])]
