@@ -183,7 +183,7 @@ def _cnn(
         x = drop(1, activation(layers.dense(params["dense_0"], layers.flatten(x))))
         return layers.dense(params["dense_1"], x)
 
-    return Model(init, apply)
+    return Model(layers.from_shapes(init), apply)
 
 
 @checked
@@ -240,7 +240,7 @@ def lenet(num_classes: int, *, channels: tuple[int, int] = (20, 50), hidden: int
         x = jax.nn.relu(layers.dense(params["dense_0"], layers.flatten(x)))
         return layers.dense(params["dense_1"], x)
 
-    return Model(init, apply)
+    return Model(layers.from_shapes(init), apply)
 
 
 def _image_shape(inputs: Array, least: int) -> tuple[int, int, int, int]:

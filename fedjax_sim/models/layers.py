@@ -7,12 +7,13 @@ All models go through one convolution, one matrix product and one max-pool (`con
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim.base import Array, Key
+from fedjax_sim.base import Array, Key, Params
 from fedjax_sim.ops import convolution, keys
 from fedjax_sim.ops.dense import dense as product
 
@@ -118,6 +119,24 @@ def fan_in_normal(key: Key, shape: Sequence[int]) -> Array:
     """Normal cut at two sigma, sigma = 1 / sqrt(fan in): Haiku's and so FedJAX's default."""
     normal = jax.random.truncated_normal(keys.written_out(key), -2, 2, shape)
     return normal / math.sqrt(math.prod(shape[:-1]))
+
+
+def from_shapes(init: Callable[[Key, Array], Params]) -> Callable[[Key, Array], Params]:
+    """An `init` that looks at shapes and dtypes alone, as one program wherever it is called.
+
+    Outside jit every operation would be a program of its own: half a second for a small network.
+    """
+
+    @functools.partial(jax.jit, static_argnums=(1, 2))
+    def program(key: Key, shape: tuple[int, ...], dtype: Any) -> Params:
+        inputs: Any = jax.ShapeDtypeStruct(shape, dtype)
+        return init(key, inputs)
+
+    @functools.wraps(init)
+    def initial(key: Key, inputs: Array) -> Params:
+        return program(key, inputs.shape, inputs.dtype)
+
+    return initial
 
 
 def zeros(key: Key, shape: Sequence[int]) -> Array:

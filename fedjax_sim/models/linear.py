@@ -52,7 +52,7 @@ def logistic(num_classes: int, *, init: str = "zeros") -> Model:
         del key
         return layers.dense(params, layers.flatten(layers.as_float(inputs)))
 
-    return Model(init_fn, apply)
+    return Model(layers.from_shapes(init_fn), apply)
 
 
 @checked
@@ -105,4 +105,4 @@ def mlp(
             x = activation(layers.dense(params[name], x))
         return layers.dense(params[names[-1]], x)
 
-    return Model(init, apply)
+    return Model(layers.from_shapes(init), apply)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import jax
+
 from fedjax_sim.base import Array, Key, Model, Params
 from fedjax_sim.models._adapting import (
     check_floating,
@@ -48,6 +50,7 @@ def from_linen(
     net: Any = module
     mode = mode_arguments(module, train_argument)
 
+    @jax.jit  # outside jit every operation would be a program of its own
     def init(key: Key, inputs: Array) -> Params:
         params = net.init(key, scaled(inputs, scale_images), **mode(False))
         check_floating(params)

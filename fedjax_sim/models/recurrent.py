@@ -81,4 +81,4 @@ def char_lstm(
             x = recurrent.lstm(x, **params[name])
         return jnp.swapaxes(layers.dense(params["dense"], x), 0, 1)
 
-    return Model(init, apply)
+    return Model(layers.from_shapes(init), apply)

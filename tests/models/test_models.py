@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+import compilation
 from fedjax_sim import models
 from fedjax_sim.base import Array, Key, Model, Params
 from fedjax_sim.ops import trees
@@ -250,3 +251,15 @@ def test_init_under_vmap_follows_its_keys() -> None:
     alone = model.init(jax.random.split(KEY, 2)[1], IMAGES)
     np.testing.assert_array_equal(params["dense_0"]["kernel"][1], alone["dense_0"]["kernel"])
     assert not np.allclose(params["dense_0"]["kernel"][0], alone["dense_0"]["kernel"])
+
+
+@pytest.mark.parametrize("name", ["logistic", "mlp", "emnist_cnn", "char_lstm"])
+def test_a_start_is_one_program_outside_jit(name: str) -> None:
+    model, key = models.build(name, 7), jax.random.key(3)
+    inputs = np.zeros((1, 9), np.int32) if name == "char_lstm" else np.zeros((1, 11, 12), np.uint8)
+    jax.block_until_ready(key)
+    with compilation.counted() as programs:
+        params = model.init(key, inputs)
+    assert len(programs) == 1
+    jitted = jax.jit(model.init)(key, inputs)
+    jax.tree.map(np.testing.assert_array_equal, params, jitted)
