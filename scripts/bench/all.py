@@ -24,7 +24,7 @@ TABLES = {
     "models": (
         "rounds.py --models resnet transformer lstm --clients 10 --rounds 2 --repeats 1 "
         "--peers fedjax pfl pfl-thread",
-        "rounds.py --models emnist --clients 1000 --rounds 1 --repeats 1 --timeout 1800",
+        "rounds.py --models emnist --clients 1000 --rounds 1 --repeats 1 --timeout 300",
     ),
     "cohorts": (
         "rounds.py --models logistic mlp cnn --clients 100 --cohort 10 --rounds 10 --repeats 1",
