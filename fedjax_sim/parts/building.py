@@ -163,7 +163,8 @@ def _made(
     try:
         return factory(*first, *several, **options)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{where}: {error}") from error
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{where}: {error}") from error
 
 
 def _keys(option: Option, known: Known) -> list[Any]:
@@ -261,8 +262,10 @@ def _is_of(function: Factory, kind: Any) -> bool:
 
 def _fits(function: Any, kind: Any) -> bool:
     """Whether a function is itself what is wanted, by how many it takes and what it returns."""
-    if not _is_callable(kind) or not inspect.isroutine(function):
-        return _is_callable(kind) and getattr(function, "__module__", "").startswith("jax.")
+    if not _is_callable(kind):
+        return False
+    if not inspect.isroutine(function):  # such as jax.nn.relu, which is an object
+        return getattr(function, "__module__", "").startswith("jax.")
     wanted, result = typing.get_args(kind) or (..., Any)
     if wanted is not ... and not _takes(function, len(wanted)):
         return False
