@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path, PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,9 +24,6 @@ from fedjax_sim.cli.build import GOALS, Dealt, Goal, target_units
 from fedjax_sim.cli.train_options import TrainOptions
 from fedjax_sim.data.datasets import Dataset
 from fedjax_sim.ops import checks, trees
-
-if TYPE_CHECKING:
-    pass
 
 Summaries = dict[str, dict[str, dict[str, np.ndarray]]]
 """split -> metric -> statistic over clients -> [E]."""

@@ -182,11 +182,12 @@ def _module(place: str, name: str) -> types.ModuleType:
                 "path, or a file that ends in .py."
             ) from None
     path = Path(place)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    full_name = str(path.resolve().with_suffix(""))  # which no other module can have
+    spec = importlib.util.spec_from_file_location(full_name, path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise ValueError(f"{name!r} names no file: there is no {place}.")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # type hints are looked up there
+    sys.modules[full_name] = module  # type hints are looked up there
     spec.loader.exec_module(module)
     return module
 

@@ -313,9 +313,6 @@ def cases(quick: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
     match = functools.partial(fs.matching.pfnm_stacked, prior=prior, num_passes=3, key=key)
     yield "matching", lambda: jax.jit(match)(networks, jnp.ones((5, 4))).params
 
-    models = ("logistic",) if quick else ("logistic", "mlp", "cnn", "resnet", "lstm", "transformer")
-    for model in models:
-        yield f"rounds of {model}", lambda model=model: trained(model)
     rules = {
         "krum": fs.aggregators.krum(num_byzantine=2),
         "trimmed mean": fs.aggregators.trimmed_mean(num_byzantine=2),
@@ -324,6 +321,9 @@ def cases(quick: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
     }
     for name, rule in rules.items():
         yield f"rounds with {name}", lambda rule=rule: trained("logistic", aggregator=rule)
+    models = ("logistic",) if quick else ("logistic", "mlp", "cnn", "resnet", "lstm", "transformer")
+    for model in models:
+        yield f"rounds of {model}", lambda model=model: trained(model)
 
 
 def profile_child(options: argparse.Namespace) -> None:

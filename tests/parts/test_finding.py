@@ -1,6 +1,8 @@
 """Parts are found by the contract they return, the user's own as those of the package."""
 
 import inspect
+import json
+import sys
 import textwrap
 
 import jax
@@ -130,3 +132,10 @@ def test_every_part_describes_what_it_takes():
         if not option.help
     }
     assert silent == set(), textwrap.shorten(str(silent), 2000)
+
+
+def test_a_file_takes_no_other_modules_name(tmp_path):
+    path = tmp_path / "json.py"
+    path.write_text(OWN)
+    assert parts.own(f"{path}:middle").__name__ == "middle"
+    assert sys.modules["json"] is json
