@@ -26,6 +26,7 @@ offer (`fs.federate`, `fs.run`, `fs.evaluator`).
     attacks, poisoning               what malicious clients send, and what they train on
     algorithms, engine               named algorithms, and `engine.federated`, which composes parts
     run, sweep                       an algorithm over rounds, over seeds and hyperparameters
+    experiment                       all of it from a file, as the command line has it
     plots, runfolder                 pictures, and what a run leaves on disk
 """
 
@@ -37,13 +38,14 @@ if TYPE_CHECKING:
     from fedjax_sim.base import *  # noqa: F403
     from fedjax_sim.data import *  # noqa: F403
     from fedjax_sim.engine import *  # noqa: F403
+    from fedjax_sim.experiments.described import experiment as experiment
     from fedjax_sim.simulate import *  # noqa: F403
 
 __version__ = "0.1.0"
 
 _ROOMS = ("", "ops", "data", "servers", "analysis")
 """Folders whose modules are names of the package."""
-_FACES = ("base", "data", "simulate", "engine")
+_FACES = ("base", "data", "simulate", "engine", "experiments.described")
 """Modules whose public functions and classes are names of the package."""
 
 

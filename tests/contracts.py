@@ -909,6 +909,18 @@ ALGORITHMS = {
             clients.local_sgd(model, optax.sgd(0.2), loss=metrics.cross_entropy)
         ),
     ),
+    **{
+        each.__name__: AlgorithmRow(
+            each,
+            functools.partial(each, client_optimizer=optax.sgd(0.2), **SOME),
+        )
+        for each in (
+            algorithms.fedavgm,
+            algorithms.fedadam,
+            algorithms.fedyogi,
+            algorithms.fedadagrad,
+        )
+    },
     "fedprox": AlgorithmRow(
         algorithms.fedprox,
         lambda model: algorithms.fedprox(model, mu=0.7, client_optimizer=optax.sgd(0.2), **SOME),

@@ -15,7 +15,9 @@ import pytest
 
 import fedjax_sim
 from fedjax_sim.cli import main as cli
-from fedjax_sim.cli import train, train_options
+from fedjax_sim.cli import train
+from fedjax_sim.experiments import described
+from fedjax_sim.experiments import options as options_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -124,15 +126,21 @@ def test_training_command_is_understood(
     page: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    monkeypatch.setattr(train, "main", lambda given: seen.append(train_options.resolve(given)) or 0)
+
+    def main(options):
+        described.check(options)
+        seen.append(options)
+        return 0
+
+    monkeypatch.setattr(train, "main", main)
     monkeypatch.chdir(tmp_path)
     words = shlex.split(command, comments=True)[1:]
     for before, word in itertools.pairwise(words):
         if before in ("--config", "--resume"):
             path = Path(word) / "config.toml" if before == "--resume" else Path(word)
             path.parent.mkdir(parents=True, exist_ok=True)
-            saved = train_options.replaced(train_options.TrainOptions(), {"checkpoint_every": 1})
-            path.write_text(train_options.dump_toml(saved), encoding="utf-8")
+            saved = options_of.resolve(options_of.from_mapping({"checkpoint_every": 1}))
+            path.write_text(options_of.to_toml(saved), encoding="utf-8")
     with pytest.raises(SystemExit) as end:
         cli.main(words)
     assert (end.value.code, len(seen)) == (0, 1)

@@ -15,6 +15,7 @@ from fedjax_sim.algorithms.fair_flearn import FairFlearnState, fair_flearn_afl
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.feddyn import FedDynState, feddyn
 from fedjax_sim.algorithms.fedmgda import fedmgda
+from fedjax_sim.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
 from fedjax_sim.algorithms.fedprox import fedprox
 from fedjax_sim.algorithms.pfnm import PfnmState, pfnm
 from fedjax_sim.algorithms.q_fedavg import q_fedavg
@@ -38,10 +39,14 @@ __all__ = [
     "ditto",
     "drfa",
     "fair_flearn_afl",
+    "fedadagrad",
+    "fedadam",
     "fedavg",
+    "fedavgm",
     "feddyn",
     "fedmgda",
     "fedprox",
+    "fedyogi",
     "pfnm",
     "q_fedavg",
     "scaffold",

@@ -31,10 +31,8 @@ def fedavg(
         w_k <- local_sgd(w) for every client k of the cohort
         w <- w + sum_k n_k (w_k - w) / sum_k n_k
 
-    One line each: FedAvg is `server=optax.sgd(1.0)` (the default), FedAvgM
-    `optax.sgd(1.0, momentum=0.9)`, FedAdam `optax.adam(0.01, b2=0.99, eps=1e-3)`, FedYogi
-    `optax.yogi(0.01, b2=0.99, eps=1e-3)`, FedAdagrad `optax.adagrad(0.1, eps=1e-3)`; FedSGD is
-    `Batching(batch_size=None, num_steps=1)`.
+    `server` is any optax optimizer, by default `optax.sgd(1.0)`; `fedavgm`, `fedadam`, `fedyogi`
+    and `fedadagrad` have those of the papers. FedSGD is `Batching(batch_size=None, num_steps=1)`.
 
     Args:
         model: what is trained.

@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fedjax_sim import __version__
-from fedjax_sim.cli import arguments
-from fedjax_sim.cli.train_options import RANGES, TrainOptions, load_toml, resumed
+from fedjax_sim.cli.options import CONFIG, from_arguments, show_help
+from fedjax_sim.experiments import arguments
 from fedjax_sim.ops import checks
 
 _HELP = """\
@@ -68,8 +68,6 @@ Examples:
 
 Exit status: 0 done; 1 the training failed; 2 wrong options or data; 130 interrupted. After 1 and \
 130, what was done is written."""
-
-_CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -133,23 +131,9 @@ def _unknown(what: str, name: str, known: Sequence[str]) -> str:
 
 
 def _train(args: list[str]) -> int:
-    arguments.check(args, TrainOptions, RANGES, command="fedjax-sim train")
-    config, folder = (_option_value(args, option) for option in ("--config", "--resume"))
-    if config is not None and folder is not None:
-        raise ValueError("give --config or --resume, not both: a run is continued by its options.")
-    default = TrainOptions()
-    if config is not None:
-        default = load_toml(config)
-    elif folder is not None:
-        default = resumed(folder)
-    options = tyro.cli(
-        TrainOptions,
-        prog="fedjax-sim train",
-        description=_TRAIN_HELP,
-        args=args,
-        default=default,
-        config=_CONFIG,
-    )
+    if {"-h", "--help"} & {*args}:
+        show_help(args, prog="fedjax-sim train", description=_TRAIN_HELP)
+    options = from_arguments(args)
     from fedjax_sim.cli import train
 
     _keep_programs(args)
@@ -163,17 +147,6 @@ def _keep_programs(args: list[str]) -> None:
     if "--no-cache" not in args:
         with contextlib.suppress(OSError):
             devices.use_compilation_cache()
-
-
-def _option_value(args: list[str], option: str) -> str | None:
-    """The value of an option, read before the rest can be parsed; the last one counts."""
-    value = None
-    for i, arg in enumerate(args):
-        if arg == option and i + 1 < len(args):
-            value = args[i + 1]
-        elif arg.startswith(f"{option}="):
-            value = arg.removeprefix(f"{option}=")
-    return value
 
 
 def _reproduce(args: list[str]) -> int:
@@ -195,13 +168,13 @@ def _reproduce(args: list[str]) -> int:
     ours = {"--debug": "debug", "--no-cache": "no_cache"}  # of every command
     rest = [arg for arg in rest if ours.get(arg) is None or ours[arg] in known]
     command = f"fedjax-sim reproduce {name}"
-    arguments.check(rest, module.Options, {}, command=command)
+    arguments.check(rest, module.Options, command=command)
     options = tyro.cli(
         module.Options,
         prog=command,
         description=inspect.getdoc(module),
         args=rest,
-        config=_CONFIG,
+        config=CONFIG,
     )
     _keep_programs(args)
     module.main(options)

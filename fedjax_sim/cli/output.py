@@ -18,41 +18,47 @@ from rich.text import Text
 from fedjax_sim import metrics, simulate
 from fedjax_sim.analysis import plots
 from fedjax_sim.analysis.runfolder import RunFolder, has_checkpoint
-from fedjax_sim.base import Params, Status
-from fedjax_sim.cli import train_options
-from fedjax_sim.cli.build import GOALS, Dealt, Goal, target_units
-from fedjax_sim.cli.train_options import TrainOptions
+from fedjax_sim.base import Status
 from fedjax_sim.data.datasets import Dataset
+from fedjax_sim.experiments import options as options_of
+from fedjax_sim.experiments.described import Experiment, Goal, target_units
+from fedjax_sim.experiments.options import Options
+from fedjax_sim.experiments.population import Dealt
 from fedjax_sim.ops import checks, trees
+from fedjax_sim.parts.text import show
 
 Summaries = dict[str, dict[str, dict[str, np.ndarray]]]
 """split -> metric -> statistic over clients -> [E]."""
 
 
-def default_output(options: TrainOptions) -> Path:
+def default_output(options: Options) -> Path:
     """A folder under runs/, named by data set, algorithm and time."""
     now = datetime.datetime.now().astimezone()
-    dataset = options.data.dataset
-    if train_options.is_table(dataset):
+    dataset = options.plain.data.dataset
+    if options_of.is_table(dataset):
         dataset = PureWindowsPath(dataset).name  # which is divided by / as well
+    algorithm = options_of.flat(options)["algorithm"]
     # What a path, a shell or another system would take for something else.
-    name = re.sub(r"[^\w.+-]+", "-", dataset).strip("-.")[:80] or "data"
-    return Path("runs") / f"{name}-{options.training.algorithm}-{now:%Y%m%d-%H%M%S}"
+    dataset, algorithm = (
+        re.sub(r"[^\w.+-]+", "-", str(name)).strip("-.")[:80] for name in (dataset, algorithm)
+    )
+    return Path("runs") / f"{dataset or 'data'}-{algorithm}-{now:%Y%m%d-%H%M%S}"
 
 
 def logger_of(
     begin: Callable[[], RunFolder],
-    options: TrainOptions,
+    options: Options,
     show: Callable[[simulate.Progress], None],
 ) -> Callable[[simulate.Progress], None]:
     """Show progress, and write a line of metrics.jsonl for every segment of rounds.
 
     begin: gives the run's folder, which may be made when the first line is written.
     """
-    run, first = options.run, True
+    run, first = options.plain.run, True
+    eval_every = options.plain.training.eval_every
 
     def evaluated(done: int, total: int) -> bool:
-        return done % run.eval_every == 0 or done == total
+        return done % eval_every == 0 or done == total
 
     def progress(now: simulate.Progress) -> None:
         nonlocal first
@@ -78,7 +84,7 @@ def logger_of(
         if done != now.first_round:
             # What a killed run logged after its last checkpoint is done once more.
             return line if done < now.first_round else None
-        periods = (segment_rounds(options), run.eval_every, run.checkpoint_every or done + 1)
+        periods = (segment_rounds(options), eval_every, run.checkpoint_every or done + 1)
         if all(done % period for period in periods):
             return None
         metrics = evaluated(done, now.total_rounds)
@@ -87,9 +93,9 @@ def logger_of(
     return progress
 
 
-def segment_rounds(options: TrainOptions) -> int:
+def segment_rounds(options: Options) -> int:
     """Rounds between two lines of metrics.jsonl, at most."""
-    return min(options.run.eval_every, 10)
+    return min(options.plain.training.eval_every, 10)
 
 
 def _status_names(status: Status) -> list[str]:
@@ -114,7 +120,7 @@ def summarize(evaluations: simulate.Evaluations, goal: Goal) -> Summaries:
     """How every metric spreads over clients, at every evaluation; one client has only a mean."""
 
     def summary(name: str, mean: Any) -> dict[str, np.ndarray]:
-        higher = goal.metrics[name].higher_is_better
+        higher = goal.metrics[name.removeprefix("personal ")].higher_is_better
         spread = metrics.summarize(jax.tree.map(np.asarray, mean), higher_is_better=higher)
         kept = spread if mean.count.shape[-1] > 1 else {"mean": spread["mean"]}
         return {statistic: np.asarray(values) for statistic, values in kept.items()}
@@ -127,14 +133,14 @@ def summarize(evaluations: simulate.Evaluations, goal: Goal) -> Summaries:
 
 def write(
     folder: RunFolder,
-    dealt: Dealt,
-    params: Params,
+    experiment: Experiment,
     result: simulate.Result,
     summaries: Summaries,
     labels: Callable[[], bytes | None],
     failure: Exception | None,
 ) -> None:
     """Write everything a run leaves; `labels` gives the picture of who has which."""
+    dealt = experiment.dealt
     folder.save_params(result.params)
     names = np.array(dealt.client_names) if dealt.client_names else None
     folder.save_arrays(
@@ -175,7 +181,7 @@ def write(
             "evaluations": {"rounds": result.evaluations.rounds, **summaries},
             "num_clients": dealt.train.num_clients,
             "num_test_clients": dealt.test.num_clients,
-            "num_parameters": trees.num_parameters(params),
+            "num_parameters": trees.num_parameters(experiment.params),
             **_target_units(dealt.dataset),
             "client_steps": result.client_steps,
             "bytes_down": bytes_down,
@@ -190,7 +196,7 @@ def write(
     picture = labels()  # should it fail, all but pictures is written
     if picture is not None:
         folder.save_bytes("label_counts.png", picture)
-    _write_pictures(folder, dealt, result, summaries)
+    _write_pictures(folder, experiment.goal, result, summaries)
 
 
 def picture_of_labels(dealt: Dealt) -> bytes | None:
@@ -215,7 +221,7 @@ def _target_units(dataset: Dataset) -> dict[str, Any]:
 
 
 def _write_pictures(
-    folder: RunFolder, dealt: Dealt, result: simulate.Result, summaries: Summaries
+    folder: RunFolder, goal: Goal, result: simulate.Result, summaries: Summaries
 ) -> None:
     curves = {
         f"{split}/{name}": summary
@@ -225,7 +231,7 @@ def _write_pictures(
     folder.save_figure(
         "learning_curves.png", plots.learning_curves(result.evaluations.rounds, curves)
     )
-    pictured = next(iter(GOALS[dealt.dataset.task].metrics))
+    pictured = next(iter(goal.metrics))
     last = {
         split: jax.tree.map(lambda x: x[-1], by_name[pictured])
         for split, by_name in result.evaluations.values.items()
@@ -258,13 +264,14 @@ def _peak_memory_bytes() -> int | None:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def card_of(options: TrainOptions, dealt: Dealt, params: Params) -> Table:
+def card_of(experiment: Experiment) -> Table:
     """What is about to run."""
-    data, training = options.data, options.training
+    dealt, parts = experiment.dealt, experiment.options.parts
     sizes = np.asarray(dealt.train.sizes)
     device = jax.local_devices()[0]
     card = Table.grid(padding=(0, 2))
     card.add_column(style="bold")
+    card.add_column(overflow="fold")
 
     def row(name: str, text: str) -> None:
         """Names of files and columns are text, not markup, and do not act on the terminal."""
@@ -278,19 +285,20 @@ def card_of(options: TrainOptions, dealt: Dealt, params: Params) -> Table:
     )
     row(
         "clients",
-        f"{len(sizes):,}, {data.partition}{_some_options(options, 'partition')}: "
+        f"{len(sizes):,}, {_partition(experiment)}: "
         f"{sizes.min():,} to {sizes.max():,} examples, median {np.median(sizes):,.0f}",
     )
     if dealt.test.num_clients == 1 < len(sizes):
         row("", "test examples cannot be dealt out alike: the test metrics are pooled")
-    row("model", f"{options.model.model}: {trees.num_parameters(params):,} parameters")
-    row(
-        "algorithm",
-        f"{training.algorithm}{_some_options(options, 'algorithm')}, batch_size "
-        f"{training.batch_size}",
-    )
+    row("model", f"{show(parts['model'])}: {trees.num_parameters(experiment.params):,} parameters")
+    row("algorithm", show(parts["algorithm"]))
     row("device", f"{jax.device_count()} x {device.device_kind}")
     return card
+
+
+def _partition(experiment: Experiment) -> str:
+    group = experiment.options.plain.data.group
+    return show(experiment.options.parts["partition"]) if group is None else f"by group {group}"
 
 
 def _outputs(dataset: Dataset) -> str:
@@ -305,17 +313,6 @@ def _outputs(dataset: Dataset) -> str:
         f"{number} target{'s' * (number > 1)} from {values.min():.4g} to {values.max():.4g}, "
         "scaled to mean 0 and deviation 1 for the loss; errors below are unscaled"
     )
-
-
-def _some_options(options: TrainOptions, choice: str) -> str:
-    """The options that belong to a choice, as " (name value, ...)"."""
-    values = train_options.flat(options)
-    listed = [
-        f"{name} {values[name]}"
-        for name, (owner, _) in train_options.DEFAULTS.items()
-        if owner == choice and values[name] is not None and name != "num_clients"
-    ]
-    return f" ({', '.join(listed)})" if listed else ""
 
 
 _COLUMNS = {
@@ -358,15 +355,17 @@ def _shown(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 10 else re.sub(r"e\+0?", "e", f"{value:.4g}")
 
 
-def closing(folder: RunFolder, options: TrainOptions, result: simulate.Result) -> str:
+def closing(folder: RunFolder, options: Options, result: simulate.Result) -> str:
     """What was done, how fast, where it lies and how to go on."""
     seconds = f"{result.seconds:.1f} s and {result.compile_seconds:.1f} s of compilation"
     speed = f"{_rate(result.num_rounds, result.seconds):,.1f} rounds/s"
     steps = f"{_rate(result.client_steps, result.seconds):,.0f} client-steps/s"
     how = "interrupted after" if result.interrupted else "did"
     why = f"stopped early: {result.stopped_early}\n" * bool(result.stopped_early)
-    goes_on = result.num_rounds < options.training.rounds and not result.stopped_early
-    resumes = goes_on and options.run.checkpoint_every is not None and has_checkpoint(folder.path)
+    goes_on = result.num_rounds < options.plain.training.rounds and not result.stopped_early
+    resumes = (
+        goes_on and options.plain.run.checkpoint_every is not None and has_checkpoint(folder.path)
+    )
     path = str(folder.path)
     return checks.printable(
         f"{why}{how} {result.num_rounds} rounds in {seconds}: {speed}, {steps}\n"

@@ -1,25 +1,25 @@
 """What `fedjax-sim parts` does: show which parts there are, and what each takes."""
 
-import inspect
-from typing import Any
-
 import docstring_parser
-import optax
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedjax_sim import base, parts
 from fedjax_sim.ops import checks
-from fedjax_sim.parts.finding import Factory, Option
+from fedjax_sim.parts import signatures
+from fedjax_sim.parts.signatures import Kinds, Signature
 
 
-def kinds() -> dict[str, Any]:
+def kinds() -> dict[str, Kinds]:
     """Kind as it is written on the command line -> what parts of it are."""
-    contracts = {_dashed(name): contract for name, contract in parts.CONTRACTS.items()}
-    functions = {"loss": base.Loss, "schedule": optax.Schedule}
-    return contracts | functions | {"optimizer": optax.GradientTransformation}
+    contracts: dict[str, Kinds] = {_dashed(name): (name,) for name in signatures.contracts()}
+    return contracts | {
+        "partition": ("Partition",),
+        "loss": signatures.meaning("Loss"),
+        "schedule": ("Schedule",),
+        "optimizer": ("GradientTransformation",),
+    }
 
 
 def _dashed(name: str) -> str:
@@ -35,7 +35,7 @@ def main(names: list[str]) -> int:
     kind, *rest = names
     kind = kind.replace("_", "-").lower()
     checks.one_of("KIND", kind, kinds())
-    found = parts.catalogue(kinds()[kind])
+    found = signatures.among(kinds()[kind])
     if not rest:
         _show_parts(console, kind, found)
         return 0
@@ -47,43 +47,36 @@ def main(names: list[str]) -> int:
 def _show_kinds(console: Console) -> None:
     table = Table("kind", "parts", box=box.SIMPLE_HEAD)
     for kind, of in kinds().items():
-        table.add_row(kind, ", ".join(sorted(parts.catalogue(of))), end_section=True)
+        table.add_row(kind, ", ".join(signatures.among(of)), end_section=True)
     console.print(table)
     console.print("`fedjax-sim parts KIND` says what they are, `fedjax-sim parts KIND NAME` one.")
 
 
-def _show_parts(console: Console, kind: str, found: dict[str, Factory]) -> None:
+def _show_parts(console: Console, kind: str, found: dict[str, Signature]) -> None:
     table = Table(kind, "what it is", "what it takes", box=box.SIMPLE_HEAD)
     table.columns[0].no_wrap = True
-    for name, factory in sorted(found.items()):
-        what = (inspect.getdoc(factory) or "").partition("\n")[0]
-        table.add_row(name, escape(what), ", ".join(_taken(factory)), end_section=True)
+    for name, part in found.items():
+        table.add_row(name, escape(part.summary), ", ".join(_taken(part)), end_section=True)
     console.print(table)
 
 
-def _taken(factory: Factory) -> list[str]:
-    """The options of a part as one would write them, those that must be given without a value."""
+def _taken(part: Signature) -> list[str]:
+    """What a part takes as one would write it; what must be given stands without a value."""
     return [
-        each.name if each.default is inspect.Parameter.empty else f"{each.name}={_default(each)}"
-        for each in parts.options(factory).values()
+        each.name if each.default is None else f"{each.name}={each.default}"
+        for each in part.parameters.values()
     ]
 
 
-def _default(option: Option) -> str:
-    name = getattr(option.default, "__name__", None)
-    return escape(name or repr(option.default))
-
-
-def _show_part(console: Console, factory: Factory) -> None:
-    said = docstring_parser.parse(inspect.getdoc(factory) or "", docstring_parser.Style.GOOGLE)
-    console.print(f"[bold]{factory.__name__}[/]({', '.join(_taken(factory))})\n")
+def _show_part(console: Console, part: Signature) -> None:
+    said = docstring_parser.parse(part.doc, docstring_parser.Style.GOOGLE)
+    console.print(f"[bold]{part.name}[/]({escape(', '.join(_taken(part)))})\n")
     console.print(escape(said.short_description or ""))
     if said.long_description:
         console.print(f"\n{escape(said.long_description)}")
     table = Table("option", "default", "what it is", box=box.SIMPLE_HEAD)
-    for option in parts.options(factory).values():
-        needed = option.default is inspect.Parameter.empty
-        table.add_row(option.name, "" if needed else _default(option), escape(option.help))
+    for name, each in part.parameters.items():
+        table.add_row(name, each.default or "", escape(signatures.help_of(part, name)))
     if table.row_count:
         console.print(table)
     for example in said.examples:

@@ -6,6 +6,7 @@ that reads another server's message, or weighs its update otherwise, is `adapt` 
 stands here. Malicious clients are rules as well: `malicious` says who follows which.
 
     local_sgd    local_sgd; local_steps, mean_loss and at_round, of which it is made
+    over_rounds  over_rounds: optimizers whose schedules count rounds
     prox         prox: FedProx
     scaffold     scaffold: gradients corrected by control variates
     ditto        ditto: a personal model beside the one that is sent
@@ -30,6 +31,7 @@ from fedjax_sim.clients.local_sgd import (
 )
 from fedjax_sim.clients.malicious import malicious
 from fedjax_sim.clients.momentum import MomentumState, worker_momentum
+from fedjax_sim.clients.over_rounds import over_rounds
 from fedjax_sim.clients.prox import prox
 from fedjax_sim.clients.scaffold import ControlledModel, scaffold
 from fedjax_sim.clients.stealthy_poisoning import stealthy_poisoning
@@ -50,6 +52,7 @@ __all__ = [
     "local_steps",
     "malicious",
     "mean_loss",
+    "over_rounds",
     "prox",
     "scaffold",
     "stealthy_poisoning",

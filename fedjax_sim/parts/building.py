@@ -8,16 +8,17 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import optax
 
+from fedjax_sim.data.partition import Partition
 from fedjax_sim.ops import checks
 from fedjax_sim.parts import finding
 from fedjax_sim.parts.finding import Factory, Option
-from fedjax_sim.parts.text import Call, Value, parse, show
+from fedjax_sim.parts.text import Call, Value, is_own, parse, show
 
 Known = Mapping[Any, Any]
 """What is filled in where it is not given: argument's name or kind -> value."""
@@ -56,7 +57,7 @@ def build(value: Value, kind: Any, *, known: Known | None = None, where: str = "
     match value:
         case str() if value in _choices(kinds):
             return value
-        case str() if _makes_parts(kinds) or finding.is_own(value):
+        case str() if _makes_parts(kinds) or is_own(value):
             return _named(value, kinds, known or {}, name)
         case Call():
             return _called(value, kinds, known or {}, name)
@@ -74,9 +75,15 @@ def build(value: Value, kind: Any, *, known: Known | None = None, where: str = "
 def _named(name: str, kinds: Sequence[Any], known: Known, where: str) -> Any:
     """What a name without brackets means: a function that is wanted itself, or a part."""
     factory = _resolved(name, kinds, where)
-    if any(_fits(factory, kind) for kind in kinds):
+    if not _is_made_by(factory, kinds) and any(_fits(factory, kind) for kind in kinds):
         return factory
     return _called(Call(name, (), {}), kinds, known, where)
+
+
+def _is_made_by(factory: Factory, kinds: Sequence[Any]) -> bool:
+    """Whether a function makes what is wanted, and is not itself wanted."""
+    returned = finding.returned(factory)
+    return any(returned == kind or _is_subclass(returned, kind) for kind in kinds)
 
 
 def _called(call: Call, kinds: Sequence[Any], known: Known, where: str) -> Any:
@@ -84,6 +91,9 @@ def _called(call: Call, kinds: Sequence[Any], known: Known, where: str) -> Any:
     taken = finding.options(factory)
     filled = {each.name: known[key] for each in taken.values() for key in _keys(each, known)}
     given, several = _placed(call, taken, filled, where)
+    is_function = any(_fits(factory, kind, given) for kind in kinds if _is_callable(kind))
+    if is_function and not _is_made_by(factory, kinds):  # such as a loss with an option set
+        return functools.partial(factory, **given)
     _check_given(call, {**filled, **given}, taken, _is_open(factory), where)
     options = dict(filled)
     for name, value in given.items():
@@ -176,8 +186,11 @@ def _keys(option: Option, known: Known) -> list[Any]:
 
 def _resolved(name: str, kinds: Sequence[Any], where: str) -> Factory:
     """The function of a name: the user's own, or one that makes, or is, what is wanted."""
-    if finding.is_own(name):
+    if is_own(name):
         return finding.own(name)
+    for kind in kinds:
+        if kind in finding.CONTRACTS.values() and (found := finding.named(name, kind)):
+            return found
     known: dict[str, Factory] = {}
     for kind in kinds:
         known = catalogue(kind) | known
@@ -207,18 +220,26 @@ def _catalogue(kind: Any) -> dict[str, Factory]:
         return _of_optax(lambda returned: _is_subclass(returned, optax.GradientTransformation))
     if _is_settings(kind):
         return {kind.__name__: kind}
+    if kind == Partition:
+        return {each.__name__: each for each in finding.everything() if _makes(each, kind)}
     if not _is_callable(kind):
         return {}
     found = {
         each.__name__: each
         for each in finding.everything()
-        if finding.returned(each) == kind or _is_of(each, kind)
+        if _makes(each, kind) or _is_of(each, kind)
     }
+    if typing.get_args(kind)[1:] == (optax.GradientTransformation,):
+        found |= catalogue(optax.GradientTransformation)
     if kind in (optax.Schedule, _OF_A_NUMBER):
         found |= _of_optax(lambda returned: returned == optax.Schedule)
     if kind == _OF_A_NUMBER:
         found |= activations()
     return found
+
+
+def _makes(function: Factory, kind: Any) -> bool:
+    return finding.returned(function) == kind
 
 
 _OF_A_NUMBER = Callable[[jax.Array], jax.Array]
@@ -260,23 +281,27 @@ def _is_of(function: Factory, kind: Any) -> bool:
     )
 
 
-def _fits(function: Any, kind: Any) -> bool:
-    """Whether a function is itself what is wanted, by how many it takes and what it returns."""
+def _fits(function: Any, kind: Any, given: Iterable[str] = ()) -> bool:
+    """Whether a function is itself what is wanted, by how many it takes and what it returns.
+
+    given: what it takes is given beforehand.
+    """
     if not _is_callable(kind):
         return False
     if not inspect.isroutine(function):  # such as jax.nn.relu, which is an object
         return getattr(function, "__module__", "").startswith("jax.")
     wanted, result = typing.get_args(kind) or (..., Any)
-    if wanted is not ... and not _takes(function, len(wanted)):
+    if wanted is not ... and not _takes(function, len(wanted), given):
         return False
     returned = finding.returned(function)
-    return returned is None or result is Any or returned in (result, *_alternatives(result))
+    alike = _is_subclass(returned, result) or returned in _alternatives(result)
+    return returned is None or result is Any or alike
 
 
-def _takes(function: Factory, number: int) -> bool:
-    """Whether a function can be called with so many arguments by place."""
+def _takes(function: Factory, number: int, given: Iterable[str] = ()) -> bool:
+    """Whether a function can be called with so many arguments by place, and those given."""
     try:
-        inspect.signature(function).bind(*[None] * number)
+        inspect.signature(function).bind(*[None] * number, **dict.fromkeys(given))
     except TypeError:
         return False
     return True
@@ -295,8 +320,8 @@ def _is_callable(kind: Any) -> bool:
     return typing.get_origin(kind) is typing.get_origin(Callable[[], None])
 
 
-def _is_subclass(kind: Any, of: type) -> bool:
-    return inspect.isclass(kind) and issubclass(kind, of)
+def _is_subclass(kind: Any, of: Any) -> bool:
+    return inspect.isclass(kind) and inspect.isclass(of) and issubclass(kind, of)
 
 
 def _is_open(factory: Factory) -> bool:

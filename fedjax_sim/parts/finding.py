@@ -10,8 +10,6 @@ import functools
 import importlib
 import importlib.util
 import inspect
-import pkgutil
-import re
 import sys
 import types
 import typing
@@ -23,6 +21,7 @@ import docstring_parser
 
 from fedjax_sim import base
 from fedjax_sim.ops import checks
+from fedjax_sim.parts import signatures
 
 Factory = Callable[..., Any]
 
@@ -61,6 +60,14 @@ def find(contract: type) -> dict[str, Factory]:
     return {each.__name__: each for each in sorted(found, key=lambda each: each.__name__)}
 
 
+def named(name: str, contract: type) -> Factory | None:
+    """The function of a name that returns a contract; no more is imported than its module."""
+    found = signatures.lookup(name, (contract.__name__,))
+    if found is None or found.returns != contract.__name__ or found.module == "optax":
+        return None
+    return getattr(importlib.import_module(found.module), name)
+
+
 def within(module: types.ModuleType, contract: type) -> list[Factory]:
     """The public functions of one module that return a contract."""
     return [each for each in defined(module) if returned(each) is contract]
@@ -78,15 +85,8 @@ def defined(module: types.ModuleType) -> list[Factory]:
 
 
 def everything() -> list[Factory]:
-    """All public functions of the folders that parts stand in."""
-    rooms = {"metrics", "models", "clients", "aggregators", "attacks", "servers", "uplink"}
-    modules = [module for module in _modules() if module.__name__.split(".")[1] in rooms]
-    return [each for module in modules for each in defined(module)]
-
-
-def is_own(name: str) -> bool:
-    """Whether a name is "module:function" or "path/to/file.py:function"."""
-    return re.fullmatch(r"[^\s:]+:[A-Za-z_]\w*", name) is not None
+    """All public functions of the modules that parts stand in."""
+    return [each for module in _modules() for each in defined(module)]
 
 
 def own(name: str) -> Any:
@@ -142,20 +142,9 @@ _BY_PLACE = (
 @functools.cache
 def _modules() -> list[types.ModuleType]:
     """Every module of the package in which parts may stand."""
-    without = {"cli", "experiments", "__main__", "engine.contracts"}
-    package = importlib.import_module(base.__name__.partition(".")[0])
-    prefix = f"{package.__name__}."
-    found = []
-    for module in pkgutil.walk_packages(package.__path__, prefix, _fail):
-        inside = module.name.removeprefix(prefix).split(".")
-        hidden = any(name.startswith("_") for name in inside)
-        if not hidden and not {inside[0], ".".join(inside)} & without:
-            found.append(importlib.import_module(module.name))
-    return found
-
-
-def _fail(name: str) -> None:
-    raise ImportError(f"{name} cannot be imported")
+    found = {each.module for group in signatures.everything().values() for each in group}
+    shown = [name for name in sorted(found) if "._" not in name]
+    return [importlib.import_module(name) for name in shown]
 
 
 def returned(function: Factory) -> Any:

@@ -41,10 +41,16 @@ _ARITHMETIC: dict[type, Callable[[Any, Any], Any]] = {
 }
 
 
+def is_own(name: str) -> bool:
+    """Whether a name is "module:function" or "path/to/file.py:function"."""
+    return re.fullmatch(r"[^\s:]+:[A-Za-z_]\w*", name) is not None
+
+
 def parse(text: str) -> Value:
     """Read a value; what is no expression of this form is text.
 
-    Numbers may be computed (`1/3`), `true`, `false` and `none` may be small.
+    Numbers may be computed (`1/3`), `true`, `false` and `none` may be small, and `range(2, 5)` is
+    (2, 3, 4).
 
     Raises:
         ValueError: brackets or quotes that do not match, or Python that is neither a value nor a
@@ -95,7 +101,7 @@ def _value(node: ast.expr, text: str) -> Value:
 
 def _call(
     function: ast.expr, arguments: list[ast.expr], keywords: list[ast.keyword], text: str
-) -> Call:
+) -> Call | tuple[int, ...]:
     name = function.value if isinstance(function, ast.Constant) else _dotted(function, text)
     if not isinstance(name, str):
         raise _unreadable(function, text)
@@ -104,7 +110,10 @@ def _call(
         if each.arg is None:
             raise _unreadable(each.value, text)
         options[each.arg] = _value(each.value, text)
-    return Call(name, tuple(_value(each, text) for each in arguments), options)
+    given = tuple(_value(each, text) for each in arguments)
+    if name == "range" and all(type(each) is int for each in given) and 0 < len(given) < 4:
+        return tuple(range(*given))
+    return Call(name, given, options)
 
 
 def _dotted(node: ast.expr, text: str) -> str:

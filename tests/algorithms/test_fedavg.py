@@ -79,8 +79,8 @@ def yogi(rate: float, b2: float, eps: float) -> Server:
 
 
 def adagrad(rate: float, eps: float) -> Server:
-    """v <- v + g^2 from 0.1 on; the step is -rate g / sqrt(v + eps)."""
-    v = np.full(np.prod(SHAPE) + 3, 0.1)
+    """v <- v + g^2 from eps^2 on; the step is -rate g / sqrt(v + eps), as optax has it."""
+    v = np.full(np.prod(SHAPE) + 3, eps**2)
 
     def step(g: Vector) -> Vector:
         nonlocal v
@@ -103,15 +103,9 @@ def twin(server: Server, *, mu: float = 0.0, momentum: float = 0.0) -> Vector:
     return now
 
 
-def made(server: optax.GradientTransformation | None = None, mu: float | None = None) -> Algorithm:
-    options = {
-        "client_optimizer": optax.sgd(RATE),
-        "batching": Batching(None, num_steps=NUM_STEPS),
-        "server": server,
-    }
-    if mu is None:
-        return algorithms.fedavg(MODEL, **options)
-    return algorithms.fedprox(MODEL, mu=mu, **options)
+def made(make: Callable[..., Algorithm] = algorithms.fedavg, **options: float) -> Algorithm:
+    batching = Batching(None, num_steps=NUM_STEPS)
+    return make(MODEL, client_optimizer=optax.sgd(RATE), batching=batching, **options)
 
 
 def with_momentum() -> Algorithm:
@@ -123,21 +117,18 @@ def with_momentum() -> Algorithm:
 
 FAMILY = {
     "FedAvg": (lambda: made(), lambda: twin(sgd(0.0))),
-    "FedAvgM": (lambda: made(optax.sgd(1.0, momentum=0.9)), lambda: twin(sgd(0.9))),
+    "FedAvgM": (lambda: made(algorithms.fedavgm), lambda: twin(sgd(0.9))),
     "FedAdam": (
-        lambda: made(optax.adam(0.1, b2=0.99, eps=1e-3)),
+        lambda: made(algorithms.fedadam, server_learning_rate=0.1),
         lambda: twin(adam(0.1, 0.99, 1e-3)),
     ),
     "FedYogi": (
-        lambda: made(optax.yogi(0.1, b2=0.99, eps=1e-3)),
+        lambda: made(algorithms.fedyogi, server_learning_rate=0.1),
         lambda: twin(yogi(0.1, 0.99, 1e-3)),
     ),
-    "FedAdagrad": (
-        lambda: made(optax.adagrad(0.1, eps=1e-3)),
-        lambda: twin(adagrad(0.1, 1e-3)),
-    ),
+    "FedAdagrad": (lambda: made(algorithms.fedadagrad), lambda: twin(adagrad(0.1, 1e-3))),
     "client momentum": (with_momentum, lambda: twin(sgd(0.0), momentum=0.9)),
-    "FedProx": (lambda: made(mu=0.7), lambda: twin(sgd(0.0), mu=0.7)),
+    "FedProx": (lambda: made(algorithms.fedprox, mu=0.7), lambda: twin(sgd(0.0), mu=0.7)),
 }
 
 

@@ -2,10 +2,9 @@
 
 import pytest
 
-import fedjax_sim as fs
-from fedjax_sim import parts
 from fedjax_sim.cli import main
 from fedjax_sim.cli import parts as command
+from fedjax_sim.parts import signatures
 
 
 def shown(capsys: pytest.CaptureFixture[str], *names: str, status: int = 0) -> str:
@@ -25,13 +24,13 @@ def test_all_kinds_and_names_are_shown(capsys):
     text = shown(capsys)
     for kind, of in command.kinds().items():
         assert f"{kind} " in text
-        assert ", ".join(sorted(parts.catalogue(of))) in text
+        assert ", ".join(signatures.among(of)) in text
 
 
 @pytest.mark.parametrize("kind", ["aggregator", "client-rule", "optimizer", "schedule", "loss"])
 def test_the_parts_of_a_kind_are_shown_with_what_they_take(capsys, kind):
     text = shown(capsys, kind)
-    for name in parts.catalogue(command.kinds()[kind]):
+    for name in signatures.among(command.kinds()[kind]):
         assert f" {name} " in text
     if kind == "aggregator":
         assert "multi_krum" in text and "num_byzantine, num_selected=None" in text
@@ -40,8 +39,10 @@ def test_the_parts_of_a_kind_are_shown_with_what_they_take(capsys, kind):
 def test_a_part_is_shown_with_its_options(capsys):
     text = shown(capsys, "attack", "little_is_enough")
     assert "little_is_enough(z=None, side='below', knows='honest')" in text
-    for option in parts.options(fs.attacks.little_is_enough).values():
-        assert f"{option.name} " in text and option.help.split("[")[0][:60] in text
+    part = signatures.lookup("little_is_enough")
+    assert part is not None
+    for name in part.parameters:
+        assert f"{name} " in text and signatures.help_of(part, name).split("[")[0][:60] in text
 
 
 @pytest.mark.parametrize(

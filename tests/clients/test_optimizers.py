@@ -176,3 +176,17 @@ def test_server_optimizers_that_cannot_be_used_are_refused_by_name(server, messa
                 KEY, a.init(KEY, jnp.zeros(2), data), data
             )
         )
+
+
+def test_schedules_count_rounds_where_that_is_said():
+    """A halving rate, one step a round: 1, 1/2, 1/4 of the gradient of the first round, in turn."""
+    rate = optax.exponential_decay(1.0, 1, 0.5)
+    optimizer = fs.clients.over_rounds(optax.sgd, learning_rate=rate)
+    mean = POINTS.mean(axis=0)
+    found = [after(fedavg(optimizer, num_steps=1), population(), rounds) for rounds in (1, 2, 3)]
+    # w <- w - rate (w - mean): what is left of the distance is (1 - 1) (1 - 1/2) ...
+    np.testing.assert_allclose(found, [mean] * 3, rtol=1e-6)
+    slow = fs.clients.over_rounds(optax.sgd, learning_rate=lambda r: 0.5 / (1.0 + r))
+    found = [after(fedavg(slow, num_steps=1), population(), rounds) for rounds in (1, 2, 3)]
+    left = np.cumprod([1 - 0.5, 1 - 0.25, 1 - 0.5 / 3])
+    np.testing.assert_allclose(found, (1 - left)[:, None] * mean, rtol=1e-6)

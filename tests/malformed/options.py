@@ -14,18 +14,30 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim import models
-from fedjax_sim.cli import arguments, train, train_options
 from fedjax_sim.cli import main as cli
+from fedjax_sim.cli import train
 from fedjax_sim.data import datasets
+from fedjax_sim.experiments import arguments, described
+from fedjax_sim.experiments.options import KINDS, resolve
+from fedjax_sim.parts import signatures, spec
 from malformed import Case, Refused
 
-_KINDS = arguments.kinds_of(train_options.TrainOptions)
+# Options that belong to no part; those of the parts that are chosen by themselves, and of others.
+_KINDS: dict[str, Any] = {
+    **dict.fromkeys([name for name, _ in spec.options(resolve().parts, KINDS)], int | str | None),
+    **dict.fromkeys(("mu", "q", "num_byzantine", "algorithm.alpha", "aggregator.start"), float),
+    **{slot: typing.Literal[*signatures.among((of.kind,))] for slot, of in spec.SLOTS.items()},
+    "aggregator": typing.Literal[*signatures.among(("Aggregator",))],
+    **KINDS,
+}
 _NUMBERS = [
     *("0", "1", "-1", "2", "7", "0.5", "-0.0", "1e308", "-1e308", "1e-320", "1e400", "nan", "inf"),
     *("-inf", "2147483647", "2147483648", "4294967296", "99999999999999999999999", "0x10", "1_0"),
     *("1e-40", "1e39", "٣", "1,5", "5%", "+3", " 3", "1.0", "9" * 5000, "1e", "--", "-"),
 ]
 _WORDS = [
+    *("krum(num_byzantine=1)", "krum(", "nnm(krum, num_byzantine=1)", "sgd(-1)", "adam(1e400)"),
+    *("fedavg(mlp)", "Batching(0)", "uniform(3)", "mine.py:f", "os:getcwd", "__import__('os')"),
     *("", "None", "none", "all", "auto", "abc", "mlp", "fedporx", "fedavgg", "iidd", "true", "[3]"),
     *("[/red]", "[bold]x[/bold]", "\x1b[31mred", "a\nb", "C:\\d\\x.csv", "nofile.csv", "$x^$"),
     *("tfds:", "tfds:a/b/c", "../..", "x" * 3000, "/dev/null", "\udcff", "\u202e", "fashion_smal"),
@@ -99,11 +111,14 @@ def _load(load: Any, name: str, folder: Path | None = None, **options: Any) -> d
     return load(name, folder, **options)
 
 
-def _model(options: train_options.TrainOptions, dataset: datasets.Dataset, key: Any) -> Any:
+def _params(*args: Any) -> Any:
     """Nothing is compiled: the params are those of another model."""
-    extra = {} if options.model.hidden is None else {"hidden": options.model.hidden}
-    models.build(options.model.model, dataset.num_classes, **extra)
-    return models.logistic(3), {"kernel": jnp.zeros((16, 3)), "bias": jnp.zeros(3)}
+    return {"kernel": jnp.zeros((16, 3)), "bias": jnp.zeros(3)}
+
+
+def _model(build: Any, options: Any, num_outputs: int) -> Any:
+    build(options, num_outputs)
+    return models.logistic(3)
 
 
 def _stop(*args: Any, **options: Any) -> None:
@@ -118,7 +133,8 @@ def _run(args: list[str]) -> None:
     patches = [
         mock.patch.object(inspect, "getsource", _source),
         mock.patch.object(datasets, "load", functools.partial(_load, datasets.load)),
-        mock.patch.object(train, "build_model", _model),
+        mock.patch.object(described, "init_params", _params),
+        mock.patch.object(described, "_model", functools.partial(_model, described._model)),
         mock.patch.object(train, "RunFolder", _stop),
         mock.patch.object(train, "_simulated", _stop),
     ]

@@ -1,26 +1,36 @@
 """Configuration files: wrong types, tables, unknown and doubled keys, damaged syntax, encodings."""
 
-import dataclasses
-import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedjax_sim.cli import train_options
+from fedjax_sim.experiments import options as options_of
+from fedjax_sim.parts import spec
 from malformed import Case
 
-_KINDS = {
-    name: kind
-    for group in typing.get_type_hints(train_options.TrainOptions).values()
-    for name, kind in typing.get_type_hints(group).items()
-}
+_KINDS = [
+    *options_of.KINDS,
+    *(name for name, _ in spec.options(options_of.resolve().parts, options_of.KINDS)),
+    *(*spec.SLOTS, "aggregator.num_byzantine", "mu"),
+]
 _VALUES = [
     *("1", "0", "-1", "0.5", "1e308", "-1e308", "1e400", "5e-324", "inf", "-inf", "nan"),
     *("99999999999999999999999", "0x1F", "0b11", "1_000", "true", "false", '""', '"all"'),
     *('"auto"', '"1"', '"fedavg"', '"fedporx"', '"mlp"', "[]", "[1, 2]", "[[1]]", '["a", 1]'),
-    *("{a = 1}", "1979-05-27", "07:32:00", "1979-05-27T07:32:00Z", "'C:\\d'", '"\\u0000"'),
+    *(
+        "{a = 1}",
+        '{part = "iid"}',
+        '{part = "krum", num_byzantine = 1}',
+        '"krum(',
+        '"iid"',
+        "1979-05-27",
+        "07:32:00",
+        "1979-05-27T07:32:00Z",
+        "'C:\\d'",
+        '"\\u0000"',
+    ),
     *('"\\u001b[31m"', '"[/red]"', '"""\nmany\nlines"""', '"' + "x" * 5000 + '"', "[1, 1e3]"),
 ]
 _BROKEN = ["= 1", "alpha 1", "alpha =", '"alpha', "[data", "[[data]]", "alpha = 1 2", "a.b.c = 1"]
@@ -28,7 +38,7 @@ _ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-32", "latin-1", "cp1252"]
 
 
 def cases(rng: np.random.Generator, folder: Path) -> Iterator[Case]:
-    """Files that `load_toml` reads; what it accepts survives being written and read again."""
+    """Files that `from_file` reads; what it accepts survives being written and read again."""
     path = folder / "options.toml"
     while True:
         content = _content(rng)
@@ -65,14 +75,14 @@ def _line(rng: np.random.Generator) -> str:
 
 def _read(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    options = train_options.load_toml(path)
-    text = train_options.dump_toml(options)
+    options = options_of.resolve(options_of.from_file(path))
+    text = options_of.to_toml(options)
     path.write_text(text, encoding="utf-8")
-    again = train_options.load_toml(path)
-    assert train_options.dump_toml(again) == text
-    for group in dataclasses.fields(options):
-        for field in dataclasses.fields(getattr(options, group.name)):
-            _check(getattr(getattr(options, group.name), field.name), field.name)
+    again = options_of.resolve(options_of.from_file(path))
+    assert options_of.to_toml(again) == text
+    assert options_of.flat(again) == options_of.flat(options) | {"output": None, "overwrite": False}
+    for name in options_of.KINDS:
+        _check(options_of.flat(options)[name], name)
 
 
 def _check(value: Any, name: str) -> None:

@@ -9,9 +9,11 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from fedjax_sim.ops import checks
+
+T = TypeVar("T")
 
 
 class Range(NamedTuple):
@@ -25,13 +27,26 @@ class Range(NamedTuple):
 
 def kinds_of(options: type) -> dict[str, Any]:
     """Option -> its type; the options of a dataclass within a dataclass stand beside the others."""
-    kinds: dict[str, Any] = {}
-    for name, kind in typing.get_type_hints(options).items():
+    return {name: kind for name, (kind, _) in _annotated(options).items()}
+
+
+def said_of(options: type, kind: type[T]) -> dict[str, T]:
+    """Option -> what its annotation says of a kind, such as the Range of its numbers."""
+    found = ((name, said) for name, (_, more) in _annotated(options).items() for said in more)
+    return {name: said for name, said in found if isinstance(said, kind)}
+
+
+def _annotated(options: type) -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    """Option -> its type, and what else stands in its annotation."""
+    found: dict[str, tuple[Any, tuple[Any, ...]]] = {}
+    for name, kind in typing.get_type_hints(options, include_extras=True).items():
+        more = getattr(kind, "__metadata__", ())
+        kind = kind.__origin__ if more else kind
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-            kinds |= kinds_of(kind)
+            found |= _annotated(kind)
         elif kind is not ClassVar and typing.get_origin(kind) is not ClassVar:
-            kinds[name] = kind
-    return kinds
+            found[name] = (kind, more)
+    return found
 
 
 def flag(name: str) -> str:
@@ -39,7 +54,7 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def check(args: Sequence[str], options: type, ranges: Mapping[str, Range], *, command: str) -> None:
+def check(args: Sequence[str], options: type, *, command: str) -> None:
     """Raise unless these arguments can be parsed as options.
 
     Raises:
@@ -48,38 +63,63 @@ def check(args: Sequence[str], options: type, ranges: Mapping[str, Range], *, co
     """
     if {"-h", "--help"} & {*args} or (args and args[0].startswith("--tyro-")):
         return
-    kinds, rest = kinds_of(options), [*args]
+    kinds = kinds_of(options)
+    for name, words in split(args, kinds).items():
+        if name not in kinds:
+            near = checks.nearest(flag(name), map(flag, kinds))
+            raise ValueError(
+                f"unknown option {checks.shown(flag(name))}.{near} `{command} --help` lists all."
+            )
+        from_words(name, words, kinds[name])
+
+
+def split(args: Sequence[str], kinds: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Option -> the words that follow it; what is no option by itself is one by its name's dashes.
+
+    Raises:
+        ValueError: a word that follows nothing.
+    """
+    found: dict[str, list[str]] = {}
+    rest = [*args]
     while rest:
         given, equals, value = rest.pop(0).partition("=")
-        name = given.removeprefix("--").replace("-", "_")
-        if not given.startswith("--"):
+        if not given.startswith("--") or given == "--":
             what = given + equals + value
             raise ValueError(
                 f"unexpected argument {checks.shown(what)}: options begin with --, and values with "
                 "spaces need quotes."
             )
-        if name not in kinds:
-            near = checks.nearest(given, map(flag, kinds))
-            raise ValueError(
-                f"unknown option {checks.shown(given)}.{near} `{command} --help` lists all."
-            )
-        kind = kinds[name]
-        if kind is bool:
-            if equals or (rest and not rest[0].startswith("-")):
-                got = checks.shown(value if equals else rest[0])
-                raise ValueError(f"{flag(name)} takes no value, got {got}.")
-            continue
-        values = [value] if equals else []
-        many = any(typing.get_origin(each) is tuple for each in _alternatives(kind))
-        while rest and not equals and not rest[0].startswith("--") and (many or not values):
-            values.append(rest.pop(0))
-        of = _inner(kind) if many else kind
-        if not values:
-            raise ValueError(f"{flag(name)} needs a value: {described(of)}.")
-        if values == ["None"] and types.NoneType in _alternatives(kind):
-            continue
-        for each in values:
-            converted(flag(name), each, of, ranges.get(name), read=_from_text)
+        name = given.removeprefix("--").replace("-", "_")
+        words = [value] if equals else []
+        one = name in kinds and not _is_listing(kinds[name])
+        while rest and not equals and not rest[0].startswith("--") and not (one and words):
+            words.append(rest.pop(0))
+        found[name] = words
+    return found
+
+
+def from_words(name: str, words: Sequence[str], kind: Any, within: Range | None = None) -> Any:
+    """The value that the words after an option say.
+
+    Raises:
+        ValueError: none, too many, or words that say nothing of this kind.
+    """
+    if kind is bool:
+        if words:
+            raise ValueError(f"{flag(name)} takes no value, got {checks.shown(words[0])}.")
+        return True
+    many = _is_listing(kind)
+    of = _inner(kind) if many else kind
+    if not words:
+        raise ValueError(f"{flag(name)} needs a value: {described(of)}.")
+    if [*words] == ["None"] and types.NoneType in _alternatives(kind):
+        return None
+    values = [converted(flag(name), each, of, within, read=_from_text) for each in words]
+    return tuple(values) if many else values[0]
+
+
+def _is_listing(kind: Any) -> bool:
+    return any(typing.get_origin(each) is tuple for each in _alternatives(kind))
 
 
 def converted(name: str, value: Any, kind: Any, within: Range | None, *, read: Any = None) -> Any:
@@ -97,7 +137,9 @@ def converted(name: str, value: Any, kind: Any, within: Range | None, *, read: A
     """
     read = read or _from_toml
     for each in _alternatives(kind):
-        listing = typing.get_origin(each) is tuple and isinstance(value, list)
+        if each is types.NoneType and value is None:
+            return None
+        listing = typing.get_origin(each) is tuple and isinstance(value, list | tuple)
         try:
             if listing:
                 found = tuple(read(entry, typing.get_args(each)[0]) for entry in value)
@@ -149,7 +191,7 @@ def _from_toml(value: Any, kind: Any) -> Any:
     if typing.get_origin(kind) is Literal:
         if value in _choices(kind):
             return value
-    elif kind is Path and isinstance(value, str) and "\0" not in value:
+    elif kind is Path and isinstance(value, str | Path) and "\0" not in str(value):
         return Path(value)
     elif kind is float and type(value) in (int, float):
         try:

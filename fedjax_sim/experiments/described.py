@@ -1,0 +1,275 @@
+"""An experiment by its options: data, model and algorithm, ready to run.
+
+    experiment = fs.experiment("config.toml", seed=1)
+    result = experiment.run()
+
+The file, a dictionary and the command line say the same things by the same names.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from fedjax_sim import engine, metrics, models, parts, simulate
+from fedjax_sim.base import Algorithm, Array, ClientMetric, Key, Loss, Mean, Model, Params
+from fedjax_sim.data import FederatedData, datasets
+from fedjax_sim.experiments import options as options_of
+from fedjax_sim.experiments.options import Options
+from fedjax_sim.experiments.population import Dealt, deal
+from fedjax_sim.ops import checks, devices, keys
+from fedjax_sim.parts.text import Call, is_own
+
+
+class Goal(NamedTuple):
+    """What a model of a task is trained on, and what is measured; the first metric is pictured."""
+
+    loss: Loss
+    metrics: dict[str, metrics.Metric | ClientMetric]
+    loss_name: str = "loss"
+
+
+GOALS: dict[str, Goal] = {
+    "classification": Goal(
+        metrics.cross_entropy,
+        {"accuracy": metrics.accuracy, "loss": metrics.METRICS["cross_entropy"]},
+    ),
+    "multilabel": Goal(
+        metrics.sigmoid_cross_entropy,
+        {"accuracy": metrics.sigmoid_accuracy, "loss": metrics.METRICS["sigmoid_cross_entropy"]},
+    ),
+    "regression": Goal(
+        metrics.mean_squared_error,
+        {
+            "mean_absolute_error": metrics.METRICS["mean_absolute_error"],
+            "mean_squared_error": metrics.METRICS["mean_squared_error"],
+            "r2": metrics.r2,
+        },
+        loss_name="mean_squared_error",
+    ),
+}
+"""By task of the data set; errors of a regression are in the units of its targets."""
+
+
+class Experiment(NamedTuple):
+    """What was asked for, built.
+
+    options: all of them, with the defaults of what was chosen. dealt: the data, see
+    `population.Dealt`. model, params: the model and its initial parameters. algorithm: ready for
+    `run`. goal: the loss and the metrics. evaluate: of `goal`'s metrics, for `run`. key: of the
+    run. mesh: the devices, or None.
+    """
+
+    options: Options
+    dealt: Dealt
+    model: Model
+    params: Params
+    algorithm: Algorithm
+    goal: Goal
+    evaluate: simulate.Evaluate
+    key: Key
+    mesh: Mesh | None = None
+
+    @property
+    def train(self) -> FederatedData:
+        """The training population, on all devices of the mesh."""
+        if self.mesh is None:
+            return self.dealt.train
+        return devices.replicate(self.dealt.train, self.mesh)
+
+    @property
+    def splits(self) -> dict[str, FederatedData]:
+        """What is evaluated."""
+        return {"train": self.train, "test": self.dealt.test}
+
+    def run(self, **options: Any) -> simulate.Result:
+        """Run it as its options say; `options` are those of `simulate.run` and go before them."""
+        training = self.options.plain.training
+        splits = self.splits
+        given: dict[str, Any] = {
+            "key": self.key,
+            "num_rounds": training.rounds,
+            "evaluate": self.evaluate,
+            "eval_data": splits,
+            "eval_every": training.eval_every,
+            "on_error": training.on_error,
+            "stop_when": patience(self.options, self.goal),
+        }
+        return simulate.run(self.algorithm, self.params, splits["train"], **(given | options))
+
+
+def experiment(
+    source: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    /,
+    *,
+    mesh: Mesh | None = None,
+    **options: Any,
+) -> Experiment:
+    """Build what a file or a dictionary describes, in the words of the command line.
+
+    Args:
+        source: a TOML file, such as the config.toml of a run, or a mapping of options by name. In a
+            mapping a part may also be one itself: `{"model": fs.models.mlp(10)}`.
+        mesh: devices over which a cohort is dealt out, as in `engine.federated`.
+        **options: further options, which go over those of `source`; "__" stands for the dot:
+            `aggregator__num_byzantine=2`.
+
+    Returns:
+        An Experiment.
+
+    Raises:
+        ValueError, TypeError: an option that there is not, that belongs to a part that was not
+            chosen, or whose value does not fit; parts that cannot go together.
+        OSError: a file cannot be read.
+
+    Example:
+        >>> small = experiment({"num_clients": 5, "cohort_size": 3, "model": "logistic",
+        ...                     "aggregator": "trimmed_mean", "num_byzantine": 1, "rounds": 2})
+        >>> small.run().num_rounds
+        2
+    """
+    layers = []
+    if isinstance(source, Mapping):
+        layers.append(options_of.from_mapping(source))
+    elif source is not None:
+        layers.append(options_of.from_file(source))
+    named = {name.replace("__", "."): value for name, value in options.items()}
+    layers.append(options_of.from_mapping(named))
+    resolved = options_of.resolve(*layers)
+    check(resolved)
+    return build(resolved, mesh=mesh)
+
+
+def check(options: Options) -> None:
+    """Raise for values that no data can make right, before any is read."""
+    model = _model(options, num_outputs=2)
+    _algorithm(options, model, metrics.cross_entropy, mesh=None)
+    _named_metrics(options)
+    if options.plain.training.loss is not None:
+        parts.build(options.plain.training.loss, Loss, where="loss")
+
+
+def build(options: Options, *, mesh: Mesh | None = None) -> Experiment:
+    """Read the data, and build everything for it.
+
+    Raises:
+        ValueError, TypeError, OSError: what does not fit the data, or each other; nothing is
+            compiled before.
+    """
+    dealt = deal(options)
+    dataset, num_clients = dealt.dataset, dealt.train.num_clients
+    options = options_of.resolve(*options.layers, num_clients=num_clients)
+    goal = goal_of(options, dataset)
+    patience(options, goal)
+    # Split first: a key that is both split and folded gives equal keys for unequal uses.
+    split = jax.jit(lambda seed: tuple(keys.split(jax.random.key(seed))))
+    init_key, key = split(np.uint32(options.plain.training.seed))
+    model = _fitted(_model(options, dataset.num_outputs), dataset)
+    params = init_params(options, model, dataset, init_key)
+    algorithm = _algorithm(options, model, _of_standard(goal.loss, dataset), mesh)
+    jax.eval_shape(algorithm.init, key, params, dealt.train)  # refuses what cannot run
+    evaluate = engine.evaluator(model, goal.metrics, mesh=mesh)
+    return Experiment(options, dealt, model, params, algorithm, goal, evaluate, key, mesh)
+
+
+def make_algorithm(experiment: Experiment, options: Options) -> Algorithm:
+    """The algorithm of other options for the model and the data of an experiment."""
+    loss = _of_standard(experiment.goal.loss, experiment.dealt.dataset)
+    return _algorithm(options, experiment.model, loss, experiment.mesh)
+
+
+def _model(options: Options, num_outputs: int) -> Model:
+    return _built_model(options.parts["model"], num_outputs, "model")
+
+
+def _built_model(value: Any, num_outputs: int, where: str) -> Model:
+    """A model from its text; a Flax module of the user's own becomes one."""
+    known = dict.fromkeys(("num_classes", "num_outputs", "vocab_size"), num_outputs)
+    if isinstance(value, Call) and is_own(value.name):
+        made = parts.build(value, Any, known=known, where=where)
+        value = models.from_linen(made) if _is_linen(made) else made
+    return parts.build(value, Model, known=known, where=where)
+
+
+def _is_linen(value: Any) -> bool:
+    return any(each.__module__.startswith("flax.linen") for each in type(value).__mro__)
+
+
+def _fitted(model: Model, dataset: datasets.Dataset) -> Model:
+    """A model whose outputs are in the units of the targets, of a regression."""
+    if dataset.task != "regression":
+        return model
+    shift, scale = target_units(dataset)
+    return models.scaled_outputs(model, shift=shift, scale=scale)
+
+
+def init_params(options: Options, model: Model, dataset: datasets.Dataset, key: Key) -> Params:
+    """Initial parameters; checks that the model fits the data."""
+    inputs = jnp.asarray(dataset.train["x"][:1])
+    wide = options.plain.training.global_model
+    start = model
+    if wide is not None:
+        start = _fitted(
+            _built_model(parts.parse(wide), dataset.num_outputs, "global_model"), dataset
+        )
+    params = jax.jit(start.init)(key, inputs)
+    labels = dataset.train["y"][:1] if dataset.task == "classification" else None
+    models.check_outputs(model, params, inputs, num_classes=dataset.num_outputs, labels=labels)
+    return params
+
+
+def target_units(dataset: datasets.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of the training targets, () or [1, targets]."""
+    targets = np.asarray(dataset.train["y"], np.float64)
+    keep = targets.ndim > 1
+    shift, scale = targets.mean(axis=0, keepdims=keep), targets.std(axis=0, keepdims=keep)
+    return shift, np.where(scale > 0, scale, 1)
+
+
+def _of_standard(loss: Loss, dataset: datasets.Dataset) -> Loss:
+    """The loss that is minimised; of a regression that of standard targets."""
+    if dataset.task != "regression":
+        return loss
+    shift, scale = (jnp.asarray(each, jnp.float32) for each in target_units(dataset))
+
+    def of_standard(outputs: Array, labels: Array) -> Mean | Array:
+        return loss((outputs - shift) / scale, (labels - shift) / scale)
+
+    return of_standard
+
+
+def _algorithm(options: Options, model: Model, loss: Loss, mesh: Mesh | None) -> Algorithm:
+    known = {Model: model, Loss: loss, "model": model, "loss": loss, "mesh": mesh}
+    return parts.build(options.parts["algorithm"], Algorithm, known=known, where="algorithm")
+
+
+def goal_of(options: Options, dataset: datasets.Dataset) -> Goal:
+    """What is minimised and measured: what the task asks for, and what the options add."""
+    goal = GOALS[dataset.task]
+    if options.plain.training.loss is not None:
+        goal = goal._replace(loss=parts.build(options.plain.training.loss, Loss, where="loss"))
+    return goal._replace(metrics=goal.metrics | _named_metrics(options))
+
+
+def _named_metrics(options: Options) -> dict[str, metrics.Metric | ClientMetric]:
+    return {
+        text.rpartition(":")[2]: metrics.METRICS.get(text)
+        or metrics.as_metric(parts.build(text, ClientMetric | Loss, where="metrics"))
+        for text in options.plain.training.metrics or ()
+    }
+
+
+def patience(options: Options, goal: Goal) -> simulate.StopWhen | None:
+    """What ends the run early, if it was asked for."""
+    training = options.plain.training
+    if training.patience is None:
+        return None
+    scores = [(split, name) for split in ("train", "test") for name in goal.metrics]
+    metric = training.patience_metric or f"test/{goal.loss_name}"
+    checks.one_of("--patience-metric", metric, ["/".join(score) for score in scores])
+    higher = goal.metrics[metric.partition("/")[2]].higher_is_better
+    return simulate.patience(metric, rounds=training.patience, higher_is_better=higher)
