@@ -59,14 +59,15 @@ class Experiment(NamedTuple):
     """What was asked for, built.
 
     options: all of them, with the defaults of what was chosen. dealt: the data, see
-    `population.Dealt`. model, params: the model and its initial parameters. algorithm: ready for
-    `run`. goal: the loss and the metrics. evaluate: of `goal`'s metrics, for `run`. key: of the
-    run. mesh: the devices, or None.
+    `population.Dealt`. model: the clients'. global_model: the server's, mostly the same. params:
+    its initial parameters. algorithm: ready for `run`. goal: the loss and the metrics. evaluate: of
+    the goal's metrics, for `run`. key: of the run. mesh: the devices, or None.
     """
 
     options: Options
     dealt: Dealt
     model: Model
+    global_model: Model
     params: Params
     algorithm: Algorithm
     goal: Goal
@@ -153,27 +154,28 @@ def check(options: Options) -> None:
         parts.build(options.plain.training.loss, Loss, where="loss")
 
 
-def build(options: Options, *, mesh: Mesh | None = None) -> Experiment:
-    """Read the data, and build everything for it.
+def build(options: Options, *, mesh: Mesh | None = None, dealt: Dealt | None = None) -> Experiment:
+    """Read the data, unless they are `dealt` already, and build everything for them.
 
     Raises:
         ValueError, TypeError, OSError: what does not fit the data, or each other; nothing is
             compiled before.
     """
-    dealt = deal(options)
+    dealt = deal(options) if dealt is None else dealt
     dataset, num_clients = dealt.dataset, dealt.train.num_clients
-    options = options_of.resolve(*options.layers, num_clients=num_clients)
+    options = options_of.for_clients(options, num_clients)
     goal = goal_of(options, dataset)
     patience(options, goal)
     # Split first: a key that is both split and folded gives equal keys for unequal uses.
     split = jax.jit(lambda seed: tuple(keys.split(jax.random.key(seed))))
     init_key, key = split(np.uint32(options.plain.training.seed))
     model = _fitted(_model(options, dataset.num_outputs), dataset)
-    params = init_params(options, model, dataset, init_key)
+    globally = _global_model(options, model, dataset)
+    params = init_params(globally, model, dataset, init_key)
     algorithm = _algorithm(options, model, _of_standard(goal.loss, dataset), mesh)
     jax.eval_shape(algorithm.init, key, params, dealt.train)  # refuses what cannot run
     evaluate = engine.evaluator(model, goal.metrics, mesh=mesh)
-    return Experiment(options, dealt, model, params, algorithm, goal, evaluate, key, mesh)
+    return Experiment(options, dealt, model, globally, params, algorithm, goal, evaluate, key, mesh)
 
 
 def make_algorithm(experiment: Experiment, options: Options) -> Algorithm:
@@ -207,19 +209,25 @@ def _fitted(model: Model, dataset: datasets.Dataset) -> Model:
     return models.scaled_outputs(model, shift=shift, scale=scale)
 
 
-def init_params(options: Options, model: Model, dataset: datasets.Dataset, key: Key) -> Params:
-    """Initial parameters; checks that the model fits the data."""
-    inputs = jnp.asarray(dataset.train["x"][:1])
+def _global_model(options: Options, model: Model, dataset: datasets.Dataset) -> Model:
     wide = options.plain.training.global_model
-    start = model
-    if wide is not None:
-        start = _fitted(
-            _built_model(parts.parse(wide), dataset.num_outputs, "global_model"), dataset
-        )
+    if wide is None:
+        return model
+    return _fitted(_built_model(parts.parse(wide), dataset.num_outputs, "global_model"), dataset)
+
+
+def init_params(start: Model, model: Model, dataset: datasets.Dataset, key: Key) -> Params:
+    """Initial parameters of one model; checks that the other, of the same form, fits the data."""
+    inputs = jnp.asarray(dataset.train["x"][:1])
     params = jax.jit(start.init)(key, inputs)
     labels = dataset.train["y"][:1] if dataset.task == "classification" else None
     models.check_outputs(model, params, inputs, num_classes=dataset.num_outputs, labels=labels)
     return params
+
+
+def start(experiment: Experiment, key: Key) -> Params:
+    """Initial parameters by another key; may be traced."""
+    return experiment.global_model.init(key, jnp.asarray(experiment.dealt.dataset.train["x"][:1]))
 
 
 def target_units(dataset: datasets.Dataset) -> tuple[np.ndarray, np.ndarray]:

@@ -251,6 +251,15 @@ def resolve(*layers: Layer, num_clients: int | None = None) -> Options:
     return Options(plain, parts, layers)
 
 
+def for_clients(options: Options, num_clients: int) -> Options:
+    """The same options for a population of so many clients: see `resolve`.
+
+    The partition stays as it is, for it is made.
+    """
+    parts = resolve(*options.layers, num_clients=num_clients).parts
+    return options._replace(parts=parts | {"partition": options.parts["partition"]})
+
+
 def _check_data(plain: PlainOptions) -> None:
     """Raise for options of one kind of data with another."""
     dataset, label = plain.data.dataset, plain.data.label

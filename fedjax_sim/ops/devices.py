@@ -93,3 +93,11 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     # device_put would send everything to every process, to compare.
     place = jax.make_array_from_process_local_data
     return jax.tree.map(lambda leaf: place(everywhere, np.asarray(leaf)), tree)
+
+
+def free_memory_bytes() -> int:
+    """The memory that is free on this machine, as far as the system tells; else 4 GiB."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows; macOS does not tell what is free
+        return 4 << 30

@@ -138,7 +138,7 @@ def resolve(
         pending = {name: each for name, each in pending.items() if name not in layer}
         parts, pending = _applied(parts, pending | _spread(layer), slots)
     for name, setting in pending.items():
-        if setting.value is not None:  # by which one undoes an option of a file
+        if setting.value not in (None, "none", "None"):  # by which one undoes one of a file
             raise ValueError(_unplaced(parts, name, setting.label, also))
     for node in nodes(parts):
         _check_complete(node)
@@ -280,11 +280,7 @@ def _check_only(places: Sequence[Path], label: str) -> None:
 def _with(parts: Parts, path: Path, setting: Setting, slot: Slot) -> Parts:
     """The same parts with another value of one option."""
     inner = _completed(setting.value, _taken(parts, path).kinds, slot, setting.label)
-    for depth in reversed(range(1, len(path))):
-        node = _node(parts, path[:depth])
-        assert node is not None, path
-        inner = node.call._replace(options=_ordered(node.call.options | {path[depth]: inner}, node))
-    return parts | {path[0]: inner}
+    return assigned(parts, path, inner)
 
 
 def _ordered(options: dict[str, Value], node: _Node) -> dict[str, Value]:
@@ -353,6 +349,15 @@ def value_at(parts: Parts, path: Path) -> Value:
     """The value of an option, None where it is not set."""
     node = _node(parts, path[:-1])
     return None if node is None else node.call.options.get(path[-1])
+
+
+def assigned(parts: Parts, path: Path, value: Value) -> Parts:
+    """The same parts with a value, which may be traced, as it is at a place."""
+    for depth in reversed(range(1, len(path))):
+        node = _node(parts, path[:depth])
+        assert node is not None, path
+        value = node.call._replace(options=_ordered(node.call.options | {path[depth]: value}, node))
+    return parts | {path[0]: value}
 
 
 def place(parts: Parts, setting: str) -> Path | None:
