@@ -27,6 +27,7 @@ offer (`fs.federate`, `fs.run`, `fs.evaluator`).
     algorithms, engine               named algorithms, and `engine.federated`, which composes parts
     run, sweep                       an algorithm over rounds, over seeds and hyperparameters
     plots, runfolder                 pictures, and what a run leaves on disk
+    trackers                         where its numbers go: TensorBoard, MLflow, CSV ...
 """
 
 import importlib
