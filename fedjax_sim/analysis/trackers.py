@@ -231,6 +231,8 @@ def wandb(
     config = plain(options or {})
 
     def opened() -> Place:
+        if init.get("dir") is not None:
+            os.makedirs(init["dir"], exist_ok=True)  # else wandb writes elsewhere
         # A run of its own: one that the user has open stays theirs.
         settings = {"reinit": "create_new", "config": config, **init}
         run = library.init(project=project, **settings)
@@ -442,7 +444,9 @@ class _Rows:
         try:
             found = read(file) if file.exists() else []
             self._rows = {int(row["round"]): row for row in found}
-        except (ValueError, KeyError, csv_files.Error) as error:
+        except Exception as error:  # readers raise all kinds on a damaged file
+            if isinstance(error, OSError) and error.filename is not None:
+                raise
             raise ValueError(
                 f"{file} is not a table of rounds that a tracker wrote. Choose another path."
             ) from error
@@ -479,7 +483,8 @@ def _read_csv(file: Path) -> list[Row]:
 def _read_parquet(file: Path) -> list[Row]:
     import pyarrow.parquet
 
-    rows = pyarrow.parquet.read_table(file).to_pylist()
+    table = pyarrow.parquet.read_table(file)
+    rows = table.cast(_schema(table.column_names)).to_pylist()
     return [{name: cell for name, cell in row.items() if cell is not None} for row in rows]
 
 
@@ -487,10 +492,15 @@ def _write_parquet(file: Path, rows: _Rows, metadata: Mapping[str, str]) -> None
     import pyarrow
     import pyarrow.parquet
 
-    kinds = {"round": pyarrow.int64(), "client_steps": pyarrow.int64(), "status": pyarrow.string()}
-    fields = [(name, kinds.get(name, pyarrow.float64())) for name in rows.columns()]
-    schema = pyarrow.schema(fields, metadata)
+    schema = _schema(rows.columns()).with_metadata(metadata)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows.sorted(), schema), file)
+
+
+def _schema(columns: list[str]) -> Any:
+    import pyarrow
+
+    kinds = {"round": pyarrow.int64(), "client_steps": pyarrow.int64(), "status": pyarrow.string()}
+    return pyarrow.schema([(name, kinds.get(name, pyarrow.float64())) for name in columns])
 
 
 def _numbers(row: Row) -> list[tuple[str, float]]:
