@@ -332,7 +332,7 @@ def csv(path: str | os.PathLike[str]) -> Tracker:
 
         def write_lines(to: Path, mode: str, lines: list[Row]) -> None:
             with to.open(mode, encoding="utf-8", newline="") as stream:
-                writer = csv_files.DictWriter(stream, columns)
+                writer = csv_files.DictWriter(stream, columns, lineterminator="\n")
                 if mode == "w":
                     writer.writeheader()
                 writer.writerows(lines)
@@ -378,7 +378,7 @@ def parquet(path: str | os.PathLike[str], *, options: Mapping[str, Any] | None =
 
     def opened() -> Place:
         rows = _Rows(file, _read_parquet)
-        written = -_SECONDS_BETWEEN
+        written = 0.0
 
         def save() -> None:
             nonlocal written
@@ -401,7 +401,7 @@ def parquet(path: str | os.PathLike[str], *, options: Mapping[str, Any] | None =
 def from_text(
     text: str, *, folder: str | os.PathLike[str], options: Mapping[str, Any] | None = None
 ) -> Tracker:
-    """The tracker that a command line names: NAME or NAME:WHERE.
+    """Make the tracker that a command line names: NAME or NAME:WHERE.
 
     Args:
         text: "tensorboard", "csv" or "parquet", with another folder or file than that in `folder`
