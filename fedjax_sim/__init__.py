@@ -28,6 +28,7 @@ offer (`fs.federate`, `fs.run`, `fs.evaluator`).
     run, sweep                       an algorithm over rounds, over seeds and hyperparameters
     experiment                       all of it from a file, as the command line has it
     plots, runfolder                 pictures, and what a run leaves on disk
+    trackers                         where its numbers go: TensorBoard, MLflow, CSV ...
 """
 
 import importlib

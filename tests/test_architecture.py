@@ -35,7 +35,7 @@ ONLY = {"engine": {"base", "ops", "data"}}
 # Slow to import or needed by few: imported inside the function that uses them.
 HEAVY = {
     *("array_record", "flax", "h5py", "matplotlib", "msgpack", "orbax", "PIL", "pyarrow"),
-    *("scipy", "sqlite3", "tensorflow_datasets"),
+    *("mlflow", "scipy", "sqlite3", "tensorboard", "tensorflow_datasets", "wandb"),
 }
 
 

@@ -84,7 +84,7 @@ class RunFolder:
         # A folder that was not there a moment ago is another run's that began at the same time.
         self.path.mkdir(parents=True, exist_ok=self.path.exists())
         for name in earlier or ():
-            self._partial(name).unlink(missing_ok=True)
+            _partial(self.path / name).unlink(missing_ok=True)
             if name == _CONFIG or resume:
                 continue  # config.json is replaced below: until then it says whose the others are
             if name == CHECKPOINTS and (self.path / name).is_dir():
@@ -108,27 +108,12 @@ class RunFolder:
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
-        """Give the path to write file `name` to; it gets its name when the block ends well.
-
-        Then it is whole, and on the disk: neither a crash nor a full disk leaves half of it.
-        """
+        """Give the path to write the run's file `name` to, as `replacing` does."""
         if not _is_plain(name):
             raise ValueError(f"name must be a plain file name without folders, got {name!r}.")
         self._claim(name)
-        with self._replacing(name) as partial:
+        with replacing(self.path / name) as partial:
             yield partial
-
-    @contextlib.contextmanager
-    def _replacing(self, name: str) -> Iterator[Path]:
-        partial = self._partial(name)
-        try:
-            with _named(self.path / name):
-                yield partial
-                with partial.open("rb+") as file:
-                    os.fsync(file.fileno())
-                partial.replace(self.path / name)
-        finally:
-            partial.unlink(missing_ok=True)
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl and hand it to the operating system at once."""
@@ -198,17 +183,35 @@ class RunFolder:
         with self.writing(name) as path:
             path.write_bytes(content)
 
-    def _partial(self, name: str) -> Path:
-        return self.path / f".partial-{name}"  # keeps the ending, from which writers see the format
-
     def _claim(self, name: str) -> None:
         """Note a file as the run's before it appears, so that a killed run can be replaced too."""
         files = self._config["files"]
         if name in files:
             return
         files.append(name)
-        with self._replacing(_CONFIG) as partial:
+        with replacing(self.path / _CONFIG) as partial:
             partial.write_text(_dumps(self._config, indent=2) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give the path to write a file to; it takes the place of `path` when the block ends well.
+
+    Then it is whole, and on the disk: neither a crash nor a full disk leaves half of it.
+    """
+    partial = _partial(path)
+    try:
+        with _named(path):
+            yield partial
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".partial-{path.name}")  # writers see the format from the ending
 
 
 def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:

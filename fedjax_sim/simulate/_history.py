@@ -125,6 +125,7 @@ class History:
         self.infos = Rows()
         self.eval_rounds: list[int] = []
         self.scores: list[dict[str, dict[str, Mean]]] = []
+        self._told = 0  # of the evaluations
         self.client_steps = 0
         self.seconds = 0.0
         self.seconds_before = 0.0
@@ -176,6 +177,7 @@ class History:
             self._tell(self.progress, status)
 
     def _tell(self, progress: Callable[[Progress], None], status: Status) -> None:
+        news = zip(self.eval_rounds[self._told :], self.scores[self._told :], strict=True)
         now = Progress(
             self.first_round,
             self.num_rounds,
@@ -183,8 +185,10 @@ class History:
             self.seconds,
             self.client_steps,
             status,
-            self._latest(),
+            _means(self.scores[-1]) if self.scores else {},
+            {at: _means(scores) for at, scores in news if scores},
         )
+        self._told = len(self.scores)
         try:
             progress(now)
         except KeyboardInterrupt:
@@ -199,13 +203,6 @@ class History:
         if self.stop_when is not None and self.eval_rounds[-1:] == [self.num_rounds]:
             why = self.stop_when(self._evaluations())
             self.stopped_early = why if isinstance(why, str) else "stop_when said so" * bool(why)
-
-    def _latest(self) -> dict[str, float]:
-        return {
-            f"{split}/{name}": float(np.sum(mean.total) / (float(np.sum(mean.count)) or 1.0))
-            for split, metrics in (self.scores[-1] if self.scores else {}).items()
-            for name, mean in metrics.items()
-        }
 
     def save(self, saved: Checkpoints | None, key: Key) -> None:
         """Write a checkpoint, unless there is one of this round or there was no round at all."""
@@ -242,6 +239,7 @@ class History:
         if goes_on and made_at_the_end and self.eval_rounds[-1:] == [self.num_rounds]:
             # A run that was to have more rounds would not have evaluated there.
             del self.eval_rounds[-1], self.scores[-1]
+        self._told = len(self.scores)
         self._ask_to_stop()
 
     def _evaluations(self) -> Evaluations:
@@ -262,6 +260,15 @@ class History:
             interrupted=self.interrupted,
             stopped_early=self.stopped_early,
         )
+
+
+def _means(scores: dict[str, dict[str, Mean]]) -> dict[str, float]:
+    """split/metric -> the mean over examples, of all clients (and runs)."""
+    return {
+        f"{split}/{name}": float(np.sum(mean.total) / (float(np.sum(mean.count)) or 1.0))
+        for split, metrics in scores.items()
+        for name, mean in metrics.items()
+    }
 
 
 def _check_loaded(segment: Dispatched) -> None:

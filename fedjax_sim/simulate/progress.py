@@ -3,7 +3,8 @@
 import contextlib
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from fedjax_sim.base import Status
@@ -18,6 +19,7 @@ class Progress(NamedTuple):
     client_steps: local steps of all clients (and runs) so far.
     status: bits of `Status` of the segment.
     latest: split/metric -> the newest evaluation's example-weighted mean over clients (and runs).
+    evaluated: rounds done -> the same of every evaluation since the call before.
     """
 
     first_round: int
@@ -27,6 +29,7 @@ class Progress(NamedTuple):
     client_steps: int
     status: Status
     latest: dict[str, float]
+    evaluated: Mapping[int, dict[str, float]] = MappingProxyType({})
 
 
 @contextlib.contextmanager

@@ -15,7 +15,10 @@ import pyarrow.parquet
 from PIL import Image
 
 from federated_files import PLAIN, TRAIN, WRITERS
+from fedjax_sim.analysis import trackers
+from fedjax_sim.base import Status
 from fedjax_sim.data import datasets, disk
+from fedjax_sim.simulate import Progress
 from malformed import Case
 
 _NOISE = [b"", b"\0", b"\xff" * 8, b"nan", b"1" * 13, b"-1", b"[" * 2000, b'"', b"{}", b"null"]
@@ -73,6 +76,7 @@ def _sound(folder: Path) -> dict[str, tuple[str, Callable[[Path], None]]]:
         ("images", _images),
         ("idx", _idx),
         ("tables", _tables),
+        ("tracked", _tracked),
     ):
         (folder / name).mkdir()
         sound[name] = write_and_read(folder / name)
@@ -152,5 +156,27 @@ def _tables(folder: Path) -> tuple[str, Callable[[Path], None]]:
     def read(path: Path) -> None:
         for kind in path.iterdir():
             _check(datasets.from_folders(kind))
+
+    return ".", read
+
+
+def _tracked(folder: Path) -> tuple[str, Callable[[Path], None]]:
+    """What a run left that is continued."""
+    makers = {"curves.csv": trackers.csv, "curves.parquet": trackers.parquet}
+
+    def goes_on(path: Path, first_round: int) -> None:
+        for name, make in makers.items():
+            with make(path / name) as track:
+                for at in (1, 2):
+                    done = first_round + at
+                    evaluated = {done: {"test/loss": 0.5}}
+                    track(Progress(first_round, done, 9, 1.5, 8, Status.OK, {}, evaluated))
+
+    goes_on(folder, 0)
+
+    def read(path: Path) -> None:
+        goes_on(path, 2)
+        rows = pyarrow.parquet.read_table(path / "curves.parquet").to_pylist()
+        assert [row["round"] for row in rows][-2:] == [3, 4]
 
     return ".", read

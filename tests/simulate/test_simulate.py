@@ -184,6 +184,18 @@ def test_progress_tells_what_is_done():
     assert all(a.seconds <= b.seconds for a, b in itertools.pairwise(told)) and told[0].seconds > 0
     for p, newest in zip(told, [0, 3, 3, 6, 7], strict=True):
         assert p.latest == {"all/distance": pytest.approx(np.abs(path(20)[newest]).sum())}
+    assert [[*p.evaluated] for p in told] == [[0], [3], [], [6], [7]]
+    assert all(p.evaluated[at] == p.latest for p in told for at in p.evaluated)
+
+
+def test_progress_tells_every_evaluation_once(tmp_path):
+    """That before the first round, too, and not again those that a checkpoint brings."""
+    told: list[simulate.Progress] = []
+    options = {"evaluate": distance, "eval_data": {"all": population()}, "progress": told.append}
+    run(num_rounds=3, checkpoint=tmp_path, **options)
+    run(num_rounds=7, checkpoint=tmp_path, eval_every=2, segment_rounds=1, **options)
+    assert [[*p.evaluated] for p in told] == [[0, 3], [4], [], [6], [7]]
+    assert told[0].evaluated[0] == {"all/distance": pytest.approx(np.abs(path(20)[0]).sum())}
 
 
 def test_the_newest_metrics_are_weighted_by_examples():
@@ -302,6 +314,7 @@ def test_a_failing_round_ends_the_run_and_keeps_what_was_computed(bad_round):
     assert np.flatnonzero(result.info.status).tolist() == [bad_round]
     named = [p.num_rounds for p in told if p.status == Status.NON_FINITE_UPDATE]
     assert named == [bad_round // 2 * 2 + 2]
+    assert not any(p.latest or p.evaluated for p in told)
 
 
 def test_a_failing_sweep_names_the_run_too():
