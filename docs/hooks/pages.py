@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAMS = {"cli", "experiments"}
 """Run, not imported: docs/cli.md is their reference."""
 COPIES = {"about/contributing.md": "CONTRIBUTING.md", "about/changes.md": "CHANGELOG.md"}
-DOWNLOAD = "[Download this page as a notebook]({}){{ .md-button download }}\n"
+DOWNLOAD = "[Download as a notebook]({}){{ .download download }}\n"
 
 
 class Module(NamedTuple):
