@@ -114,13 +114,16 @@ def test_search_is_served_from_the_site(site: Path) -> None:
 
 
 def public() -> Iterator[str]:
-    """Every public function and class of the modules that are names of the package."""
+    """Every public function and class of `fs`, and of the modules that are its names."""
     for name in dir(fs):
         module = getattr(fs, name)
-        if isinstance(module, types.ModuleType) and name not in ("cli", "experiments"):
-            for member in getattr(module, "__all__", ()):
-                if inspect.isroutine(value := getattr(module, member)) or inspect.isclass(value):
-                    yield f"{module.__name__}.{member}"
+        if not isinstance(module, types.ModuleType):
+            members = [module]
+        elif name not in ("cli", "experiments"):
+            members = [getattr(module, member) for member in getattr(module, "__all__", ())]
+        for member in members:
+            if inspect.isfunction(member) or inspect.isclass(member):
+                yield f"{member.__module__}.{member.__qualname__}"
 
 
 def test_everything_public_is_in_the_reference(site: Path) -> None:

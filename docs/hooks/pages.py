@@ -24,12 +24,26 @@ DOWNLOAD = "[Download as a notebook]({}){{ .download download }}\n"
 
 
 class Module(NamedTuple):
-    """A module of the package: the name that `fs` has it by, its full name, what its text says."""
+    """A module of the package: its dotted name within it, what its text says, what it exports."""
 
-    name: str
     path: str
     docstring: str
     exports: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The name that `fs` has it by."""
+        return self.path.rpartition(".")[2]
+
+    @property
+    def room(self) -> str:
+        """The folder it lies in."""
+        return self.path.rpartition(".")[0]
+
+    @property
+    def title(self) -> str:
+        """What it is called in code."""
+        return f"fs.{self.name}" if self.room in fedjax_sim._ROOMS else f"fedjax_sim.{self.path}"
 
     @property
     def page(self) -> str:
@@ -43,34 +57,39 @@ class Module(NamedTuple):
 
 
 def modules() -> list[Module]:
-    """Every module that has public functions and is a name of the package, the main ones first."""
-    found = [module for room in fedjax_sim._ROOMS for module in _modules_of(room)]
+    """Every module of which `fs` has the name or the functions, the main ones first."""
+    names = [name for room in fedjax_sim._ROOMS for name in _names_in(room)]
+    found = [_read(name) for name in dict.fromkeys([*names, *fedjax_sim._FACES])]
     first_column = re.findall(r"^    (\w[\w, ]*?)  ", fedjax_sim.__doc__ or "", re.MULTILINE)
     main = re.findall(r"\w+", " ".join(first_column))
 
     def rank(module: Module) -> tuple[bool, int, str]:
         places = [main.index(name) for name in (module.name, *module.exports) if name in main]
-        is_numerics = ".ops." in module.path
-        return is_numerics, min(places, default=len(main)), module.name
+        return module.room == "ops", min(places, default=len(main)), module.name
 
     return sorted(found, key=rank)
 
 
-def _modules_of(room: str) -> Iterator[Module]:
+def _names_in(room: str) -> Iterator[str]:
+    """The modules of a folder that are to be shown on pages of their own."""
     folder = ROOT / "fedjax_sim" / room
+    # What a folder takes from its files is shown on the folder's page.
     taken = (folder / "__init__.py").read_text(encoding="utf-8") if room else ""
     for path in folder.iterdir():
-        source = path / "__init__.py" if path.is_dir() else path
         name = ".".join(filter(None, (room, path.stem)))
-        is_hidden = path.name[0] == "_" or path.suffix not in ("", ".py") or path.stem in PROGRAMS
-        # What a folder takes from its files is shown on the folder's page.
-        if is_hidden or not source.is_file() or f"from fedjax_sim.{name} import" in taken:
+        is_taken = f"from fedjax_sim.{name} import" in taken
+        if path.name[0] == "_" or path.stem in PROGRAMS or is_taken:
             continue
-        tree = ast.parse(source.read_text(encoding="utf-8"))
-        exports = tuple(_exports(tree))
-        if exports or path.is_file():  # a folder without functions is a list of its modules
-            docstring = ast.get_docstring(tree) or ""
-            yield Module(path.stem, f"fedjax_sim.{name}", docstring, exports)
+        # A folder without functions is a list of its modules.
+        if path.suffix == ".py" or ((path / "__init__.py").is_file() and _read(name).exports):
+            yield name
+
+
+def _read(name: str) -> Module:
+    path = ROOT.joinpath("fedjax_sim", *name.split("."))
+    source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    return Module(name, ast.get_docstring(tree) or "", tuple(_exports(tree)))
 
 
 def _exports(tree: ast.Module) -> list[str]:
@@ -86,7 +105,7 @@ def on_config(config: MkDocsConfig) -> None:
     pages: list[Any] = ["reference/index.md"]
     numerics = []
     for module in modules():
-        (numerics if ".ops." in module.path else pages).append({f"fs.{module.name}": module.page})
+        (numerics if module.room == "ops" else pages).append({module.title: module.page})
     for entry in config.nav or ():
         if "Reference" in entry:
             entry["Reference"] = [*pages, {"Numerics": numerics}]
@@ -96,7 +115,7 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
     """Add the pages that are made of other files."""
     made: dict[str, str] = {"reference/index.md": _overview()}
     for module in modules():
-        made[module.page] = f"# fs.{module.name}\n\n::: {module.path}\n"
+        made[module.page] = f"# {module.title}\n\n::: fedjax_sim.{module.path}\n"
     for page, source in COPIES.items():
         text = (ROOT / source).read_text(encoding="utf-8")
         made[page] = re.sub(r"\]\(docs/", "](../", text)
@@ -117,14 +136,15 @@ def on_page_markdown(markdown: str, *, page: Any, **kwargs: Any) -> str:
 
 
 def _overview() -> str:
-    rows = [f"| [`fs.{m.name}`]({m.name}.md) | {m.first_line} |" for m in modules()]
+    rows = [f"| [`{m.title}`]({m.name}.md) | {m.first_line} |" for m in modules()]
+    *faces, last = (f"`{name}`" for name in fedjax_sim._FACES)
     return "\n".join(
         [
             "# Reference",
             "",
-            "Every public function, a page for each module. `import fedjax_sim as fs` gives all of "
-            "them by these names; what is in `base`, `data`, `engine` and `simulate` also without "
-            "a module: `fs.run`, `fs.Aggregator`. Shapes are given in "
+            "Every public function, a page for each module. `import fedjax_sim as fs` gives them "
+            f"by these names, and what is in {', '.join(faces)} and {last} without a module: "
+            "`fs.run`, `fs.Aggregator`. Shapes are given in "
             "[axis letters](../concepts/rounds.md#the-words).",
             "",
             "| module | what it is |",
