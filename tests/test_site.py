@@ -142,6 +142,16 @@ def test_main_functions_come_first(site: Path) -> None:
     assert headings[:2] == ["run", "sweep"] and headings.index("Result") > 2
 
 
+def test_a_contract_is_shown_by_its_fields(site: Path) -> None:
+    page = (site / "reference" / "base" / "index.html").read_text(encoding="utf-8")
+    shown = page[page.index('<h2 id="fedjax_sim.base.Aggregator"') :]
+    shown = shown[: shown.index("<h2", 1)]
+    signature = re.sub(r"<[^>]*>|\s", "", shown[shown.index("<pre") : shown.index("</pre>")])
+    assert signature.startswith("Aggregator(init:Callable") and "from_sum:" in signature
+    fields = re.findall(r"<li>\s*(?:<p>)?<strong>(.*?)</strong>", shown)
+    assert fields == ["init", "apply", "summand, from_sum"]
+
+
 def notebook_hook() -> Any:
     pytest.importorskip("jupytext", reason="pip install -e '.[docs]'")
     path = ROOT / "docs" / "hooks" / "notebooks.py"
