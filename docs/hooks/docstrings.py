@@ -85,7 +85,7 @@ def _show_fields(named_tuple: griffe.Class) -> None:
     named_tuple.set_member("__init__", init)
     if named_tuple.docstring:
         name = f"(?:{'|'.join(parameter.name for parameter in parameters)})"
-        head = re.compile(rf"^({name}(?:, {name})*)(?=[(:])", re.M)
+        head = re.compile(rf"(?<=\n)({name}(?:, {name})*)(?=[(:])")  # not the first line
         text = head.sub(r"- **\1**", named_tuple.docstring.value)
         # A list begins after an empty line.
         named_tuple.docstring.value = re.sub(r"^(?!- |\s)(.+\n)(?=- )", r"\1\n", text, flags=re.M)
