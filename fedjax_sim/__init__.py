@@ -20,8 +20,8 @@ offer (`fs.federate`, `fs.run`, `fs.evaluator`).
 
     datasets, partition, federate    examples, who owns which, and both on the device
     models, metrics                  what is trained, what is minimised and measured
-    clients, aggregators, servers    the parts of a round; their contracts are in `base`
-    sampling                         who takes part
+    clients, uplink, aggregators     the parts of a round; their contracts are in `base`
+    servers, sampling                what the server does, and who takes part
     matching                         networks trained apart, merged neuron by neuron
     attacks, poisoning               what malicious clients send, and what they train on
     algorithms, engine               named algorithms, and `engine.federated`, which composes parts

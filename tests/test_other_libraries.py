@@ -1,4 +1,4 @@
-"""Where other libraries agree to all digits, and where docs/defences.md says that they differ.
+"""Where other libraries agree to all digits, and where papers/defences.md says that they differ.
 
 Numbers are what the libraries print, or what the few lines here print that do as their code does,
 in float64.

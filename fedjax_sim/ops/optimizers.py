@@ -99,5 +99,5 @@ def mean_value(losses: Array | None, weights: Array) -> dict[str, Array]:
 
 _WHAT = (
     "Any optax optimizer works whose init takes params and whose update takes gradient, state and "
-    "params; see docs/concepts.md for further arguments."
+    "params; see docs/concepts/rounds.md for further arguments."
 )

@@ -11,7 +11,7 @@ _DOCTEST = re.compile(r"^( *)>>> .*(?:\n\1.*\S.*)*", re.MULTILINE)
 
 
 class Docstrings(griffe.Extension):
-    """Make code blocks of doctests, find functions behind modules, and show functions first."""
+    """Make code blocks of doctests and lists of fields, find functions, and show them first."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Called by griffe for every module, class, function and attribute it has read."""
@@ -30,6 +30,9 @@ class Docstrings(griffe.Extension):
                     member.resolve_target()
         for module in modules:
             _show_functions(module)
+            for member in module.members.values():
+                if isinstance(member, griffe.Class) and "NamedTuple" in map(str, member.bases):
+                    _show_fields(member)
 
 
 def _modules(module: griffe.Module) -> Iterator[griffe.Module]:
@@ -58,3 +61,31 @@ def _show_functions(module: griffe.Module) -> None:
     for place, member in enumerate(shown):
         if member.is_alias:
             member.alias_lineno = place
+
+
+def _show_fields(named_tuple: griffe.Class) -> None:
+    """A NamedTuple is shown as it is called; what its text says of each field is a list."""
+    fields = [
+        member
+        for member in named_tuple.members.values()
+        if isinstance(member, griffe.Attribute) and "property" not in member.labels
+    ]
+    parameters = [
+        griffe.Parameter(
+            field.name,
+            annotation=field.annotation,
+            kind=griffe.ParameterKind.positional_or_keyword,
+            default=field.value,
+        )
+        for field in fields
+        if field.annotation is not None
+    ]
+    self = griffe.Parameter("self", kind=griffe.ParameterKind.positional_or_keyword)
+    init = griffe.Function("__init__", parameters=griffe.Parameters(self, *parameters))
+    named_tuple.set_member("__init__", init)
+    if named_tuple.docstring:
+        name = f"(?:{'|'.join(parameter.name for parameter in parameters)})"
+        head = re.compile(rf"(?<=\n)({name}(?:, {name})*)(?=[(:])")  # not the first line
+        text = head.sub(r"- **\1**", named_tuple.docstring.value)
+        # A list begins after an empty line.
+        named_tuple.docstring.value = re.sub(r"^(?!- |\s)(.+\n)(?=- )", r"\1\n", text, flags=re.M)
