@@ -27,6 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedjax_sim import experiments, simulate
+from fedjax_sim.analysis import plots
 from fedjax_sim.analysis.runfolder import RunFolder, check_output
 from fedjax_sim.base import Algorithm, Key, Params, PyTree
 from fedjax_sim.data import FederatedData
@@ -336,5 +337,7 @@ class Study:
         for name, tree in (arrays or {}).items():
             self.folder.save_arrays(name, tree)
         for name, figure in pictures:
+            if not figure.get_suptitle():
+                plots.titled(figure, self.title)
             self.folder.save_figure(name, figure)
         self.say(f"Results and pictures are in {self.folder.path}/")

@@ -8,9 +8,11 @@ display, nothing has to be closed, and a notebook shows what is returned.
     comparisons    grouped_bars, heat_map, tradeoff, fairness_tradeoff, histograms: methods beside
                    each other
     images         image_rows, image_grid: weights and examples
-    files          save, png
+    files          save, png, svg
+    _style         titled: a title above any of them
 """
 
+from fedjax_sim.analysis.plots._style import titled
 from fedjax_sim.analysis.plots.clients import client_distribution, label_counts, sharing
 from fedjax_sim.analysis.plots.comparisons import (
     fairness_tradeoff,
@@ -20,7 +22,7 @@ from fedjax_sim.analysis.plots.comparisons import (
     tradeoff,
 )
 from fedjax_sim.analysis.plots.curves import learning_curves, minimax_path, ranges, series
-from fedjax_sim.analysis.plots.files import png, save
+from fedjax_sim.analysis.plots.files import png, save, svg
 from fedjax_sim.analysis.plots.images import image_grid, image_rows
 
 __all__ = [
@@ -39,5 +41,7 @@ __all__ = [
     "save",
     "series",
     "sharing",
+    "svg",
+    "titled",
     "tradeoff",
 ]
