@@ -3,6 +3,10 @@
     plots          pictures of partitions and runs
     attribution    which inputs a model's output rests on
     runfolder      what a run leaves on disk
+    recorded       that folder, read
+    comparison     runs beside each other, over seeds
+    report         pages of runs, comparisons and experiments
+    sheets, page   what they are made of
 
-matplotlib is imported by the functions that draw.
+matplotlib, scipy and jinja2 are imported by the functions that need them.
 """

@@ -21,14 +21,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 import jax
 import numpy as np
 from numpy.typing import ArrayLike
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from fedjax_sim import experiments, simulate
 from fedjax_sim.analysis import plots
 from fedjax_sim.analysis.runfolder import RunFolder, check_output
+from fedjax_sim.analysis.sheets import Sheet
 from fedjax_sim.base import Algorithm, Key, Params, PyTree
 from fedjax_sim.data import FederatedData
 from fedjax_sim.ops import checks, devices
@@ -158,46 +156,6 @@ def spread(values: np.ndarray, digits: int = 1) -> str:
     """mean±deviation of the values of several runs, the mean alone of a single one."""
     text = f"{np.mean(values):.{digits}f}"
     return text if np.size(values) == 1 else f"{text}±{np.std(values):.{digits}f}"
-
-
-def _shown(text: str) -> Text:
-    """Text that is no markup and does not act on the terminal."""
-    return Text(checks.printable(text))
-
-
-class Sheet(NamedTuple):
-    """A table of text. The first column names the row, the others are aligned to the right."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    caption: str = ""
-
-    def rich(self) -> Table:
-        """The table for a terminal."""
-        table = Table(
-            title=_shown(self.title),
-            caption=_shown(self.caption),
-            box=box.SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-            pad_edge=False,
-        )
-        for i, column in enumerate(self.columns):
-            # What is too wide goes on in the next line: no name or number is cut.
-            table.add_column(_shown(column), justify="right" if i else "left", overflow="fold")
-        for row in self.rows:
-            table.add_row(*map(_shown, row))
-        return table
-
-    def markdown(self) -> str:
-        """The table as Markdown, title and caption as paragraphs."""
-        ruler = ["---"] + ["---:"] * (len(self.columns) - 1)
-        # A bar would end the cell, and < begin HTML.
-        cells = str.maketrans({"|": r"\|", "<": "&lt;", "\n": " "})
-        escaped = [[checks.printable(cell).translate(cells) for cell in row] for row in self.rows]
-        lines = [self.columns, ruler, *escaped]
-        body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        return f"**{self.title}**\n\n{body}\n" + (f"\n{self.caption}\n" if self.caption else "")
 
 
 def table(

@@ -57,10 +57,9 @@ def _png(figure: "Figure") -> tuple[bytes, dict[str, int]]:
 
 def titled(figure: "Figure", title: str) -> "Figure":
     """Write a title above a figure, in as many lines as it needs, and return the figure."""
-    text = checks.printable(title).replace("$", r"\$")
     room = figure.get_figwidth() - 2.2 * bool(figure.legends)  # inches
-    lines = textwrap.wrap(text, max(int(12 * room), 20))
-    figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=10, color=INK)
+    lines = wrapped(title, max(int(12 * room), 20))
+    figure.suptitle(lines, x=0.01, ha="left", fontsize=10, color=INK)
     return figure
 
 
@@ -69,14 +68,19 @@ def names_of(argument: str, names: Sequence[str] | None, length: int) -> list[st
         return [str(i) for i in range(length)]
     if len(names) != length:
         raise ValueError(f"{argument} must hold {length} names, got {len(names)}.")
-    return [_shown(str(name)) for name in names]
+    texts = [str(name) for name in names]
+    return [_drawn(text if len(text) <= 24 else f"{text[:21]}...") for text in texts]
 
 
-def _shown(name: str) -> str:
-    """A name as matplotlib draws it letter by letter, of bounded length.
+def wrapped(text: str, width: int) -> str:
+    """Text as matplotlib draws it letter by letter, in lines of so many letters."""
+    return "\n".join(textwrap.wrap(_drawn(text), width))
+
+
+def _drawn(text: str) -> str:
+    """Text as matplotlib draws it letter by letter, in one line.
 
     It would read formulas between two $, and leave what begins with _ out of legends.
     """
-    short = name if len(name) <= 24 else f"{name[:21]}..."
-    text = checks.printable(short).replace("\n", " ").replace("$", r"\$")
+    text = checks.printable(text).replace("\n", " ").replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text

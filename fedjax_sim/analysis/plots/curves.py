@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from fedjax_sim import metrics
 from fedjax_sim.analysis.plots._colours import COLOURS
-from fedjax_sim.analysis.plots._style import MIN_SPREAD, SWEEP, new_figure
+from fedjax_sim.analysis.plots._style import MIN_SPREAD, SWEEP, new_figure, wrapped
 from fedjax_sim.base import Mean, MeanByClass
 from fedjax_sim.simulate import Evaluations, Result
 
@@ -312,4 +312,51 @@ def ranges(
         panels[0].set_ylabel(label)
         names = [outer_label, inner_label]
         figure.legend([area, drawn[0]], names, ncols=2, loc="outside lower center")
+    return figure
+
+
+def bands(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike]],
+    *,
+    x: str,
+    y: str,
+    band: str,
+) -> "Figure":
+    """Draw curves with a band around each.
+
+    Args:
+        curves: name -> (at [E], value [E], lower end [E], upper end [E]) of each; ends that are NaN
+            have no band.
+        x, y: what stands along the axes.
+        band: what the bands are.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If there is nothing to draw, or lengths differ.
+    """
+    if not curves:
+        raise ValueError("curves must hold at least one, got none.")
+    names = [wrapped(name, 40) for name in curves]
+    height = 0.5 + 0.17 * ("\n".join(names).count("\n") + 3)
+    with new_figure(8, max(3, height)) as figure:
+        axes = figure.subplots()
+        for i, (name, curve) in enumerate(zip(names, curves.values(), strict=True)):
+            at, value, low, high = (np.asarray(each, float) for each in curve)
+            if not at.shape == value.shape == low.shape == high.shape == (at.size,):
+                raise ValueError(
+                    f"curves of {name!r} must be four arrays of one length, got shapes {at.shape}, "
+                    f"{value.shape}, {low.shape}, {high.shape}."
+                )
+            colour, dashes = COLOURS[i % len(COLOURS)], ("-", "--", ":")[i // len(COLOURS) % 3]
+            style: Any = {"color": colour, "linestyle": dashes, "marker": "." * (at.size == 1)}
+            axes.plot(at, value, label=name, **style)
+            if np.isfinite(low).any():
+                look: Any = {"facecolor": (colour, 0.12), "edgecolor": (colour, 0.8)}
+                axes.fill_between(at, low, high, linewidth=0.8, **look)
+        axes.set(xlabel=x, ylabel=y)
+        axes.locator_params(axis="x", integer=True)
+        axes.grid(visible=True)
+        figure.legend(title=band if axes.collections else None, loc="outside right upper")
     return figure

@@ -104,7 +104,7 @@ def _forget_the_document(root: ElementTree.Element) -> None:
     for side in ("width", "height"):
         points = float(root.attrib[side].removesuffix("pt"))
         root.set(side, f"{points * 4 / 3:.0f}")
-    del root.attrib["version"]
+    root.attrib.pop("version", None)
 
 
 def _number_names(root: ElementTree.Element) -> None:

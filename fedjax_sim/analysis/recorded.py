@@ -1,0 +1,196 @@
+"""A run as its folder tells it: what every page and comparison of runs is made of."""
+
+import functools
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+MIN_ROWS = 10
+"""Rows of a client below which its metric is an accident of few rows."""
+
+
+class Clients(NamedTuple):
+    """What clients have of one metric, at the last evaluation.
+
+    values: [N], NaN for clients without rows, or whose value is none.
+    rows: [N] what the metric counts: rows, or labels where a row has several.
+    """
+
+    values: np.ndarray
+    rows: np.ndarray
+
+    @property
+    def few(self) -> np.ndarray:
+        """[N] whether a client has rows, but fewer than `MIN_ROWS`."""
+        return (self.rows > 0) & (self.rows < MIN_ROWS)
+
+
+class Recorded:
+    """The folder of a run, read.
+
+    Args:
+        path: the folder.
+
+    Attributes:
+        path: the folder.
+        config: config.json.
+        results: results.json; empty if the run has left none.
+
+    Raises:
+        FileNotFoundError: no such folder, or no run in it.
+        ValueError: a damaged file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).expanduser()
+        if not self.path.is_dir():
+            raise FileNotFoundError(f"there is no folder {self.path}.")
+        config = self._json("config.json")
+        if config is None or config.get("created_by") != "fedjax_sim":
+            raise FileNotFoundError(f"there is no run in {self.path}: no config.json of one.")
+        self.config = config
+        self.results: dict[str, Any] = self._json("results.json") or {}
+
+    def _json(self, name: str) -> dict[str, Any] | None:
+        try:
+            value = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise ValueError(f"{self.path / name} is damaged: {error}.") from error
+        if not isinstance(value, dict):
+            raise ValueError(f"{self.path / name} is damaged: it holds no object.")
+        return value
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What was asked for: name -> value, those of groups as "group.name"."""
+        options = self.config.get("options")
+        return flat(options) if isinstance(options, Mapping) else {}
+
+    @property
+    def metrics(self) -> list[str]:
+        """What was evaluated at the end, by split and name, such as test/accuracy."""
+        return [*self.final]
+
+    @property
+    def final(self) -> dict[str, dict[str, float]]:
+        """Metric -> statistic over clients -> value, NaN where it is not finite.
+
+        Without metrics by class.
+        """
+        final = self.results.get("final")
+        tables = final if isinstance(final, Mapping) else {}
+        return {
+            f"{split}/{name}": {statistic: number(x) for statistic, x in summary.items()}
+            for split, by_name in tables.items()
+            if isinstance(by_name, Mapping)
+            for name, summary in by_name.items()
+            if isinstance(summary, Mapping) and not isinstance(summary.get("mean", []), list)
+        }
+
+    @property
+    def evaluations(self) -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]]]:
+        """[E] rounds, and of every metric of `final` -> statistic over clients -> [E]."""
+        found = self.results.get("evaluations", {})
+        split_of = {metric: metric.partition("/")[::2] for metric in self.final}
+        summaries = {
+            metric: {
+                k: np.array([number(x) for x in v]) for k, v in found[split].get(name, {}).items()
+            }
+            for metric, (split, name) in split_of.items()
+            if split in found
+        }
+        return np.array(found.get("rounds", []), int), summaries
+
+    @functools.cached_property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """per_client.npz, without any if there is none."""
+        path = self.path / "per_client.npz"
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                return dict(archive)
+        except FileNotFoundError:
+            return {}
+        except Exception as error:  # NumPy and zipfile raise all kinds on a damaged file
+            raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}.") from error
+
+    def clients(self, metric: str) -> Clients | None:
+        """The clients' values of "split/metric"; None if they were not kept, or are by class."""
+        total, count = (
+            self.arrays.get(f"evaluations/{metric}/{part}") for part in ("total", "count")
+        )
+        if total is None or count is None or total.ndim != 2 or not len(total):
+            return None
+        with np.errstate(all="ignore"):
+            return Clients(np.where(count[-1] > 0, total[-1] / count[-1], np.nan), count[-1])
+
+    def higher_is_better(self, metric: str) -> bool:
+        """The direction of a metric: the worst client is on the other side of the mean of all.
+
+        Where no evaluation tells, since all clients are equal or none is finite, False.
+        """
+        summary = self.evaluations[1].get(metric, {})
+        if not {"worst", "uniform_mean"} <= summary.keys():
+            return False
+        beyond = summary["worst"] - summary["uniform_mean"]
+        beyond = beyond[np.isfinite(beyond) & (beyond != 0)]
+        return bool(beyond.size and beyond[-1] < 0)
+
+    def worst_has_few_rows(self, metric: str) -> bool:
+        """Whether no client with `MIN_ROWS` or more is as bad as the worst."""
+        clients = self.clients(metric)
+        if clients is None or not np.isfinite(clients.values).any():
+            return False
+        sign = 1 if self.higher_is_better(metric) else -1
+        badness = np.where(np.isfinite(clients.values), -sign * clients.values, -np.inf)
+        return bool(clients.few[badness == badness.max()].all())
+
+
+def flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options by dotted names.
+
+    >>> flat({"seed": 0, "sampler": {"name": "uniform", "size": 10}})
+    {'seed': 0, 'sampler.name': 'uniform', 'sampler.size': 10}
+    """
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        inner = isinstance(value, Mapping)
+        found |= flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
+    return found
+
+
+def text(value: Any) -> str:
+    """An option's value as people read it.
+
+    >>> [text(value) for value in ("a b", 0.1, True, None, [200, 200])]
+    ['a b', '0.1', 'true', 'none', '[200, 200]']
+    """
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def number(value: Any) -> float:
+    """A number of strict JSON, in which null is what is not finite."""
+    return float(value) if isinstance(value, int | float) else float("nan")
+
+
+def shown(value: float | np.ndarray) -> str:
+    """A number with three decimals, or four digits where it is large or small.
+
+    >>> [shown(x) for x in (0.5, 1234567.0, 0.000012345, 0.0, float("nan"))]
+    ['0.500', '1.235e6', '1.234e-5', '0.000', 'not finite']
+    """
+    value = float(value)
+    if not math.isfinite(value):
+        return "not finite"
+    if value == 0 or 1e-3 <= abs(value) < 10:
+        return f"{value:.3f}"
+    mantissa, _, exponent = f"{value:.4g}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if exponent else mantissa
