@@ -14,6 +14,7 @@ Ctrl-C ends the run that is on, and with it the experiment; what it has kept sta
 import collections
 import contextlib
 import dataclasses
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
@@ -24,7 +25,7 @@ from numpy.typing import ArrayLike
 from rich.console import Console
 
 from fedjax_sim import experiments, simulate
-from fedjax_sim.analysis import plots
+from fedjax_sim.analysis import plots, report
 from fedjax_sim.analysis.runfolder import RunFolder, check_output
 from fedjax_sim.analysis.sheets import Sheet
 from fedjax_sim.base import Algorithm, Key, Params, PyTree
@@ -269,7 +270,7 @@ class Study:
         listed: bool = True,
         **results: Any,
     ) -> None:
-        """Print the tables and write everything: tables, results.json, arrays, pictures.
+        """Print the tables and write everything: tables, results.json, arrays, pictures, a page.
 
         Args:
             sheets: the tables; that of the expected numbers follows them.
@@ -294,8 +295,49 @@ class Study:
         self.keep(complete=True, **results)
         for name, tree in (arrays or {}).items():
             self.folder.save_arrays(name, tree)
+        drawn = {}
         for name, figure in pictures:
             if not figure.get_suptitle():
                 plots.titled(figure, self.title)
             self.folder.save_figure(name, figure)
-        self.say(f"Results and pictures are in {self.folder.path}/")
+            drawn[name] = plots.svg(figure)
+        page = report.of_study(
+            self.folder.path,
+            title=self.title,
+            sheets=sheets,
+            pictures=drawn,
+            command=command(self.name, self.options),
+            notes=[note] * bool(note),
+            warnings=self._warnings(expected),
+        )
+        self.folder.save_text("report.html", page)
+        self.say(f"Results and pictures are in {self.folder.path}/ (report.html has them all)")
+
+    def _warnings(self, expected: Sequence[Expected]) -> list[str]:
+        """What to know before reading the results."""
+        if self.options.quick:
+            return ["Run with --quick, on little data or for few rounds: not what the paper did."]
+        return [
+            f"Not as expected: {each.what} is {each.ours:.4g}, but {each.value:.4g} in "
+            f"{each.source}; the difference should be at most {each.tolerance:.2g}."
+            for each in expected
+            if not each.holds
+        ]
+
+
+def command(name: str, options: StudyOptions) -> str:
+    """The command that repeats an experiment into a folder of its own.
+
+    >>> command("fair-adult", SeedsOptions(Path("runs"), seed=3))
+    'fedjax-sim reproduce fair-adult --seed 3 --output runs/again'
+    """
+    words = ["fedjax-sim", "reproduce", name]
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        given = field.name not in ("output", "overwrite") and value != field.default
+        if not given or (options.quick and field.name in options.QUICK):
+            continue
+        words.append("--" + field.name.replace("_", "-"))
+        if value is not True:
+            words += map(str, value) if isinstance(value, tuple) else [str(value)]
+    return shlex.join([*words, "--output", "runs/again"])
