@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_sim.analysis import runfolder
+
 MIN_ROWS = 10
 """Rows of a client below which its metric is an accident of few rows."""
 
@@ -96,7 +98,12 @@ class Recorded:
 
     @property
     def evaluations(self) -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]]]:
-        """[E] rounds, and of every metric of `final` -> statistic over clients -> [E]."""
+        """[E] rounds, and of every metric of `final` -> statistic over clients -> [E].
+
+        Of a run that has not finished, what metrics.jsonl has: the means.
+        """
+        if not self.results:
+            return self._logged()
         found = self.results.get("evaluations", {})
         split_of = {metric: metric.partition("/")[::2] for metric in self.final}
         summaries = {
@@ -107,6 +114,20 @@ class Recorded:
             if split in found
         }
         return np.array(found.get("rounds", []), int), summaries
+
+    def _logged(self) -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]]]:
+        lines = [line for line in self.log if any("/" in name for name in line)]
+        names = dict.fromkeys(name for line in lines for name in line if "/" in name)
+        return np.array([line["round"] for line in lines], int), {
+            name: {"mean": np.array([number(line.get(name)) for line in lines])} for name in names
+        }
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """The whole lines of metrics.jsonl."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return [record for record in map(runfolder.record, lines) if record is not None]
 
     @functools.cached_property
     def arrays(self) -> dict[str, np.ndarray]:

@@ -110,6 +110,7 @@ def of_study(
     sheets: Iterable[Sheet],
     pictures: Mapping[str, str],
     command: str,
+    seconds: float,
     notes: Sequence[str] = (),
     warnings: Sequence[str] = (),
 ) -> str:
@@ -121,6 +122,7 @@ def of_study(
         sheets: its tables.
         pictures: file name -> the picture, from `plots.svg`.
         command: repeats it.
+        seconds: what it took.
         notes: paragraphs after the tables.
         warnings: what to know before reading on.
     """
@@ -130,11 +132,12 @@ def of_study(
         ("picture", Picture(svg, _spaced(Path(name).stem).capitalize()))
         for name, svg in pictures.items()
     ]
+    facts = _machine(run) | {"time": f"{seconds:,.0f} s, with compilation"}
     sections = [
         Section("", [("warnings", list(warnings))] if warnings else []),
         Section("Results", [*tables, *(("text", note) for note in notes)]),
         *([Section("Pictures", drawn)] if drawn else []),
-        Section("What was run", [("facts", _machine(run)), *_options(run)]),
+        Section("What was run", [("facts", facts), *_options(run)]),
         Section("How to repeat it", [("code", command), *_versions(run)]),
         Section("Files", [("files", _files(run))]),
     ]
@@ -210,7 +213,7 @@ def _all_options(summary: str, options: Mapping[str, Any]) -> Block:
 def _warnings(run: Recorded) -> list[str]:
     results = run.results
     if not results:
-        return ["The run has not finished: there is no results.json."]
+        return ["The run has not finished: there is no results.json, and this is what it logged."]
     found = []
     if results.get("error"):
         found.append(f"The run failed: {results['error']}")

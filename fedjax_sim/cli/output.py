@@ -17,6 +17,7 @@ from rich.text import Text
 
 from fedjax_sim import metrics, simulate
 from fedjax_sim.analysis import plots, report
+from fedjax_sim.analysis.recorded import MIN_ROWS, Recorded
 from fedjax_sim.analysis.runfolder import RunFolder, has_checkpoint
 from fedjax_sim.base import Params, Status
 from fedjax_sim.cli import train_options
@@ -354,9 +355,12 @@ def closing(folder: RunFolder, options: TrainOptions, result: simulate.Result) -
         unfinished and options.run.checkpoint_every is not None and has_checkpoint(folder.path)
     )
     path = str(folder.path)
+    run = Recorded(folder.path)
+    few = [metric for metric in run.metrics if run.worst_has_few_rows(metric)]
+    said = f"worst {', '.join(few)}: of clients with fewer than {MIN_ROWS} rows\n" * bool(few)
     goes_on = f"\ncontinue: fedjax-sim train --resume {shlex.quote(path)}" * resumes
     return checks.printable(
-        f"{why}{how} {result.num_rounds} rounds in {seconds}: {speed}, {steps}\n"
+        f"{said}{why}{how} {result.num_rounds} rounds in {seconds}: {speed}, {steps}\n"
         f"results: {path}/ (report.html, results.json, metrics.jsonl, per_client.npz, "
         f"params.npz, pictures){goes_on}"
     )

@@ -15,6 +15,7 @@ import collections
 import contextlib
 import dataclasses
 import shlex
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
@@ -244,6 +245,7 @@ class Study:
 
     def __init__(self, title: str, options: StudyOptions) -> None:
         self.title, self.options = title, options
+        self.began = time.monotonic()
         self.name = experiments.command(type(options).__module__)
         self.console = Console(highlight=False)
         self.folder = RunFolder(options.output, options, overwrite=options.overwrite)
@@ -307,6 +309,7 @@ class Study:
             sheets=sheets,
             pictures=drawn,
             command=command(self.name, self.options),
+            seconds=time.monotonic() - self.began,
             notes=[note] * bool(note),
             warnings=self._warnings(expected),
         )

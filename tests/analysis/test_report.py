@@ -156,8 +156,16 @@ def test_few_clients_are_drawn_one_by_one(tmp_path: Path, num_clients: int) -> N
 
 def test_a_run_that_has_left_nothing_yet_has_a_page(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run", {"rounds": 2, "seed": 0})
+    assert Page(report.of_run(folder.path)).tags.count("svg") == 0
+    for at, loss in ((0, 2.0), (2, 1.5)):
+        folder.log({"round": at, "seconds": 1.0, "test/loss": loss})
+    with (folder.path / "metrics.jsonl").open("a") as file:
+        file.write('{"round": 4, "test/lo')  # killed while it wrote
     page = Page(report.of_run(folder.path))
-    assert "has not finished" in page.words and "rounds2" in "".join(page.text)
+    assert "has not finished" in page.words and "All options rounds2" in page.words
+    rounds, summaries = Recorded(folder.path).evaluations
+    assert rounds.tolist() == [0, 2] and summaries["test/loss"]["mean"].tolist() == [2.0, 1.5]
+    assert page.tags.count("svg") == 1
     with pytest.raises(FileNotFoundError, match="no run in"):
         report.of_run(tmp_path)
     with pytest.raises(FileNotFoundError, match="there is no folder"):
