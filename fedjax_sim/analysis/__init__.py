@@ -6,7 +6,7 @@
     recorded       that folder, read
     comparison     runs beside each other, over seeds
     report         pages of runs, comparisons and experiments
-    sheets, page   what they are made of
+    sheets         tables of text
 
 matplotlib, scipy and jinja2 are imported by the functions that need them.
 """

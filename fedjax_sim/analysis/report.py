@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedjax_sim.analysis import plots, recorded
+from fedjax_sim.analysis._page import Block, Folded, Page, Picture, Section
 from fedjax_sim.analysis.comparison import Comparison
-from fedjax_sim.analysis.page import Block, Folded, Page, Picture, Section
 from fedjax_sim.analysis.recorded import MIN_ROWS, Clients, Recorded, shown
 from fedjax_sim.analysis.sheets import Sheet
 from fedjax_sim.base import Status

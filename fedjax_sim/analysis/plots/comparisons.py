@@ -261,5 +261,6 @@ def _mark_ends(axes: "Axes", series: Mapping[str, ArrayLike], edges: np.ndarray)
     for name, each in series.items():
         values = np.asarray(each, float)
         lines.append(f"{name} {100 * (values[0] + values[-1]) / max(values.sum(), 1):.2g}%")
+    axes.margins(y=0.2)  # room for it
     corner: Any = {"transform": axes.transAxes, "va": "top", "fontsize": 7}
     axes.text(0.03, 0.98, "\n".join(lines), **corner)
