@@ -74,13 +74,15 @@ def estimate(values: ArrayLike, *, level: float = LEVEL) -> Estimate:
 
     checks.in_range("level", level, 0, 1, open_low=True, open_high=True)
     runs = np.asarray(values, float)
-    n, mean = len(runs), runs.mean(axis=0)
-    if n == 1:
-        unknown = np.full_like(mean, np.nan)
-        return Estimate(mean, unknown, unknown, unknown, 1)
-    deviation = runs.std(axis=0, ddof=1)
-    half = stdtrit(n - 1, (1 + level) / 2) * deviation / np.sqrt(n)
-    return Estimate(mean, deviation, mean - half, mean + half, n)
+    n = len(runs)
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = runs.mean(axis=0)
+        if n == 1:
+            unknown = np.full_like(mean, np.nan)
+            return Estimate(mean, unknown, unknown, unknown, 1)
+        deviation = runs.std(axis=0, ddof=1)
+        half = stdtrit(n - 1, (1 + level) / 2) * deviation / np.sqrt(n)
+        return Estimate(mean, deviation, mean - half, mean + half, n)
 
 
 class Group(NamedTuple):
@@ -103,11 +105,16 @@ class Group(NamedTuple):
         """Of a statistic over clients at the end."""
         return estimate([run.final[metric][statistic] for run in self.runs])
 
-    def curve(self, metric: str) -> tuple[np.ndarray, Estimate]:
+    def curve(self, metric: str) -> tuple[np.ndarray, Estimate] | None:
         """[E] rounds at which every run was evaluated, and the mean over examples there."""
-        tables = [run.evaluations for run in self.runs]
-        at = sorted(set.intersection(*({*rounds.tolist()} for rounds, _ in tables)))
-        means = [summaries[metric]["mean"][np.isin(rounds, at)] for rounds, summaries in tables]
+        if not all(metric in run.evaluations for run in self.runs):
+            return None
+        tables = [
+            dict(zip(run.rounds.tolist(), run.evaluations[metric]["mean"], strict=True))
+            for run in self.runs
+        ]
+        at = sorted(set.intersection(*map(set, tables)))
+        means = [[table[done] for done in at] for table in tables]
         return np.array(at, int), estimate(means)
 
 
@@ -212,14 +219,16 @@ class Comparison(NamedTuple):
         """All tables as LaTeX, with booktabs."""
         return "\n".join(sheet.latex() for sheet in self.sheets())
 
-    def figure(self, metric: str) -> "Figure":
-        """The mean of every group over rounds, with its confidence interval as a band."""
+    def figure(self, metric: str) -> "Figure | None":
+        """The mean of every group over rounds, with its interval as a band; None without rounds."""
         curves = {}
         for label, group in zip(self.labels, self.groups, strict=True):
-            at, found = group.curve(metric)
-            curves[label] = (at, found.mean, found.low, found.high)
+            curve = group.curve(metric)
+            if curve is not None and curve[0].size:
+                at, found = curve
+                curves[label] = (at, found.mean, found.low, found.high)
         band = f"band: {100 * LEVEL:.0f}% confidence\ninterval of the mean"
-        return plots.bands(curves, x="round", y=metric, band=band)
+        return plots.bands(curves, x="round", y=metric, band=band) if curves else None
 
 
 def of(folders: Iterable[str | os.PathLike[str]]) -> Comparison:

@@ -42,6 +42,11 @@ class Recorded:
         path: the folder.
         config: config.json.
         results: results.json; empty if the run has left none.
+        final: metric -> statistic over clients -> value at the end, NaN where it is not finite; a
+            metric is "split/name", such as test/accuracy, and those by class are not among them.
+        rounds: [E] at which it was evaluated.
+        evaluations: metric -> statistic over clients -> [E]. Of a run that has not finished, what
+            metrics.jsonl has: the means.
 
     Raises:
         FileNotFoundError: no such folder, or no run in it.
@@ -57,6 +62,14 @@ class Recorded:
             raise FileNotFoundError(f"there is no run in {self.path}: no config.json of one.")
         self.config = config
         self.results: dict[str, Any] = self._json("results.json") or {}
+        try:
+            self.final = _final(self.results)
+            self.rounds, self.evaluations = (
+                _evaluations(self.results, self.final) if self.results else self._logged()
+            )
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+            where = self.path / "results.json"
+            raise ValueError(f"{where} is damaged: it holds not what a run writes.") from error
 
     def _json(self, name: str) -> dict[str, Any] | None:
         try:
@@ -79,41 +92,6 @@ class Recorded:
     def metrics(self) -> list[str]:
         """What was evaluated at the end, by split and name, such as test/accuracy."""
         return [*self.final]
-
-    @property
-    def final(self) -> dict[str, dict[str, float]]:
-        """Metric -> statistic over clients -> value, NaN where it is not finite.
-
-        Without metrics by class.
-        """
-        final = self.results.get("final")
-        tables = final if isinstance(final, Mapping) else {}
-        return {
-            f"{split}/{name}": {statistic: number(x) for statistic, x in summary.items()}
-            for split, by_name in tables.items()
-            if isinstance(by_name, Mapping)
-            for name, summary in by_name.items()
-            if isinstance(summary, Mapping) and not isinstance(summary.get("mean", []), list)
-        }
-
-    @property
-    def evaluations(self) -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]]]:
-        """[E] rounds, and of every metric of `final` -> statistic over clients -> [E].
-
-        Of a run that has not finished, what metrics.jsonl has: the means.
-        """
-        if not self.results:
-            return self._logged()
-        found = self.results.get("evaluations", {})
-        split_of = {metric: metric.partition("/")[::2] for metric in self.final}
-        summaries = {
-            metric: {
-                k: np.array([number(x) for x in v]) for k, v in found[split].get(name, {}).items()
-            }
-            for metric, (split, name) in split_of.items()
-            if split in found
-        }
-        return np.array(found.get("rounds", []), int), summaries
 
     def _logged(self) -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]]]:
         lines = [line for line in self.log if any("/" in name for name in line)]
@@ -141,12 +119,17 @@ class Recorded:
         except Exception as error:  # NumPy and zipfile raise all kinds on a damaged file
             raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}.") from error
 
+    def array(self, name: str, ndim: int) -> np.ndarray | None:
+        """An array of per_client.npz, if it is there and holds numbers along so many axes."""
+        found = self.arrays.get(name)
+        return found if found is not None and _is_numeric(found) and found.ndim == ndim else None
+
     def clients(self, metric: str) -> Clients | None:
         """The clients' values of "split/metric"; None if they were not kept, or are by class."""
         total, count = (
-            self.arrays.get(f"evaluations/{metric}/{part}") for part in ("total", "count")
+            self.array(f"evaluations/{metric}/{part}", 2) for part in ("total", "count")
         )
-        if total is None or count is None or total.ndim != 2 or not len(total):
+        if total is None or count is None or total.shape != count.shape or not total.size:
             return None
         with np.errstate(all="ignore"):
             return Clients(np.where(count[-1] > 0, total[-1] / count[-1], np.nan), count[-1])
@@ -156,7 +139,7 @@ class Recorded:
 
         Where no evaluation tells, since all clients are equal or none is finite, False.
         """
-        summary = self.evaluations[1].get(metric, {})
+        summary = self.evaluations.get(metric, {})
         if not {"worst", "uniform_mean"} <= summary.keys():
             return False
         beyond = summary["worst"] - summary["uniform_mean"]
@@ -171,6 +154,36 @@ class Recorded:
         sign = 1 if self.higher_is_better(metric) else -1
         badness = np.where(np.isfinite(clients.values), -sign * clients.values, -np.inf)
         return bool(clients.few[badness == badness.max()].all())
+
+
+def _final(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    return {
+        f"{split}/{name}": {statistic: number(x) for statistic, x in summary.items()}
+        for split, by_name in results.get("final", {}).items()
+        for name, summary in by_name.items()
+        if "mean" in summary and not isinstance(summary["mean"], list)
+    }
+
+
+def _evaluations(
+    results: Mapping[str, Any], final: Mapping[str, Any]
+) -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]]]:
+    found = results.get("evaluations", {})
+    rounds = np.array(found.get("rounds", []), int)
+    summaries = {}
+    for metric in final:
+        split, _, name = metric.partition("/")
+        summary = found.get(split, {}).get(name, {})
+        if summary:
+            summaries[metric] = {k: np.array([number(x) for x in v]) for k, v in summary.items()}
+            lengths = {values.shape for values in summaries[metric].values()}
+            if "mean" not in summary or lengths != {(rounds.size,)}:
+                raise ValueError(f"{metric} has no mean for each of {rounds.size} rounds")
+    return rounds, summaries
+
+
+def _is_numeric(array: np.ndarray) -> bool:
+    return array.dtype.kind in "iuf"
 
 
 def flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -198,8 +211,11 @@ def text(value: Any) -> str:
 
 
 def number(value: Any) -> float:
-    """A number of strict JSON, in which null is what is not finite."""
-    return float(value) if isinstance(value, int | float) else float("nan")
+    """A number of strict JSON, in which null is what is not finite; NaN for anything else."""
+    try:
+        return float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:
+        return math.nan
 
 
 def shown(value: float | np.ndarray) -> str:

@@ -79,14 +79,12 @@ def of_comparison(comparison: Comparison, *, title: str, notes: Sequence[str] = 
     blocks += [("warnings", left_out)] if left_out else []
     sections = [Section("", [*blocks, *(("table", sheet) for sheet in comparison.key())])]
     for metric in comparison.metrics:
-        sheet = comparison.table(metric)._replace(title="")
-        figure = plots.titled(comparison.figure(metric), _named(comparison.common) or title)
-        sections.append(
-            Section(
-                metric,
-                [("table", sheet), ("picture", Picture(plots.svg(figure), f"{metric} by round"))],
-            )
-        )
+        shown_of: list[Block] = [("table", comparison.table(metric)._replace(title=""))]
+        figure = comparison.figure(metric)
+        if figure is not None:
+            plots.titled(figure, _named(comparison.common) or title)
+            shown_of.append(("picture", Picture(plots.svg(figure), f"{metric} by round")))
+        sections.append(Section(metric, shown_of))
     pairs = zip(comparison.labels, comparison.groups, strict=True)
     runs = [
         (name, label, _seed(run), f"{run.results.get('rounds', '')}")
@@ -175,14 +173,14 @@ def _lead(run: Recorded) -> str:
 def _facts(run: Recorded) -> dict[str, str]:
     options, results = run.options, run.results
     facts = {"data": results.get("data") or _called(options, "dataset")}
-    sizes = run.arrays.get("client_sizes")
+    sizes = run.array("client_sizes", 1)
     if sizes is not None and sizes.size:
         spread = f"{sizes.min():,} to {sizes.max():,} training examples"
         spread += f", median {np.median(sizes):,.0f}"
         how = ", ".join(filter(None, (f"{sizes.size:,}", _called(options, "partition"))))
         facts["clients"] = f"{how}: {spread}"
     model = _called(options, "model")
-    if results.get("num_parameters"):
+    if isinstance(results.get("num_parameters"), int):
         model += f": {results['num_parameters']:,} parameters"
     facts |= {"model": model, "algorithm": _called(options, "algorithm")}
     if "rounds" in results:
@@ -228,9 +226,10 @@ def _status(run: Recorded) -> list[str]:
     """What went wrong in which rounds, in the words of `Status`."""
     import docstring_parser
 
-    by_round = run.arrays.get("rounds/status")
+    by_round = run.array("rounds/status", 1)
     if by_round is None or not by_round.any():
         return []
+    by_round = by_round.astype(int)
     said = {
         each.arg_name: each.description
         for each in docstring_parser.parse_from_object(Status).params
@@ -305,10 +304,9 @@ _CURVES = "learning_curves.png"
 def _figures(run: Recorded) -> "dict[str, Figure]":
     figures = {}
     title = _title(run)
-    rounds, summaries = run.evaluations
-    if rounds.size and summaries:
-        kept = {metric: _drawable(run, metric, each) for metric, each in summaries.items()}
-        figures[_CURVES] = plots.titled(plots.learning_curves(rounds, kept), title)
+    if run.rounds.size and run.evaluations:
+        kept = {metric: _drawable(run, metric, each) for metric, each in run.evaluations.items()}
+        figures[_CURVES] = plots.titled(plots.learning_curves(run.rounds, kept), title)
     metric = _pictured(run)
     if metric is not None:
         name = metric.rpartition("/")[2]
@@ -342,8 +340,13 @@ def _pictured(run: Recorded) -> str | None:
 
 
 def _client_names(run: Recorded, number: int) -> list[str]:
-    names = run.arrays.get("client_names", np.arange(number))
-    return [str(name) for name in names] if len(names) == number else [*map(str, range(number))]
+    return _names(run, "client_names", number)
+
+
+def _names(run: Recorded, array: str, number: int) -> list[str]:
+    """Names that a run has kept, or numbers."""
+    names = run.arrays.get(array, np.arange(number))
+    return [str(name) for name in (names if names.shape == (number,) else range(number))]
 
 
 # Who is left behind
@@ -385,7 +388,7 @@ def _client_rows(
 ) -> list[dict[str, str]]:
     """What is said of each client, by column."""
     number = clients.values.size
-    names, sizes = _client_names(run, number), run.arrays.get("client_sizes")
+    names, sizes = _client_names(run, number), run.array("client_sizes", 1)
     columns = {
         other: found.values
         for other in run.metrics
@@ -408,11 +411,11 @@ def _client_rows(
 
 def _participation(run: Recorded, number: int) -> np.ndarray | None:
     """In how many rounds each client's update counted."""
-    ids, weights = (run.arrays.get(f"rounds/cohort/{name}") for name in ("ids", "weights"))
+    ids, weights = (run.array(f"rounds/cohort/{name}", 2) for name in ("ids", "weights"))
     if ids is None or weights is None or ids.shape != weights.shape:
         return None
     counted = ids[(weights > 0) & (ids >= 0) & (ids < number)]
-    return np.bincount(counted, minlength=number)
+    return np.bincount(counted.astype(int), minlength=number)
 
 
 def _in_words(run: Recorded, metric: str, clients: Clients, order: np.ndarray) -> str:
@@ -435,14 +438,13 @@ def _in_words(run: Recorded, metric: str, clients: Clients, order: np.ndarray) -
 
 
 def _labels(run: Recorded) -> list[Block]:
-    counts = run.arrays.get("label_counts")
-    if counts is None or counts.ndim != 2 or not counts.size:
+    counts = run.array("label_counts", 2)
+    if counts is None or not counts.size:
         return []
-    classes = run.arrays.get("class_names")
     named = "client_names" in run.arrays
     figure = plots.label_counts(
         counts,
-        class_names=None if classes is None else [*map(str, classes)],
+        class_names=_names(run, "class_names", counts.shape[1]),
         client_names=_client_names(run, len(counts)) if named else None,
         sort=not named,
     )
@@ -466,9 +468,9 @@ def _costs(run: Recorded) -> list[Section]:
         "peak_memory_bytes": ("most memory", _bytes),
     }
     facts = {
-        name: show(results[key])
+        name: show(value)
         for key, (name, show) in formats.items()
-        if isinstance(results.get(key), int | float)
+        if math.isfinite(value := recorded.number(results.get(key)))
     }
     return [Section("Bytes and time", [("facts", facts)])] if facts else []
 

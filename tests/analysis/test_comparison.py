@@ -92,7 +92,9 @@ def test_runs_that_differ_by_their_seed_only_are_one_row(runs: list[Path]) -> No
         *("fedavg", "3", "0.680", f"{ends.std(ddof=1):.3f}", f"{low:.3f} to {high:.3f}"),
         "0.580",
     ]
-    at, curve = found.groups[0].curve("test/accuracy")
+    drawn = found.groups[0].curve("test/accuracy")
+    assert drawn is not None
+    at, curve = drawn
     assert at.tolist() == [0, 5, 10]
     np.testing.assert_allclose(curve.mean, [0.1, 0.5, 0.68])
 

@@ -163,8 +163,9 @@ def test_a_run_that_has_left_nothing_yet_has_a_page(tmp_path: Path) -> None:
         file.write('{"round": 4, "test/lo')  # killed while it wrote
     page = Page(report.of_run(folder.path))
     assert "has not finished" in page.words and "All options rounds2" in page.words
-    rounds, summaries = Recorded(folder.path).evaluations
-    assert rounds.tolist() == [0, 2] and summaries["test/loss"]["mean"].tolist() == [2.0, 1.5]
+    run = Recorded(folder.path)
+    assert run.rounds.tolist() == [0, 2]
+    assert run.evaluations["test/loss"]["mean"].tolist() == [2.0, 1.5]
     assert page.tags.count("svg") == 1
     with pytest.raises(FileNotFoundError, match="no run in"):
         report.of_run(tmp_path)
