@@ -371,7 +371,7 @@ def _left_behind(run: Recorded, figures: "Mapping[str, Figure]") -> list[Section
     if picture in figures:
         caption = f"{_spaced(name).capitalize()} by client, at the last evaluation"
         blocks.append(("picture", Picture(plots.svg(figures[picture]), caption)))
-    said = f"*: fewer than {MIN_ROWS} rows, so that one of them decides much."
+    said = f"took part: in so many rounds; *: fewer than {MIN_ROWS} rows, so that one decides much."
     worst = Sheet(f"The worst by {metric}", columns, cells[:NUM_WORST], said)
     blocks.append(("table", worst))
     if len(cells) > NUM_WORST:
@@ -400,11 +400,10 @@ def _client_rows(
         row = {"client": names[i]}
         if sizes is not None and sizes.size == number:
             row["training examples"] = f"{sizes[i]:,}"
-        row[f"{metric.partition('/')[0]} rows"] = f"{clients.rows[i]:,.0f}" + "*" * bool(
-            clients.few[i]
-        )
+        mark = "*" if clients.few[i] else ""
+        row[f"{metric.partition('/')[0]} rows"] = f"{clients.rows[i]:,.0f}{mark}"
         if took_part is not None:
-            row["rounds"] = f"{took_part[i]:,}"
+            row["took part"] = f"{took_part[i]:,}"
         rows.append(row | {other: shown(values[i]) for other, values in columns.items()})
     return rows
 

@@ -98,7 +98,7 @@ def test_clients_stand_in_their_order_the_worst_first(tmp_path: Path) -> None:
     worst = page.rows[heads[0] + 1 : heads[0] + 11]
     everyone = page.rows[heads[1] + 1 : heads[1] + 12]
     assert page.rows[heads[0]][:5] == [
-        *("client", "training examples", "test rows", "rounds", "test/accuracy"),
+        *("client", "training examples", "test rows", "took part", "test/accuracy"),
     ]
     assert [row[0] for row in worst] == [f"site {i}" for i in order[:10]]
     assert [row[0] for row in everyone] == [f"site {i}" for i in order]  # the last has no rows

@@ -66,7 +66,9 @@ def svg(figure: "Figure") -> str:
         if "style" in element.attrib:
             element.set("style", _in_colours_of_page(element.attrib["style"]))
     _number_names(root)
-    ElementTree.register_namespace("", _SVG)
+    for element in root.iter():
+        element.tag = element.tag.removeprefix(f"{{{_SVG}}}")  # or each would get a prefix
+    root.set("xmlns", _SVG)
     text = ElementTree.tostring(root, encoding="unicode")
     return text.replace(_PREFIX, f"p{hashlib.sha256(text.encode()).hexdigest()[:10]}-")
 
