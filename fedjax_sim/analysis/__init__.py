@@ -4,6 +4,10 @@
     attribution    which inputs a model's output rests on
     runfolder      what a run leaves on disk
     trackers       where its numbers go while it goes on
+    recorded       that folder, read
+    comparison     runs beside each other, over seeds
+    report         pages of runs, comparisons and experiments
+    sheets         tables of text
 
-matplotlib is imported by the functions that draw.
+matplotlib, scipy and jinja2 are imported by the functions that need them.
 """

@@ -6,6 +6,7 @@
     params.npz       the final parameters, one array a leaf (`load_params` reads them back)
     checkpoints/     what is needed to continue the run, where that was asked for
     *.npz, *.png     per-client arrays and pictures
+    report.html      all of it on one page (`report`)
 
 Everything but metrics.jsonl is written beside its place and then renamed, so that a file is either
 whole or not there. Nothing is pickled. JSON is strict: what is not finite becomes null.
@@ -128,9 +129,9 @@ class RunFolder:
         """
         log = self.path / _LOG
         lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-        edited = [edit(record) for record in map(_record, lines) if record is not None]
+        edited = [edit(found) for found in map(record, lines) if found is not None]
         with self.writing(_LOG) as path:
-            kept = [_dumps(record) + "\n" for record in edited if record is not None]
+            kept = [_dumps(line) + "\n" for line in edited if line is not None]
             path.write_text("".join(kept), encoding="utf-8")
 
     def checkpoints(self) -> Path:
@@ -249,7 +250,7 @@ def has_checkpoint(path: str | os.PathLike[str]) -> bool:
     return folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())
 
 
-def _record(line: str) -> dict[str, Any] | None:
+def record(line: str) -> dict[str, Any] | None:
     """A line of metrics.jsonl; None if it is no whole one."""
     try:
         record = json.loads(line)

@@ -1,4 +1,4 @@
-"""The command line: `fedjax-sim train | reproduce NAME | datasets | parts`.
+"""The command line: `fedjax-sim train | reproduce NAME | compare | datasets | parts`.
 
 Whatever needs jax is imported by the command that needs it, so that help and typing errors come at
 once.
@@ -33,6 +33,7 @@ Simulate federated learning on JAX: a round is one pure function, a training run
 commands:
   train             Train a model over clients: choose data, partition, model and algorithm.
   reproduce NAME    Repeat an experiment of a paper.
+  compare RUN...    Show finished runs beside each other, those of several seeds as one row.
   datasets          List the data sets, and how to get them.
   parts [KIND [NAME]]
                     Show which parts there are, such as aggregators, and what each takes.
@@ -44,10 +45,12 @@ examples:
   fedjax-sim train --alpha 0.1 --algorithm fedadam --rounds 200 --output runs/skewed
   fedjax-sim train --config runs/skewed/config.toml --seed 1     # the same with another seed
   fedjax-sim reproduce agnostic-adult            # the average and its smallest client
+  fedjax-sim compare runs/*                      # what differed, with confidence intervals
 
 A run writes a folder: config.json and config.toml (what was run), results.json (the summary),
-metrics.jsonl (every evaluation, while it runs), per_client.npz, params.npz and pictures. It never
-overwrites a folder unless told to, and Ctrl-C keeps what is done.
+metrics.jsonl (every evaluation, while it runs), per_client.npz, params.npz, pictures, and
+report.html, which has it all on one page. It never overwrites a folder unless told to, and Ctrl-C
+keeps what is done.
 """
 
 _TRAIN_HELP = """\
@@ -110,6 +113,7 @@ def _dispatch(args: list[str]) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
         "reproduce": _reproduce,
+        "compare": _compare,
         "datasets": _datasets,
         "parts": _parts,
     }
@@ -188,6 +192,34 @@ def _first_line(module: str) -> str:
         raise ImportError(f"there is no module {module}.")
     docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8")))
     return (docstring or "").partition("\n")[0]
+
+
+def _compare(args: list[str]) -> int:
+    if not args or {"-h", "--help"} & {*args}:
+        print(_COMPARE_HELP, end="")
+        return 0 if args else 2
+    from fedjax_sim.cli import compare
+
+    return compare.main(args)
+
+
+_COMPARE_HELP = """\
+usage: fedjax-sim compare RUN... [OPTIONS]
+
+Show finished runs beside each other, by their folders. Runs that differ by their seed only are one
+row: the mean, the standard deviation, the 95% confidence interval of the mean, the worst client and
+the worst tenth of the clients. Runs that did not finish, failed, repeat another one or have other
+metrics are left out, and named.
+
+options:
+  --metric METRIC   Show this one only, such as test/accuracy.
+  --output FOLDER   Write comparison.html (with curves), .csv, .md and .tex there.
+  --overwrite       Replace earlier files of these names.
+
+examples:
+  fedjax-sim compare runs/fedavg-0 runs/fedavg-1 runs/fedprox-0 runs/fedprox-1
+  fedjax-sim compare runs/* --metric test/accuracy --output runs/compared
+"""
 
 
 def _parts(args: list[str]) -> int:

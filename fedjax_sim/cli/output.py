@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fedjax_sim import metrics, simulate
-from fedjax_sim.analysis import plots
+from fedjax_sim.analysis import plots, report
+from fedjax_sim.analysis.recorded import MIN_ROWS, Recorded
 from fedjax_sim.analysis.runfolder import RunFolder, has_checkpoint
 from fedjax_sim.base import Status
 from fedjax_sim.data.datasets import Dataset
@@ -142,12 +143,17 @@ def write(
     """Write everything a run leaves; `labels` gives the picture of who has which."""
     dealt = experiment.dealt
     folder.save_params(result.params)
-    names = np.array(dealt.client_names) if dealt.client_names else None
+    names, classes = (
+        np.array(given) if given else None
+        for given in (dealt.client_names, dealt.dataset.class_names)
+    )
     folder.save_arrays(
         "per_client.npz",
         {
             "client_names": names,
             "client_sizes": dealt.train.sizes,
+            "class_names": classes,
+            "label_counts": dealt.label_counts,
             "rounds": result.info,
             "evaluations": {
                 "rounds": result.evaluations.rounds,
@@ -179,6 +185,7 @@ def write(
                 for split, by_name in summaries.items()
             },
             "evaluations": {"rounds": result.evaluations.rounds, **summaries},
+            "data": _data(dealt.dataset),
             "num_clients": dealt.train.num_clients,
             "num_test_clients": dealt.test.num_clients,
             "num_parameters": trees.num_parameters(experiment.params),
@@ -196,7 +203,10 @@ def write(
     picture = labels()  # should it fail, all but pictures is written
     if picture is not None:
         folder.save_bytes("label_counts.png", picture)
-    _write_pictures(folder, experiment.goal, result, summaries)
+    figures = report.figures_of_run(folder.path)
+    for name, figure in figures.items():
+        folder.save_figure(name, figure)
+    folder.save_text("report.html", report.of_run(folder.path, figures))
 
 
 def picture_of_labels(dealt: Dealt) -> bytes | None:
@@ -209,7 +219,7 @@ def picture_of_labels(dealt: Dealt) -> bytes | None:
         client_names=dealt.client_names or None,
         sort=not dealt.client_names,
     )
-    return plots.png(figure)
+    return plots.png(plots.titled(figure, f"{dealt.dataset.name}, training examples by client"))
 
 
 def _target_units(dataset: Dataset) -> dict[str, Any]:
@@ -218,34 +228,6 @@ def _target_units(dataset: Dataset) -> dict[str, Any]:
         return {}
     shift, scale = target_units(dataset)
     return {"target_mean": shift.ravel(), "target_std": scale.ravel()}
-
-
-def _write_pictures(
-    folder: RunFolder, goal: Goal, result: simulate.Result, summaries: Summaries
-) -> None:
-    curves = {
-        f"{split}/{name}": summary
-        for split, by_name in summaries.items()
-        for name, summary in by_name.items()
-    }
-    folder.save_figure(
-        "learning_curves.png", plots.learning_curves(result.evaluations.rounds, curves)
-    )
-    pictured = next(iter(goal.metrics))
-    last = {
-        split: jax.tree.map(lambda x: x[-1], by_name[pictured])
-        for split, by_name in result.evaluations.values.items()
-    }
-    by_client = {
-        split: mean.total[mean.count > 0] / mean.count[mean.count > 0]
-        for split, mean in last.items()
-        if mean.count.size > 1
-    }
-    if any(np.isfinite(each).any() for each in by_client.values()):
-        folder.save_figure(
-            f"client_{pictured}.png",
-            plots.client_distribution(by_client, label=pictured.replace("_", " ")),
-        )
 
 
 def _rate(count: int, seconds: float) -> float:
@@ -277,12 +259,7 @@ def card_of(experiment: Experiment) -> Table:
         """Names of files and columns are text, not markup, and do not act on the terminal."""
         card.add_row(name, Text(checks.printable(text)))
 
-    row(
-        "data",
-        f"{dealt.dataset.name}: {len(dealt.dataset.train['y']):,} training and "
-        f"{len(dealt.dataset.test['y']):,} test examples, "
-        f"{_outputs(dealt.dataset)}",
-    )
+    row("data", _data(dealt.dataset))
     row(
         "clients",
         f"{len(sizes):,}, {_partition(experiment)}: "
@@ -299,6 +276,14 @@ def card_of(experiment: Experiment) -> Table:
 def _partition(experiment: Experiment) -> str:
     group = experiment.options.plain.data.group
     return show(experiment.options.parts["partition"]) if group is None else f"by group {group}"
+
+
+def _data(dataset: Dataset) -> str:
+    """What was trained on, in words."""
+    return (
+        f"{dataset.name}: {len(dataset.train['y']):,} training and "
+        f"{len(dataset.test['y']):,} test examples, {_outputs(dataset)}"
+    )
 
 
 def _outputs(dataset: Dataset) -> str:
@@ -362,13 +347,19 @@ def closing(folder: RunFolder, options: Options, result: simulate.Result) -> str
     steps = f"{_rate(result.client_steps, result.seconds):,.0f} client-steps/s"
     how = "interrupted after" if result.interrupted else "did"
     why = f"stopped early: {result.stopped_early}\n" * bool(result.stopped_early)
-    goes_on = result.num_rounds < options.plain.training.rounds and not result.stopped_early
+    unfinished = result.num_rounds < options.plain.training.rounds and not result.stopped_early
     resumes = (
-        goes_on and options.plain.run.checkpoint_every is not None and has_checkpoint(folder.path)
+        unfinished
+        and options.plain.run.checkpoint_every is not None
+        and has_checkpoint(folder.path)
     )
     path = str(folder.path)
+    run = Recorded(folder.path)
+    few = [metric for metric in run.metrics if run.worst_has_few_rows(metric)]
+    said = f"worst {', '.join(few)}: of clients with fewer than {MIN_ROWS} rows\n" * bool(few)
+    goes_on = f"\ncontinue: fedjax-sim train --resume {shlex.quote(path)}" * resumes
     return checks.printable(
-        f"{why}{how} {result.num_rounds} rounds in {seconds}: {speed}, {steps}\n"
-        f"results: {path}/ (results.json, metrics.jsonl, per_client.npz, params.npz, "
-        "pictures)" + f"\ncontinue: fedjax-sim train --resume {shlex.quote(path)}" * resumes
+        f"{said}{why}{how} {result.num_rounds} rounds in {seconds}: {speed}, {steps}\n"
+        f"results: {path}/ (report.html, results.json, metrics.jsonl, per_client.npz, "
+        f"params.npz, pictures){goes_on}"
     )

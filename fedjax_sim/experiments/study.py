@@ -14,6 +14,8 @@ Ctrl-C ends the run that is on, and with it the experiment; what it has kept sta
 import collections
 import contextlib
 import dataclasses
+import shlex
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
@@ -21,13 +23,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 import jax
 import numpy as np
 from numpy.typing import ArrayLike
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from fedjax_sim import experiments, simulate
+from fedjax_sim.analysis import plots, report
 from fedjax_sim.analysis.runfolder import RunFolder, check_output
+from fedjax_sim.analysis.sheets import Sheet
 from fedjax_sim.base import Algorithm, Key, Params, PyTree
 from fedjax_sim.data import FederatedData
 from fedjax_sim.ops import checks, devices
@@ -159,46 +160,6 @@ def spread(values: np.ndarray, digits: int = 1) -> str:
     return text if np.size(values) == 1 else f"{text}±{np.std(values):.{digits}f}"
 
 
-def _shown(text: str) -> Text:
-    """Text that is no markup and does not act on the terminal."""
-    return Text(checks.printable(text))
-
-
-class Sheet(NamedTuple):
-    """A table of text. The first column names the row, the others are aligned to the right."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    caption: str = ""
-
-    def rich(self) -> Table:
-        """The table for a terminal."""
-        table = Table(
-            title=_shown(self.title),
-            caption=_shown(self.caption),
-            box=box.SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-            pad_edge=False,
-        )
-        for i, column in enumerate(self.columns):
-            # What is too wide goes on in the next line: no name or number is cut.
-            table.add_column(_shown(column), justify="right" if i else "left", overflow="fold")
-        for row in self.rows:
-            table.add_row(*map(_shown, row))
-        return table
-
-    def markdown(self) -> str:
-        """The table as Markdown, title and caption as paragraphs."""
-        ruler = ["---"] + ["---:"] * (len(self.columns) - 1)
-        # A bar would end the cell, and < begin HTML.
-        cells = str.maketrans({"|": r"\|", "<": "&lt;", "\n": " "})
-        escaped = [[checks.printable(cell).translate(cells) for cell in row] for row in self.rows]
-        lines = [self.columns, ruler, *escaped]
-        body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        return f"**{self.title}**\n\n{body}\n" + (f"\n{self.caption}\n" if self.caption else "")
-
-
 def table(
     title: str,
     columns: Sequence[str],
@@ -284,6 +245,7 @@ class Study:
 
     def __init__(self, title: str, options: StudyOptions) -> None:
         self.title, self.options = title, options
+        self.began = time.monotonic()
         self.name = experiments.command(type(options).__module__)
         self.console = Console(highlight=False)
         self.folder = RunFolder(options.output, options, overwrite=options.overwrite)
@@ -310,7 +272,7 @@ class Study:
         listed: bool = True,
         **results: Any,
     ) -> None:
-        """Print the tables and write everything: tables, results.json, arrays, pictures.
+        """Print the tables and write everything: tables, results.json, arrays, pictures, a page.
 
         Args:
             sheets: the tables; that of the expected numbers follows them.
@@ -335,6 +297,50 @@ class Study:
         self.keep(complete=True, **results)
         for name, tree in (arrays or {}).items():
             self.folder.save_arrays(name, tree)
+        drawn = {}
         for name, figure in pictures:
+            if not figure.get_suptitle():
+                plots.titled(figure, self.title)
             self.folder.save_figure(name, figure)
-        self.say(f"Results and pictures are in {self.folder.path}/")
+            drawn[name] = plots.svg(figure)
+        page = report.of_study(
+            self.folder.path,
+            title=self.title,
+            sheets=sheets,
+            pictures=drawn,
+            command=command(self.name, self.options),
+            seconds=time.monotonic() - self.began,
+            notes=[note] * bool(note),
+            warnings=self._warnings(expected),
+        )
+        self.folder.save_text("report.html", page)
+        self.say(f"Results and pictures are in {self.folder.path}/ (report.html has them all)")
+
+    def _warnings(self, expected: Sequence[Expected]) -> list[str]:
+        """What to know before reading the results."""
+        if self.options.quick:
+            return ["Run with --quick, on little data or for few rounds: not what the paper did."]
+        return [
+            f"Not as expected: {each.what} is {each.ours:.4g}, but {each.value:.4g} in "
+            f"{each.source}; the difference should be at most {each.tolerance:.2g}."
+            for each in expected
+            if not each.holds
+        ]
+
+
+def command(name: str, options: StudyOptions) -> str:
+    """The command that repeats an experiment into a folder of its own.
+
+    >>> command("fair-adult", SeedsOptions(Path("runs"), seed=3))
+    'fedjax-sim reproduce fair-adult --seed 3 --output runs/again'
+    """
+    words = ["fedjax-sim", "reproduce", name]
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        given = field.name not in ("output", "overwrite") and value != field.default
+        if not given or (options.quick and field.name in options.QUICK):
+            continue
+        words.append("--" + field.name.replace("_", "-"))
+        if value is not True:
+            words += map(str, value) if isinstance(value, tuple) else [str(value)]
+    return shlex.join([*words, "--output", "runs/again"])

@@ -1,9 +1,11 @@
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
@@ -176,13 +178,23 @@ def test_a_single_evaluation_is_visible() -> None:
 
 
 def test_client_distribution_is_the_share_of_clients_at_or_below() -> None:
-    values = {"train": [0.2, 0.8, 0.4, 0.6], "test": [0.5, np.nan], "none": [np.nan]}
+    ten = [0.2, 0.8, 0.4, 0.6, 0.6, 0.4, 0.8, 0.2, 0.2, 0.4]
+    values = {"train": ten, "test": [0.5, np.nan], "none": [np.nan]}
     figure = plots.client_distribution(values, label="accuracy")
     (axes,) = figure.axes
     train, test = axes.lines
     x, y = np.asarray(train.get_xdata()), np.asarray(train.get_ydata())
-    assert [y[x <= at].max() for at in (0.2, 0.4, 0.6, 0.8)] == [0.25, 0.5, 0.75, 1.0]
+    assert [y[x <= at].max() for at in (0.2, 0.4, 0.6, 0.8)] == [0.3, 0.6, 0.8, 1.0]
     assert test.get_label() == "test, N = 1" and axes.get_xlabel() == "accuracy"
+
+
+def test_few_clients_have_no_distribution_but_a_row_each() -> None:
+    values = {"train": [0.2, 0.8, 0.4], "test": [0.5, np.nan, 0.1]}
+    (axes,) = plots.client_distribution(values, label="loss", client_names=["a", "b", "$c$"]).axes
+    np.testing.assert_array_equal(axes.lines[0].get_xydata(), [[0.2, 0], [0.8, 1], [0.4, 2]])
+    np.testing.assert_array_equal(axes.lines[1].get_xydata(), [[0.5, 0], [np.nan, 1], [0.1, 2]])
+    assert [line.get_linestyle() for line in axes.lines] == ["None", "None"]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["a", "b", r"\$c\$"]
 
 
 def test_fairness_tradeoff_joins_the_points_in_their_order() -> None:
@@ -225,6 +237,65 @@ def test_leaves_global_settings_alone() -> None:
     with pytest.raises(ValueError):
         plots.label_counts([[1, 2]], class_names=["one"])
     assert dict(matplotlib.rcParams) == before
+
+
+def test_titles_take_the_lines_they_need_and_hold_no_formulas() -> None:
+    curves = {"train/loss": {"mean": [2.0, 1.0]}}
+    title = "fedavg on $data$, " + "a long story " * 12
+    figure = plots.titled(plots.learning_curves([0, 1], curves), title)
+    lines = figure.get_suptitle().split("\n")
+    assert lines[0].startswith(r"fedavg on \$data\$,") and len(lines) > 3
+    figure.draw_without_rendering()
+    (legend,), (above,) = figure.legends, figure.texts
+    assert not above.get_window_extent().overlaps(legend.get_window_extent())
+    assert not above.get_window_extent().overlaps(figure.axes[0].get_window_extent())
+
+
+def pictures(rng: np.random.Generator) -> dict[str, Figure]:
+    """Lines, areas, images, clipped and many of them."""
+    counts, image = rng.integers(0, 50, (12, 10)), rng.random((5, 5)) - 0.5
+    return {
+        "curves": plots.learning_curves(evaluated(())),
+        "map": plots.label_counts(counts, class_names=["<script>", "$x$", "&", *"defghij"]),
+        "cells": plots.heat_map(image, "abcde", "vwxyz", label="weight"),
+        "images": plots.image_grid([[image, image]], ["row"], ["a", "b"]),
+        "ecdf": plots.client_distribution({"test": rng.random(50_000)}, label="accuracy"),
+        "sizes": plots.label_counts(rng.integers(1, 90, (50_000, 9))),
+    }
+
+
+def test_svg_is_one_element_that_can_stand_in_any_page() -> None:
+    figures = pictures(np.random.default_rng(0))
+    texts = {name: plots.svg(figure) for name, figure in figures.items()}
+    again = {n: plots.svg(figure) for n, figure in pictures(np.random.default_rng(0)).items()}
+    assert texts == again
+    names: list[str] = []
+    for text in texts.values():
+        root = ElementTree.fromstring(text)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg" and len(text) < 400_000
+        assert int(root.attrib["width"]) > 300 and len(root.attrib["viewBox"].split()) == 4
+        own = [element.attrib["id"] for element in root.iter() if "id" in element.attrib]
+        values = [value for element in root.iter() for value in element.attrib.values()]
+        links = [v for e in root.iter() for k, v in e.attrib.items() if k.endswith("href")]
+        referred = {name for v in values for name in re.findall(r"url\(#([^)]*)\)", v)}
+        referred |= {link[1:] for link in links if link.startswith("#")}
+        assert referred == {*own}
+        assert all(link.startswith(("#", "data:image/png;base64,")) for link in links)
+        assert not [e for e in root.iter() if e.tag.endswith(("}style", "}metadata", "}script"))]
+        names += own
+    assert len(names) == len({*names})
+
+
+def test_svg_takes_the_colours_of_the_page() -> None:
+    figure = plots.heat_map([[0.0, 1.0]], ["row"], ["a", "b"], label="share")
+    root = ElementTree.fromstring(plots.svg(figure))
+    styles = {e.text: e.attrib["style"] for e in root.iter() if e.tag.endswith("}text")}
+    assert "fill: currentColor" in styles["row"] and "fill: currentColor" in styles["share"]
+    # What stands on a colour of the picture keeps its own.
+    assert "currentColor" not in styles["0.00"] + styles["1.00"]
+    curves = plots.svg(plots.learning_curves([0, 1], {"loss": {"mean": [2.0, 1.0]}}))
+    assert "stroke: var(--grid, #dddddd)" in curves and "var(--blue, #0072B2)" in curves
+    assert "#101010" not in curves and "#ffffff" not in curves
 
 
 def test_needs_neither_pyplot_nor_matplotlib_at_import(tmp_path: Path) -> None:
@@ -306,10 +377,10 @@ def test_bad_input(call: Callable[[], Any], message: str) -> None:
         call()
 
 
-def evaluated(runs: tuple[int, ...]) -> Evaluations:
-    """Three evaluations of five clients, by a metric of the package and by one's own."""
+def evaluated(runs: tuple[int, ...], num_clients: int = 12) -> Evaluations:
+    """Three evaluations of many clients, by a metric of the package and by one's own."""
     rng = np.random.default_rng(0)
-    counts = np.full((3, *runs, 5), 4.0)
+    counts = np.full((3, *runs, num_clients), 4.0)
     values = {
         split: {name: Mean(4 * rng.random(counts.shape), counts) for name in ("accuracy", "own")}
         for split in ("train", "test")
@@ -331,6 +402,8 @@ def test_learning_curves_of_a_result() -> None:
         np.testing.assert_allclose(drawn, (mean.total / mean.count).mean(axis=1), rtol=1e-6)
         worst = accuracy.lines[1].get_ydata()
         np.testing.assert_allclose(worst, (mean.total / mean.count).min(axis=1), rtol=1e-6)
+    few = plots.learning_curves(evaluated((), num_clients=9)).axes[0]
+    assert len(few.lines) == 4 and not few.collections  # no percentiles of nine clients
     by_class = MeanByClass(np.full((3, 5, 2), 1.0), np.full((3, 5, 2), 4.0))
     recall = Evaluations(evaluations.rounds, {"test": {"recall": by_class}})
     assert plots.learning_curves(recall).axes[0].lines[0].get_ydata().tolist() == [0.25] * 3
@@ -426,8 +499,15 @@ def test_sharing_sorts_the_most_shared_neurons_first():
 
 def test_heat_map_writes_its_numbers_and_leaves_nan_blank():
     figure = plots.heat_map(
-        [[0.25, np.nan], [0.5, 1.0]], ["one", "two"], ["a", "b"], label="share", limits=(0, 1)
+        [[0.25, np.nan], [0.5, 1.0]],
+        ["one", "two"],
+        ["a", "b"],
+        label="share",
+        limits=(0, 1),
+        x="round",
+        y="attack",
     )
+    assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("round", "attack")
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert texts == ["0.25", "0.50", "1.00"]
     assert figure.axes[0].images[0].get_clim() == (0, 1)
@@ -454,9 +534,23 @@ def test_histograms_step_through_the_bins_in_every_panel():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["x", "y"]
 
 
+def test_open_ended_histograms_say_what_is_outside():
+    counts = {"a": {"x": [3, 5, 1, 1], "y": [0, 9, 0, 1]}}
+    figure = plots.histograms(counts, [-2, -1, 0, 1, 2], x="change", y="n", open_ended=True)
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["< -1", "0", "> 1"]
+    assert axes.get_xticks().tolist() == [-1, 0, 1]
+    assert [text.get_text() for text in axes.texts] == ["outside:\nx 40%\ny 10%"]
+    shaded = [patch.get_extents().intervalx for patch in axes.patches[2:]]
+    at = axes.transData.inverted()
+    ends = [[round(at.transform((end, 0))[0], 9) for end in interval] for interval in shaded]
+    assert ends == [[-2, -1], [1, 2]]
+
+
 def test_no_curve_is_left_out_for_want_of_colours():
     many = {f"method {i}": [0.1 * i, 0.5] for i in range(11)}
-    (axes,) = plots.client_distribution(many, label="accuracy").axes
+    clients = {name: 5 * values for name, values in many.items()}
+    (axes,) = plots.client_distribution(clients, label="accuracy").axes
     assert len(axes.lines) == 11
     looks = {(line.get_color(), line.get_linestyle()) for line in axes.lines}
     assert len(looks) == 11

@@ -43,7 +43,7 @@ SMALL = ["--num-clients", "8", "--cohort-size", "3", "--model", "logistic"]
 PICTURES = {"label_counts.png", "learning_curves.png", "client_accuracy.png"}
 FILES = PICTURES | {
     *("config.json", "config.toml", "metrics.jsonl", "results.json"),
-    *("params.npz", "per_client.npz"),
+    *("params.npz", "per_client.npz", "report.html"),
 }
 
 
@@ -84,6 +84,8 @@ def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     def save(self: Figure, to: Path | BytesIO, **options: Any) -> None:
         if isinstance(to, Path):
             to.write_bytes(b"")
+        elif options["format"] == "svg":
+            to.write(b'<svg xmlns="http://www.w3.org/2000/svg" width="1pt" height="1pt"/>')
 
     monkeypatch.setattr(Figure, "savefig", save)
 
@@ -714,7 +716,10 @@ def test_a_diverged_run_keeps_what_is_done_and_says_what_to_do(
             ["--server.learning-rate", "nan"],
             "must be a number, or a schedule",
         ),
-        (["--server.learning-rate", "1e400"], "--server.learning-rate must lie in (-inf, inf), got inf"),
+        (
+            ["--server.learning-rate", "1e400"],
+            "--server.learning-rate must lie in (-inf, inf), got inf",
+        ),
         (
             ["--algorithm", "fedavgm", "--server-momentum", "1"],
             "algorithm: server_momentum must lie in [0, 1), got 1",
@@ -807,7 +812,7 @@ def test_a_picture_that_fails_costs_no_numbers(
     monkeypatch.setattr(plots, "label_counts", broken)
     assert run("train", *SMALL, "--rounds", "1", "--output", tmp_path / "run") == 2
     assert "there is no ink" in capsys.readouterr().err
-    assert names(tmp_path / "run") >= FILES - PICTURES
+    assert names(tmp_path / "run") >= FILES - PICTURES - {"report.html"}  # which has the pictures
 
 
 @pytest.mark.parametrize("command", [("train",), ("reproduce", "agnostic-adult")], ids=" ".join)
@@ -847,8 +852,9 @@ def test_options_of_an_experiment_are_explained(capsys: pytest.CaptureFixture[st
         (["--version"], 0, ["fedjax-sim 0."]),
         (["train", "--help"], 0, ["--alpha", "concentration", "Exit status", "scaffold"]),
         (["train", "--alhpa", "1"], 2, ["--alpha"]),
-        (["trian"], 2, ["Did you mean 'train'? Choose one of: train, reproduce, datasets, parts."]),
+        (["trian"], 2, ["Did you mean 'train'? Choose one of: train, reproduce, compare,"]),
         (["reproduce", "agnostic-adlt"], 2, ["Did you mean 'agnostic-adult'?"]),
+        (["compare", "--help"], 0, ["usage: fedjax-sim compare RUN..."]),
         (["datasets", "--help"], 0, ["usage: fedjax-sim datasets"]),
     ],
 )

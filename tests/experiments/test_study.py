@@ -10,7 +10,9 @@ import pytest
 from rich.console import Console
 
 from fedjax_sim import experiments
+from fedjax_sim.analysis import plots
 from fedjax_sim.experiments.study import SeedsOptions, Sheet, Study, compared, expect, table
+from pages import Page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +80,26 @@ def test_a_picture_that_cannot_be_drawn_costs_no_results(tmp_path: Path) -> None
     assert results["complete"] and results["rows"] == [2] and results["num_seeds"] == 1
     assert "1.5±0.5" in (tmp_path / "results.md").read_text(encoding="utf-8")
     assert (tmp_path / "a.npz").exists()
+
+
+def test_the_page_has_tables_pictures_and_how_to_repeat_it(tmp_path: Path) -> None:
+    study = Study("Data <and> more", Options(tmp_path, seed=2))
+    figure = plots.series([1, 2], {"a $x$": [[1.0], [2.0]]}, x="clients", y="accuracy")
+    named = plots.titled(plots.series([1, 2], {"b": [[1.0], [2.0]]}, x="x", y="y"), "Its own")
+    wrong = expect("a table", "a digit", ("accuracy", 0.5, 0.7, 0.1))
+    study.publish(
+        [table("Numbers", ("row", "value"), {"<i>": (np.array([1.0, 2.0]),)})],
+        wrong,
+        [("curves.png", figure), ("more-curves.png", named)],
+        note="A note.",
+    )
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert ["<i>", "1.5±0.5"] in page.rows
+    assert page.tags.count("svg") == 2 and "More curves" in page.words
+    assert "Not as expected: accuracy is 0.7, but 0.5 in a table" in page.words
+    assert "fedjax-sim reproduce" in page.words and "--seed 2 --output runs/again" in page.words
+    assert "A note." in page.words and "results.json" in page.words
+    assert figure.get_suptitle() == "Data <and> more" and named.get_suptitle() == "Its own"
 
 
 def test_experiments_are_named_by_their_place() -> None:

@@ -4,13 +4,15 @@ Every function returns a matplotlib `Figure` of its own and leaves pyplot alone,
 display, nothing has to be closed, and a notebook shows what is returned.
 
     clients        label_counts, client_distribution, sharing: how clients differ
-    curves         learning_curves, minimax_path, series, ranges: what changes over rounds
+    curves         learning_curves, minimax_path, series, ranges, bands: what changes over rounds
     comparisons    grouped_bars, heat_map, tradeoff, fairness_tradeoff, histograms: methods beside
                    each other
     images         image_rows, image_grid: weights and examples
-    files          save, png
+    files          save, png, svg
+    _style         titled: a title above any of them
 """
 
+from fedjax_sim.analysis.plots._style import MIN_SPREAD, titled
 from fedjax_sim.analysis.plots.clients import client_distribution, label_counts, sharing
 from fedjax_sim.analysis.plots.comparisons import (
     fairness_tradeoff,
@@ -19,11 +21,13 @@ from fedjax_sim.analysis.plots.comparisons import (
     histograms,
     tradeoff,
 )
-from fedjax_sim.analysis.plots.curves import learning_curves, minimax_path, ranges, series
-from fedjax_sim.analysis.plots.files import png, save
+from fedjax_sim.analysis.plots.curves import bands, learning_curves, minimax_path, ranges, series
+from fedjax_sim.analysis.plots.files import png, save, svg
 from fedjax_sim.analysis.plots.images import image_grid, image_rows
 
 __all__ = [
+    "MIN_SPREAD",
+    "bands",
     "client_distribution",
     "fairness_tradeoff",
     "grouped_bars",
@@ -39,5 +43,7 @@ __all__ = [
     "save",
     "series",
     "sharing",
+    "svg",
+    "titled",
     "tradeoff",
 ]

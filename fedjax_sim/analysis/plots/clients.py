@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fedjax_sim.analysis.plots._style import COLOURS, MAX_NAMES, names_of, new_figure
+from fedjax_sim.analysis.plots._colours import COLOURS, PAPER
+from fedjax_sim.analysis.plots._style import MAX_NAMES, MIN_SPREAD, names_of, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,14 +58,18 @@ def label_counts(
     return _mixture_map(table, classes, clients, client_label)
 
 
-def client_distribution(values: Mapping[str, ArrayLike], *, label: str) -> "Figure":
+def client_distribution(
+    values: Mapping[str, ArrayLike], *, label: str, client_names: Sequence[str] | None = None
+) -> "Figure":
     """Draw how a metric is distributed: the fraction of clients at or below each value.
 
     The steeper a curve, the more alike the clients fare. It crosses 0.1 at the 10th percentile.
+    Fewer than ten clients have no distribution: each is a row with a mark for every curve.
 
     Args:
         values: curve name -> [N] one value a client; clients with NaN are left out.
         label: what the values are.
+        client_names: [N] for the rows of few clients; default 0, 1, ...
 
     Returns:
         The figure.
@@ -78,16 +83,19 @@ def client_distribution(values: Mapping[str, ArrayLike], *, label: str) -> "Figu
                 f"values of {name!r} must be one a client [N], got shape {np.shape(each)}: take "
                 "one evaluation, one run, and of a metric by class one class."
             )
-    finite = {name: np.asarray(each)[np.isfinite(each)] for name, each in values.items()}
-    finite = {name: each for name, each in finite.items() if each.size}
-    if not finite:
+    known = {name: np.asarray(each) for name, each in values.items() if np.isfinite(each).any()}
+    if not known:
         raise ValueError("values must hold at least one finite value, got none.")
+    num_clients = max(map(len, known.values()))
+    if num_clients < MIN_SPREAD:
+        return _client_rows(known, names_of("client_names", client_names, num_clients), label)
     with new_figure(7, 3) as figure:
         axes = figure.subplots()
-        for i, (name, each) in enumerate(finite.items()):
+        for i, (name, each) in enumerate(known.items()):
+            finite = each[np.isfinite(each)]
             style: Any = {"linestyle": ("-", "--", ":")[i // len(COLOURS) % 3]}
             colour = COLOURS[i % len(COLOURS)]
-            axes.ecdf(each, color=colour, label=f"{name}, N = {each.size:,}", **style)
+            axes.ecdf(finite, color=colour, label=f"{name}, N = {finite.size:,}", **style)
         axes.set(xlabel=label, ylabel="share of clients at or below", ylim=(0, 1.02))
         axes.grid(visible=True)
         figure.legend(loc="outside right upper")
@@ -132,6 +140,21 @@ def sharing(slots: ArrayLike, num_neurons: int) -> "Figure":
     return figure
 
 
+def _client_rows(values: Mapping[str, NDArray], clients: list[str], label: str) -> "Figure":
+    with new_figure(7, 1.1 + 0.25 * max(len(clients), len(values))) as figure:
+        axes = figure.subplots()
+        for i, (name, each) in enumerate(values.items()):
+            style: Any = {"linestyle": "none", "marker": "osD^vP"[i // len(COLOURS) % 6]}
+            axes.plot(each, range(len(each)), color=COLOURS[i % len(COLOURS)], label=name, **style)
+        axes.set(xlabel=label, ylabel="client")
+        axes.set_yticks(range(len(clients)), clients)
+        axes.set_ylim(len(clients) - 0.5, -0.5)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=True)
+        figure.legend(loc="outside right upper")
+    return figure
+
+
 def _count_bars(
     table: NDArray[np.float64], classes: list[str], clients: list[str], client_label: str
 ) -> "Figure":
@@ -141,7 +164,7 @@ def _count_bars(
         left = np.zeros(len(clients))
         for k, name in enumerate(classes):
             axes.barh(
-                rows, table[:, k], left=left, color=COLOURS[k], label=name, edgecolor="white",
+                rows, table[:, k], left=left, color=COLOURS[k], label=name, edgecolor=PAPER,
                 linewidth=0.5,
             )  # fmt: skip
             left += table[:, k]

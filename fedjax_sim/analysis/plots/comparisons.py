@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fedjax_sim.analysis.plots._style import COLOURS, MAX_NAMES, SWEEP, new_figure
+from fedjax_sim.analysis.plots._colours import COLOURS, GRID, INK
+from fedjax_sim.analysis.plots._style import MAX_NAMES, SWEEP, new_figure
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -51,12 +53,12 @@ def grouped_bars(
                 each.mean(axis=0),
                 0.92 * width,
                 yerr=each.std(axis=0) if len(each) > 1 else None,
-                error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "#333333"},
+                error_kw={"elinewidth": 1, "capsize": 2, "ecolor": INK},
                 color=COLOURS[i % len(COLOURS)],
                 label=name,
             )
         for i, (name, heights) in enumerate((marks or {}).items()):
-            style: Any = {"colors": "black", "linestyles": ("--", ":")[i % 2], "linewidth": 1}
+            style: Any = {"colors": INK, "linestyles": ("--", ":")[i % 2], "linewidth": 1}
             axes.hlines(np.asarray(heights), at - 0.45, at + 0.45, label=name, **style)
         axes.set_xticks(at, list(group_names))
         axes.set_ylabel(label)
@@ -148,6 +150,8 @@ def heat_map(
     *,
     label: str,
     limits: tuple[float, float] | None = None,
+    x: str = "",
+    y: str = "",
 ) -> "Figure":
     """Draw a table of numbers as colours, with the numbers in them where they fit.
 
@@ -156,6 +160,7 @@ def heat_map(
         row_names, column_names: r and c names.
         label: what the values are.
         limits: values of the lightest and darkest colour; the range of the values by default.
+        x, y: what the columns and the rows are.
 
     Returns:
         The figure.
@@ -178,6 +183,7 @@ def heat_map(
         upright = max(map(len, column_names)) <= 5
         axes.set_xticks(range(table.shape[1]), column_names, rotation=0 if upright else 90)
         axes.set_yticks(range(table.shape[0]), row_names)
+        axes.set(xlabel=x, ylabel=y)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         if table.shape[1] <= MAX_NAMES // 2:
@@ -196,7 +202,12 @@ def heat_map(
 
 
 def histograms(
-    counts: Mapping[str, Mapping[str, ArrayLike]], edges: ArrayLike, *, x: str, y: str
+    counts: Mapping[str, Mapping[str, ArrayLike]],
+    edges: ArrayLike,
+    *,
+    x: str,
+    y: str,
+    open_ended: bool = False,
 ) -> "Figure":
     """Draw histograms over common bins, in one panel for each name, on a logarithmic axis.
 
@@ -204,6 +215,8 @@ def histograms(
         counts: panel name -> series name -> [k] counts >= 0; the same series in every panel.
         edges: [k + 1] ascending edges of the bins.
         x, y: what is binned and what is counted.
+        open_ended: the first and the last bin hold all that lies beyond: they are shaded and named,
+            and a panel says what share of each series they hold.
 
     Returns:
         The figure.
@@ -227,6 +240,27 @@ def histograms(
             ]
             axes.set(title=name, xlabel=x, yscale="log")
             axes.grid(visible=True)
+            if open_ended:
+                _mark_ends(axes, series, np.asarray(edges, float))
         panels[0].set_ylabel(y)
-        figure.legend(drawn, list(series), ncols=len(drawn), loc="outside upper center")
+        figure.legend(drawn, list(series), ncols=len(drawn), loc="outside lower center")
     return figure
+
+
+def _mark_ends(axes: "Axes", series: Mapping[str, ArrayLike], edges: np.ndarray) -> None:
+    """Shade the outermost bins, and say what they are and how much is in them."""
+    for low, high in (edges[:2], edges[-2:]):
+        axes.axvspan(low, high, color=GRID, linewidth=0, zorder=0)
+    inner = edges[1], (edges[1] + edges[-2]) / 2, edges[-2]
+    low_name, middle, high_name = (f"{edge:.3g}" for edge in np.round(inner, 12) + 0.0)
+    axes.set_xticks(inner, [f"< {low_name}", middle, f"> {high_name}"])
+    first, _, last = axes.get_xticklabels()
+    first.set_horizontalalignment("left")  # inside the panel
+    last.set_horizontalalignment("right")
+    lines = ["outside:"]
+    for name, each in series.items():
+        values = np.asarray(each, float)
+        lines.append(f"{name} {100 * (values[0] + values[-1]) / max(values.sum(), 1):.2g}%")
+    axes.margins(y=0.2)  # room for it
+    corner: Any = {"transform": axes.transAxes, "va": "top", "fontsize": 7}
+    axes.text(0.03, 0.98, "\n".join(lines), **corner)

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fedjax_sim import metrics
-from fedjax_sim.analysis.plots._style import COLOURS, SWEEP, new_figure
+from fedjax_sim.analysis.plots._colours import COLOURS
+from fedjax_sim.analysis.plots._style import MIN_SPREAD, SWEEP, new_figure, wrapped
 from fedjax_sim.base import Mean, MeanByClass
 from fedjax_sim.simulate import Evaluations, Result
 
@@ -28,8 +29,9 @@ def learning_curves(
 
     `learning_curves(result)` is all there is to it. A solid line is the mean over examples, a
     dashed one the worst client, and the band reaches from the 10th to the 90th percentile of the
-    clients. Of a sweep, every run is a line of its own, the mean over examples; `run` chooses one
-    and draws it as if it had been alone. A metric by class is drawn over all classes.
+    clients, of a result with ten of them or more. Of a sweep, every run is a line of its own, the
+    mean over examples; `run` chooses one and draws it as if it had been alone. A metric by class is
+    drawn over all classes.
 
     Args:
         rounds: what `run` or `sweep` returned, or its evaluations; or [E] rounds done at each
@@ -94,8 +96,11 @@ def _summarized(evaluations: Evaluations) -> dict[str, dict[str, np.ndarray]]:
             mean = Mean(mean.total.sum(axis=-1), mean.count.sum(axis=-1))
         metric = metrics.METRICS.get(name.removeprefix("personal "))
         spread = spread_of(mean, higher_is_better=metric is not None and metric.higher_is_better)
-        alone = {"mean"} if mean.count.shape[-1] == 1 else spread.keys()
+        num_clients = mean.count.shape[-1]
+        alone = {"mean"} if num_clients == 1 else spread.keys()
         left_out = {"worst"} if metric is None else set()
+        if num_clients < MIN_SPREAD:
+            left_out |= {"percentile_10", "percentile_90"}
         return {k: np.asarray(v) for k, v in spread.items() if k in alone and k not in left_out}
 
     return {
@@ -131,7 +136,9 @@ def _draw_spreads(
         axes, colour = panel[metric], COLOURS[splits.index(split) % len(COLOURS)]
         if {"percentile_10", "percentile_90"} <= summary.keys():
             ends = summary["percentile_10"], summary["percentile_90"]
-            axes.fill_between(at, *ends, color=colour, alpha=0.15, linewidth=0)
+            # Where bands overlap, their outlines still tell whose is whose.
+            look: Any = {"facecolor": (colour, 0.12), "edgecolor": (colour, 0.8)}
+            axes.fill_between(at, *ends, linewidth=0.8, **look)
             band = "band: 10th to 90th\npercentile of clients"
         for statistic, text, dashes in (("mean", "mean", "-"), ("worst", "worst client", "--")):
             if statistic in summary:
@@ -295,7 +302,7 @@ def ranges(
                     f"and {band.shape}. {SWEEP if band.ndim > 2 else ''}".rstrip()
                 )
             at = first + np.arange(len(band))
-            area = axes.fill_between(at, *band.T, color=COLOURS[0], alpha=0.25, linewidth=0)
+            area = axes.fill_between(at, *band.T, color=COLOURS[0], alpha=0.4, linewidth=0)
             drawn = axes.plot(at, lines, color=COLOURS[5], marker=".", markersize=3)
             axes.set(title=name, xlabel="round", yscale="log")
             axes.xaxis.get_major_locator().set_params(integer=True)
@@ -303,5 +310,53 @@ def ranges(
         panels[0].yaxis.set_major_formatter(LogFormatter())
         panels[0].yaxis.set_minor_formatter(LogFormatter())  # 6 and 20, not powers of ten
         panels[0].set_ylabel(label)
-        figure.legend([area, drawn[0]], [outer_label, inner_label], loc="outside upper center")
+        names = [outer_label, inner_label]
+        figure.legend([area, drawn[0]], names, ncols=2, loc="outside lower center")
+    return figure
+
+
+def bands(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike]],
+    *,
+    x: str,
+    y: str,
+    band: str,
+) -> "Figure":
+    """Draw curves with a band around each.
+
+    Args:
+        curves: name -> (at [E], value [E], lower end [E], upper end [E]) of each; ends that are NaN
+            have no band.
+        x, y: what stands along the axes.
+        band: what the bands are.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If there is nothing to draw, or lengths differ.
+    """
+    if not curves:
+        raise ValueError("curves must hold at least one, got none.")
+    names = [wrapped(name, 40) for name in curves]
+    height = 0.5 + 0.17 * ("\n".join(names).count("\n") + 3)
+    with new_figure(8, max(3, height)) as figure:
+        axes = figure.subplots()
+        for i, (name, curve) in enumerate(zip(names, curves.values(), strict=True)):
+            at, value, low, high = (np.asarray(each, float) for each in curve)
+            if not at.shape == value.shape == low.shape == high.shape == (at.size,):
+                raise ValueError(
+                    f"curves of {name!r} must be four arrays of one length, got shapes {at.shape}, "
+                    f"{value.shape}, {low.shape}, {high.shape}."
+                )
+            colour, dashes = COLOURS[i % len(COLOURS)], ("-", "--", ":")[i // len(COLOURS) % 3]
+            style: Any = {"color": colour, "linestyle": dashes, "marker": "." * (at.size == 1)}
+            axes.plot(at, value, label=name, **style)
+            if np.isfinite(low).any():
+                look: Any = {"facecolor": (colour, 0.12), "edgecolor": (colour, 0.8)}
+                axes.fill_between(at, low, high, linewidth=0.8, **look)
+        axes.set(xlabel=x, ylabel=y)
+        axes.locator_params(axis="x", integer=True)
+        axes.grid(visible=True)
+        figure.legend(title=band if axes.collections else None, loc="outside right upper")
     return figure

@@ -66,7 +66,7 @@ def main(options: Options) -> None:
     options = options.checked()
     study.use_all_cores()
     task = tasks.adult(options.folder, options.group_by)
-    report = study.Study("Adult census", options)
+    report = study.Study("Adult census, agnostic learning", options)
     effort = 0.1 if options.quick else 1.0
     sizes = task.named(task.train.sizes.tolist()).items()
     report.say("Adult census, training examples: " + ", ".join(f"{d} {n:,}" for d, n in sizes))

@@ -57,7 +57,7 @@ def main(options: Options) -> None:
     """Run the experiment and write its folder."""
     options = options.checked()
     task = load_task(options.folder, keep=600 if options.quick else 6000)
-    report = study.Study("Fashion-MNIST, three classes", options)
+    report = study.Study("Fashion-MNIST, three classes, agnostic learning", options)
     effort = 0.2 if options.quick else 1.0
     rows: dict[str, Row] = {}
     for name, (make, num_rounds) in recipes().items():

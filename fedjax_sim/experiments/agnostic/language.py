@@ -98,7 +98,7 @@ def main(options: Options) -> None:
         federate(examples, partition.by_group(groups["domain"], names=DOMAINS), ignore_label=-1)
         for examples, groups in ((text.train, text.train_groups), (text.test, text.test_groups))
     )
-    report = study.Study("Language model, two domains", options)
+    report = study.Study("Language model, two domains, agnostic learning", options)
     sizes = np.asarray(train.sizes)
     amounts = zip(DOMAINS, sizes * options.sequence_length, strict=True)
     report.say("Training words: " + ", ".join(f"{name} {n:,}" for name, n in amounts))

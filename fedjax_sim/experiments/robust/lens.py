@@ -354,8 +354,8 @@ def pictures(rows: Rows, prefix: str = "") -> Iterator[tuple[str, Any]]:
         name: {"honest": row.honest_histogram[0, at], "malicious": row.histogram[0, at]}
         for name, row in shown.items()
     }
-    x = f"change in round {EARLY}\n(outermost bins: and beyond)"
-    histograms = plots.histograms(updates, EDGES, x=x, y="parameters")
+    x = f"change in round {EARLY}"
+    histograms = plots.histograms(updates, EDGES, x=x, y="parameters", open_ended=True)
     yield f"{prefix}updates.png", histograms
 
 
@@ -373,5 +373,13 @@ def _confidences(rows: Rows) -> Any:
         return plots.learning_curves(at, curves)
     means = {name: row.confidence.mean(axis=0) for name, row in rows.items()}
     columns = [str(r) for r in at]
-    label = "mean probability of\nthe attacker's label,\nby round"  # fits beside few rows
-    return plots.heat_map(list(means.values()), list(means), columns, label=label, limits=(0, 1))
+    label = "mean probability of\nthe attacker's label"  # fits beside few rows
+    return plots.heat_map(
+        list(means.values()),
+        list(means),
+        columns,
+        label=label,
+        limits=(0, 1),
+        x="round",
+        y="attack",
+    )

@@ -12,13 +12,14 @@ References:
 """
 
 import dataclasses
-import itertools
+from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from fedjax_sim import models
+from fedjax_sim.analysis import plots
 from fedjax_sim.base import Model
 from fedjax_sim.data import Batching, datasets, poisoning
 from fedjax_sim.experiments import study, tasks
@@ -55,9 +56,15 @@ def main(options: Options) -> None:
         report.keep(nets={name: lens.summary(rows) for name, rows in nets.items()})
     report.publish(
         [lens.sheet(f"{name} network", rows) for name, rows in nets.items()],
-        pictures=itertools.chain(*(lens.pictures(rows, f"{n}-") for n, rows in nets.items())),
+        pictures=_pictures(report.title, nets),
         nets={name: lens.summary(rows) for name, rows in nets.items()},
     )
+
+
+def _pictures(title: str, nets: dict[str, lens.Rows]) -> Iterator[tuple[str, Any]]:
+    for net, rows in nets.items():
+        for name, figure in lens.pictures(rows, f"{net}-"):
+            yield name, plots.titled(figure, f"{title}, {net} network")
 
 
 def load_setting(model: Model, options: Options) -> lens.Setting:

@@ -161,7 +161,7 @@ def main(options: Options) -> None:
     """Run the experiment and write its folder."""
     options = options.checked()
     task = load_task(options)
-    report = study.Study("Robust aggregation on unlike clients", options)
+    report = study.Study("MNIST: robust aggregation on unlike clients", options)
     started = time.perf_counter()
     grid: Grid = {}
     for momentum, rule, size in itertools.product(
