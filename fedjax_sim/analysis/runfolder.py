@@ -33,7 +33,7 @@ import numpy as np
 from fedjax_sim import __version__
 from fedjax_sim.analysis import plots
 from fedjax_sim.base import Params, PyTree
-from fedjax_sim.ops import trees
+from fedjax_sim.ops import checks, trees
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 _CONFIG = "config.json"
 _LOG = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
+_FOLDERS = (CHECKPOINTS, "runs", "tensorboard", "wandb")
+"""Folders that a run may have; no other is ever deleted."""
 _PACKAGES = ("jax", "jaxlib", "numpy", "flax", "optax")
 
 
@@ -88,7 +90,7 @@ class RunFolder:
             _partial(self.path / name).unlink(missing_ok=True)
             if name == _CONFIG or resume:
                 continue  # config.json is replaced below: until then it says whose the others are
-            if name == CHECKPOINTS and (self.path / name).is_dir():
+            if name in _FOLDERS and (self.path / name).is_dir():
                 shutil.rmtree(self.path / name)
             else:
                 (self.path / name).unlink(missing_ok=True)
@@ -135,9 +137,18 @@ class RunFolder:
             path.write_text("".join(kept), encoding="utf-8")
 
     def checkpoints(self) -> Path:
-        """The folder for the run's checkpoints; it is deleted when the run is replaced."""
-        self._claim(CHECKPOINTS)
-        return self.path / CHECKPOINTS
+        """The folder for the run's checkpoints."""
+        return self.subfolder(CHECKPOINTS)
+
+    def subfolder(self, name: str) -> Path:
+        """A folder in the run's folder, which is deleted when the run is replaced.
+
+        Raises:
+            ValueError: it is none of those that may be deleted.
+        """
+        checks.one_of("name", name, _FOLDERS)
+        self._claim(name)
+        return self.path / name
 
     def save_json(self, name: str, value: Any) -> None:
         """Write a JSON file; takes what `plain` takes."""

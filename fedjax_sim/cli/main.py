@@ -1,4 +1,4 @@
-"""The command line: `fedjax-sim train | reproduce NAME | compare | datasets | parts`.
+"""The command line: `fedjax-sim train | sweep | compare | report | reproduce | datasets | parts`.
 
 Whatever needs jax is imported by the command that needs it, so that help and typing errors come at
 once.
@@ -32,8 +32,11 @@ Simulate federated learning on JAX: a round is one pure function, a training run
 
 commands:
   train             Train a model over clients: choose data, partition, model and algorithm.
+  sweep [FILE] --over AXIS...
+                    Train at all combinations of some options' values, in few programs.
   reproduce NAME    Repeat an experiment of a paper.
   compare RUN...    Show finished runs beside each other, those of several seeds as one row.
+  report RUN...     Write report.html, a page with all of a run, into its folder.
   datasets          List the data sets, and how to get them.
   parts [KIND [NAME]]
                     Show which parts there are, such as aggregators, and what each takes.
@@ -44,6 +47,7 @@ examples:
   fedjax-sim train                               # 100 clients on data that comes with the package
   fedjax-sim train --alpha 0.1 --algorithm fedadam --rounds 200 --output runs/skewed
   fedjax-sim train --config runs/skewed/config.toml --seed 1     # the same with another seed
+  fedjax-sim sweep --over seed=0..4 "aggregator=mean,krum(num_byzantine=2)" --rounds 50
   fedjax-sim reproduce agnostic-adult            # the average and its smallest client
   fedjax-sim compare runs/*                      # what differed, with confidence intervals
 
@@ -112,6 +116,8 @@ def _complain(message: str) -> None:
 def _dispatch(args: list[str]) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
+        "sweep": _sweep,
+        "report": _report,
         "reproduce": _reproduce,
         "compare": _compare,
         "datasets": _datasets,
@@ -142,6 +148,55 @@ def _train(args: list[str]) -> int:
 
     _keep_programs(args)
     return train.main(options)
+
+
+def _sweep(args: list[str]) -> int:
+    if not args or {"-h", "--help"} & {*args}:
+        print(_SWEEP_HELP, end="")
+        return 0 if args else 2
+    _keep_programs(args)
+    from fedjax_sim.cli import sweep
+
+    return sweep.main([arg for arg in args if arg != "--debug"])
+
+
+_SWEEP_HELP = """\
+usage: fedjax-sim sweep [FILE.toml] --over OPTION=VALUE,VALUE... [OPTION=...] [OPTIONS]
+
+Train at all combinations of the options' values. Seeds, and numbers that a part may have traced,
+such as learning rates, are runs of one program; other parts and sizes are a program each.
+
+Options are those of `fedjax-sim train`, in a file or here; `fedjax-sim train --help` lists them.
+
+options of a sweep:
+  --over OPTION=VALUE,VALUE...
+                    The axes: a number, a name, or a part in quotes; seed=0..9 is ten seeds. The
+                    partition is the same for all seeds, unless partition.seed is an axis.
+  --output FOLDER   Folder for all runs and the page that compares them.
+  --overwrite       Replace an earlier sweep in it.
+  --resume FOLDER   Go on with the sweep in a folder: what is done is not done again.
+  --runs-at-once N  Runs in one program at most. By default as many as fit into the memory.
+  --no-cache        Compile anew.
+
+examples:
+  fedjax-sim sweep --over seed=0..9 "client_optimizer.learning_rate=0.03,0.1,0.3" --rounds 50
+  fedjax-sim sweep --num-clients 20 --cohort-size 15 --malicious 0 1 2 3 --rounds 30 --over \\
+      "attack=no_attack,sign_flip,little_is_enough" seed=0..3 \\
+      "aggregator=mean,coordinate_median,krum(num_byzantine=4)"
+"""
+
+
+def _report(args: list[str]) -> int:
+    if not args or any(arg.startswith("-") for arg in args):
+        print("usage: fedjax-sim report RUN...\n\nWrite report.html into the folders of runs.")
+        return 0 if {*args} & {"-h", "--help"} else 2
+    from fedjax_sim.analysis import report
+
+    for name in args:
+        path = Path(name).expanduser() / "report.html"
+        path.write_text(report.of_run(path.parent), encoding="utf-8")
+        print(checks.printable(str(path)))
+    return 0
 
 
 def _keep_programs(args: list[str]) -> None:

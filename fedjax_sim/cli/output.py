@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import logging
+import os
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from fedjax_sim.experiments import options as options_of
 from fedjax_sim.experiments.described import Experiment, Goal, target_units
 from fedjax_sim.experiments.options import Options
 from fedjax_sim.experiments.population import Dealt
-from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops import checks, devices, trees
 from fedjax_sim.parts.text import show
 
 Summaries = dict[str, dict[str, dict[str, np.ndarray]]]
@@ -141,8 +142,26 @@ def write(
     failure: Exception | None,
 ) -> None:
     """Write everything a run leaves; `labels` gives the picture of who has which."""
-    dealt = experiment.dealt
     folder.save_params(result.params)
+    write_numbers(folder, experiment, result, summaries, failure)
+    picture = labels()  # should it fail, all but pictures is written
+    if picture is not None:
+        folder.save_bytes("label_counts.png", picture)
+    figures = report.figures_of_run(folder.path)
+    for name, figure in figures.items():
+        folder.save_figure(name, figure)
+    folder.save_text("report.html", report.of_run(folder.path, figures))
+
+
+def write_numbers(
+    folder: RunFolder,
+    experiment: Experiment,
+    result: simulate.Result,
+    summaries: Summaries,
+    failure: Exception | None,
+) -> None:
+    """Write per_client.npz, and then results.json."""
+    dealt = experiment.dealt
     names, classes = (
         np.array(given) if given else None
         for given in (dealt.client_names, dealt.dataset.class_names)
@@ -200,13 +219,6 @@ def write(
             "peak_memory_bytes": _peak_memory_bytes(),
         },
     )
-    picture = labels()  # should it fail, all but pictures is written
-    if picture is not None:
-        folder.save_bytes("label_counts.png", picture)
-    figures = report.figures_of_run(folder.path)
-    for name, figure in figures.items():
-        folder.save_figure(name, figure)
-    folder.save_text("report.html", report.of_run(folder.path, figures))
 
 
 def picture_of_labels(dealt: Dealt) -> bytes | None:
@@ -363,3 +375,11 @@ def closing(folder: RunFolder, options: Options, result: simulate.Result) -> str
         f"results: {path}/ (report.html, results.json, metrics.jsonl, per_client.npz, "
         f"params.npz, pictures){goes_on}"
     )
+
+
+def use_all_cores() -> None:
+    """One device a core of the CPU; where JAX runs already, its devices stay as they are."""
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    with contextlib.suppress(RuntimeError):
+        devices.use_all_cores()

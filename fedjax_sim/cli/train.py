@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from fedjax_sim.cli.output import (
     shown_log,
     summarize,
     summary_table,
+    use_all_cores,
     write,
 )
 from fedjax_sim.experiments import described
@@ -43,7 +43,7 @@ def main(options: Options) -> int:
             it can be.
         ValueError, TypeError, OSError: wrong options or data; no folder is made or changed.
     """
-    _use_all_cores()
+    use_all_cores()
     options_of.check_resumed(options)
     described.check(options)
     run = options.plain.run
@@ -132,11 +132,3 @@ def _simulated(
                 raise
             return done, error
     return result, None
-
-
-def _use_all_cores() -> None:
-    """One device a core of the CPU; where JAX runs already, its devices stay as they are."""
-    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-        return
-    with contextlib.suppress(RuntimeError):
-        devices.use_all_cores()

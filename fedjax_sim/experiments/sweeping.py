@@ -7,6 +7,7 @@ leading axis; other parts, sizes and choices are a program each.
 import functools
 import json
 import re
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -176,6 +177,7 @@ class Sweeper:
 
     def __init__(self) -> None:
         self._dealt: dict[str, Any] = {}
+        self._dealing = threading.Lock()
 
     def experiment(self, options: Options) -> Experiment:
         """The experiment of a group's first point."""
@@ -187,8 +189,9 @@ class Sweeper:
         if "partition.seed" not in own:
             own["seed"] = str(flat["seed"])
         key = json.dumps(own, sort_keys=True)
-        if key not in self._dealt:
-            self._dealt[key] = described.deal(options)
+        with self._dealing:
+            if key not in self._dealt:
+                self._dealt[key] = described.deal(options)
         return described.build(options, dealt=self._dealt[key])
 
     def run(
@@ -274,8 +277,6 @@ def runs_at_once(experiment: Experiment, memory: int) -> int:
 
 
 def memory_bytes() -> int:
-    """Half of the memory that the device, or for a CPU the machine, has free."""
+    """A part of the device's memory, or for a CPU of the machine's: the same at every start."""
     stats = jax.local_devices()[0].memory_stats() or {}
-    if "bytes_limit" in stats:
-        return (stats["bytes_limit"] - stats.get("bytes_in_use", 0)) // 2
-    return devices.free_memory_bytes() // 2
+    return stats["bytes_limit"] // 2 if "bytes_limit" in stats else devices.host_memory_bytes() // 4

@@ -95,9 +95,9 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(lambda leaf: place(everywhere, np.asarray(leaf)), tree)
 
 
-def free_memory_bytes() -> int:
-    """The memory that is free on this machine, as far as the system tells; else 4 GiB."""
+def host_memory_bytes() -> int:
+    """The memory of this machine, as far as the system tells; else 8 GiB."""
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # Windows; macOS does not tell what is free
-        return 4 << 30
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return 8 << 30
