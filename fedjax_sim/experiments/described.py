@@ -173,7 +173,8 @@ def build(options: Options, *, mesh: Mesh | None = None, dealt: Dealt | None = N
     globally = _global_model(options, model, dataset)
     params = init_params(globally, model, dataset, init_key)
     algorithm = _algorithm(options, model, _of_standard(goal.loss, dataset), mesh)
-    jax.eval_shape(algorithm.init, key, params, dealt.train)  # refuses what cannot run
+    state = jax.eval_shape(algorithm.init, key, params, dealt.train)  # refuses what cannot run,
+    jax.eval_shape(algorithm.step, key, state, dealt.train)  # such as Krum in a small cohort
     evaluate = engine.evaluator(model, goal.metrics, mesh=mesh)
     return Experiment(options, dealt, model, globally, params, algorithm, goal, evaluate, key, mesh)
 
