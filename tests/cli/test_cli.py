@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from matplotlib.figure import Figure
 
 import compilation
 import fedjax_sim as fs
@@ -75,19 +73,6 @@ def in_a_new_process(*args: object, **options: Any) -> subprocess.Popen:
     command = [sys.executable, "-c", "from fedjax_sim.cli.main import main; main()"]
     environment = os.environ | compilation.QUICK_ENVIRONMENT
     return subprocess.Popen([*command, *map(str, args)], env=environment, **options)
-
-
-@pytest.fixture
-def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files for pictures, with nothing drawn, where a run's numbers are what is looked at."""
-
-    def save(self: Figure, to: Path | BytesIO, **options: Any) -> None:
-        if isinstance(to, Path):
-            to.write_bytes(b"")
-        elif options["format"] == "svg":
-            to.write(b'<svg xmlns="http://www.w3.org/2000/svg" width="1pt" height="1pt"/>')
-
-    monkeypatch.setattr(Figure, "savefig", save)
 
 
 # train
