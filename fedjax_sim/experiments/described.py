@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from fedjax_sim import engine, metrics, models, parts, simulate
 from fedjax_sim.base import Algorithm, Array, ClientMetric, Key, Loss, Mean, Model, Params
 from fedjax_sim.data import FederatedData, datasets
+from fedjax_sim.engine.width import plain_tracing
 from fedjax_sim.experiments import options as options_of
 from fedjax_sim.experiments.options import Options
 from fedjax_sim.experiments.population import Dealt, deal
@@ -173,8 +174,9 @@ def build(options: Options, *, mesh: Mesh | None = None, dealt: Dealt | None = N
     globally = _global_model(options, model, dataset)
     params = init_params(globally, model, dataset, init_key)
     algorithm = _algorithm(options, model, _of_standard(goal.loss, dataset), mesh)
-    state = jax.eval_shape(algorithm.init, key, params, dealt.train)  # refuses what cannot run,
-    jax.eval_shape(algorithm.step, key, state, dealt.train)  # such as Krum in a small cohort
+    with plain_tracing():  # refuses what cannot run, such as Krum in a small cohort
+        state = jax.eval_shape(lambda *args: algorithm.init(*args), key, params, dealt.train)
+        jax.eval_shape(lambda *args: algorithm.step(*args), key, state, dealt.train)
     evaluate = engine.evaluator(model, goal.metrics, mesh=mesh)
     return Experiment(options, dealt, model, globally, params, algorithm, goal, evaluate, key, mesh)
 
