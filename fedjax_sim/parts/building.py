@@ -5,6 +5,7 @@ itself, such as the model and the number of classes, need not be written: it is 
 """
 
 import functools
+import importlib
 import inspect
 import types
 import typing
@@ -16,7 +17,7 @@ import optax
 
 from fedjax_sim.data.partition import Partition
 from fedjax_sim.ops import checks
-from fedjax_sim.parts import finding
+from fedjax_sim.parts import finding, signatures
 from fedjax_sim.parts.finding import Factory, Option
 from fedjax_sim.parts.text import Call, Value, is_own, parse, show
 
@@ -50,6 +51,7 @@ def build(value: Value, kind: Any, *, known: Known | None = None, where: str = "
             *finding.CONTRACTS.values(),
             optax.GradientTransformation,
             Callable[[jax.Array], jax.Array],
+            *_settings_called(value.name),
             Any,
         )
     if isinstance(value, str) and (_makes_parts(kinds) or ":" in value):
@@ -197,10 +199,13 @@ def _resolved(name: str, kinds: Sequence[Any], where: str) -> Factory:
     short = name.removeprefix("optax.").removeprefix("jax.nn.")
     if short in known:
         return known[short]
+    near = checks.nearest(name, known)
+    if Any in kinds:
+        raise ValueError(f"{where}: there is no part {checks.shown(name)}.{near}")
     wanted = " or ".join(_described(kind) for kind in kinds if catalogue(kind)) or "value"
     raise ValueError(
-        f"{where}: there is no {wanted} {checks.shown(name)}.{checks.nearest(name, known)} There "
-        f'are: {", ".join(sorted(known)) or "none"}; or "module:function" of your own.'
+        f"{where}: there is no {wanted} {checks.shown(name)}.{near} There are: "
+        f'{", ".join(sorted(known)) or "none"}; or "module:function" of your own.'
     )
 
 
@@ -305,6 +310,14 @@ def _takes(function: Factory, number: int, given: Iterable[str] = ()) -> bool:
     except TypeError:
         return False
     return True
+
+
+def _settings_called(name: str) -> list[type]:
+    """The class of settings of a name, if there is one."""
+    found = signatures.lookup(name)
+    if found is None or found.name != found.returns:
+        return []
+    return [getattr(importlib.import_module(found.module), name)]
 
 
 def _is_settings(kind: Any) -> bool:

@@ -140,6 +140,7 @@ def test_two_rounds_of_parts_in_parts_are_those_of_python(own):
         (0.25, Rate, 0.25),
         ("cosine_decay_schedule(0.5, 10)", Rate, 0.5),
         ("Batching(4, num_epochs=2)", fs.Batching, fs.Batching(4, num_epochs=2)),
+        (parts.parse("Batching(4, num_epochs=2)"), Any, fs.Batching(4, num_epochs=2)),
         ({"batch_size": 4, "num_epochs": 2}, fs.Batching, fs.Batching(4, num_epochs=2)),
         ("cross_entropy", base.Loss, fs.metrics.cross_entropy),
         (fs.metrics.cross_entropy, base.Loss, fs.metrics.cross_entropy),
