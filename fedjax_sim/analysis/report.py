@@ -345,8 +345,9 @@ def _client_names(run: Recorded, number: int) -> list[str]:
 
 def _names(run: Recorded, array: str, number: int) -> list[str]:
     """Names that a run has kept, or numbers."""
-    names = run.arrays.get(array, np.arange(number))
-    return [str(name) for name in (names if names.shape == (number,) else range(number))]
+    names = run.read(array)
+    known = range(number) if names is None or names.shape != (number,) else names
+    return [str(name) for name in known]
 
 
 # Who is left behind
@@ -440,7 +441,7 @@ def _labels(run: Recorded) -> list[Block]:
     counts = run.array("label_counts", 2)
     if counts is None or not counts.size:
         return []
-    named = "client_names" in run.arrays
+    named = run.read("client_names") is not None
     figure = plots.label_counts(
         counts,
         class_names=_names(run, "class_names", counts.shape[1]),
