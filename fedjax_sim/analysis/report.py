@@ -79,11 +79,13 @@ def of_comparison(comparison: Comparison, *, title: str, notes: Sequence[str] = 
     blocks += [("warnings", left_out)] if left_out else []
     sections = [Section("", [*blocks, *(("table", sheet) for sheet in comparison.key())])]
     for metric in comparison.metrics:
-        shown_of: list[Block] = [("table", comparison.table(metric)._replace(title=""))]
+        grid = comparison.grid(metric)
+        shown_of: list[Block] = [] if grid is None else [("table", grid._replace(title=""))]
         figure = comparison.figure(metric)
         if figure is not None:
             plots.titled(figure, _named(comparison.common) or title)
             shown_of.append(("picture", Picture(plots.svg(figure), f"{metric} by round")))
+        shown_of.append(("table", comparison.table(metric)._replace(title="")))
         sections.append(Section(metric, shown_of))
     pairs = zip(comparison.labels, comparison.groups, strict=True)
     runs = [

@@ -193,10 +193,9 @@ def like(label: str, name: str) -> str:
     >>> like("--alpha", "server.learning_rate")
     '--server.learning-rate'
     """
-    if label.startswith("--"):
-        return "--" + name.replace("_", "-")
-    place, colon, _ = label.rpartition(": ")
-    return f"{place}{colon}{name}"
+    place, space, own = label.rpartition(" ")
+    shown = "--" + name.replace("_", "-") if own.startswith("--") else name
+    return f"{place}{space}{shown}"
 
 
 # Where an option is.
@@ -310,9 +309,9 @@ def _unplaced(parts: Parts, name: str, label: str, also: Iterable[str]) -> str:
     known = {*also, *parts}
     for short, path in options(parts, also):
         known |= {short, ".".join(path[-2:]), ".".join(path)}
-    place, colon, own = label.rpartition(": ")
+    place, space, own = label.rpartition(" ")
     near = checks.nearest(own, [like(own, each) for each in known])
-    return f"{place}{colon}unknown option {checks.shown(own)}.{near}"
+    return f"{place}{space}unknown option {checks.shown(own)}.{near}"
 
 
 def _name_of(part: Value) -> str:
@@ -686,4 +685,4 @@ def _described(kinds: Kinds) -> str:
 
 
 def _inner(label: str, name: str) -> str:
-    return f"{label}.{name.replace('_', '-') if label.startswith('--') else name}"
+    return like(label, f"{label.rpartition(' ')[2].removeprefix('--')}.{name}")
