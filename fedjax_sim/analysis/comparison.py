@@ -35,7 +35,17 @@ MAX_CURVES = 8
 """Curves in one panel, where they can be divided."""
 _SEED = "seed"
 _OF_ONE_RUN = {
-    *("checkpoint_every", "config", "debug", "no_cache", "output", "overwrite", "resume", _SEED),
+    *(
+        "checkpoint_every",
+        "config",
+        "debug",
+        "no_cache",
+        "output",
+        "overwrite",
+        "resume",
+        "track",
+        _SEED,
+    ),
 }
 """Options, by the last part of their names, that do not tell one row from another."""
 

@@ -165,6 +165,8 @@ class RunOptions:
     Attributes:
         output: Folder for the results.
         overwrite: Replace an earlier run in --output.
+        track: Write the run down for other tools too: tensorboard, wandb, mlflow, csv or parquet; a
+            folder, file, project or address may follow, such as wandb:my-project.
         checkpoint_every: Rounds between checkpoints, at least 1, of which the newest is kept; one
             is written at the end as well, be the run done or interrupted. By default none are.
         resume: Continue the run in this folder from its newest checkpoint, with its options. On the
@@ -178,6 +180,7 @@ class RunOptions:
 
     output: Annotated[Path | None, Shown("PATH", "runs/DATASET-ALGORITHM-DATE")] = None
     overwrite: bool = False
+    track: Annotated[tuple[str, ...] | None, Shown("NAME[:WHERE] [...]")] = None
     checkpoint_every: Annotated[int | None, Range(1), Shown("INT")] = None
     resume: Annotated[Path | None, Shown("PATH")] = None
     config: Annotated[Path | None, Shown("FILE.toml")] = None
@@ -213,7 +216,7 @@ KINDS = kinds_of(PlainOptions)
 RANGES = said_of(PlainOptions, Range)
 SHOWN = said_of(PlainOptions, Shown)
 _NOT_IN_FILES = ("config", "debug", "no_cache", "resume")
-_NOT_REPEATED = ("output", "overwrite", *_NOT_IN_FILES)
+_NOT_REPEATED = ("output", "overwrite", "track", *_NOT_IN_FILES)
 
 
 def resolve(*layers: Layer, num_clients: int | None = None) -> Options:
@@ -375,7 +378,7 @@ def from_run(path: str | os.PathLike[str]) -> dict[str, Setting]:
 _NEW_AT_RESUME = (
     *("rounds", "algorithm.width", "on_error", "eval_every", "checkpoint_every"),
     *("patience", "patience_metric"),
-    *("resume", "debug", "no_cache"),
+    *("track", "resume", "debug", "no_cache"),
 )
 
 
