@@ -5,6 +5,7 @@ Beside what stands here, every option of the chosen parts is an option of the ex
 """
 
 import dataclasses
+import datetime
 import json
 import os
 import re
@@ -350,10 +351,20 @@ def from_file(path: str | os.PathLike[str]) -> dict[str, Setting]:
         raise FileNotFoundError(f"there is no configuration file {path}.") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"{path} is not a TOML file: {error}.") from error
-    for name in _NOT_IN_FILES:
-        if name in values:
+    for name, value in values.items():
+        if name in _NOT_IN_FILES:
             raise ValueError(f"{path}: {name} is an option of the command line alone.")
+        _check_no_date(f"{path}: {name}", value)
     return from_mapping(values, f"{path}: ")
+
+
+def _check_no_date(label: str, value: Any) -> None:
+    """Raise for what TOML knows and no option is."""
+    if isinstance(value, datetime.date | datetime.time):
+        raise ValueError(f"{label} must not be a date or a time, got {value}. Put text in quotes.")
+    if isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            _check_no_date(label, each)
 
 
 def from_run(path: str | os.PathLike[str]) -> dict[str, Setting]:

@@ -415,6 +415,9 @@ def _completed(value: Value, kinds: Kinds, slot: Slot, label: str) -> Value:
                 )
             return _completed_call(Call(settings[0], (), dict(value)), kinds, slot, label)
         case tuple() | list() if not is_finished(value):
+            if not any(map(_takes_lists, kinds)):
+                wanted = _described(kinds)
+                raise ValueError(f"{label} must be {wanted}, got a list of {len(value)} values.")
             inner = _entries(kinds)
             return tuple(_completed(each, inner, slot, label) for each in value)
     return _typed(value, kinds, label)
@@ -631,6 +634,8 @@ def _is_of(kind: str, value: Value) -> bool:
             return not kind.endswith(("[int]", "[float]"))
         case str():
             return _is_plain(kind, value) or kind.startswith("Callable") or _is_unknown(kind)
+        case Mapping():
+            return kind == "Any" or _is_unknown(kind)
     return True
 
 
@@ -645,6 +650,13 @@ def _is_plain(kind: str, value: Value) -> bool:
 
 def _is_list(kind: str) -> bool:
     return kind.partition("[")[0].lower() in ("sequence", "tuple", "list", "iterable")
+
+
+def _takes_lists(kind: str) -> bool:
+    if signatures.is_alias(kind):
+        return False
+    arrays = ("Any", "Array", "ArrayLike", "ndarray")
+    return _is_list(kind) or kind in arrays or _is_unknown(kind)
 
 
 def _is_unknown(kind: str) -> bool:
@@ -677,8 +689,10 @@ def _described(kinds: Kinds) -> str:
     words += [
         names.get(kind, f"{'an' if kind[0] in 'AEIOU' else 'a'} {kind.lower()}")
         for kind in kinds
-        if kind in (*signatures.contracts(), "Partition", *names)
+        if kind.isidentifier() and signatures.makes_parts((kind,))
     ]
+    if any(kind.startswith("Callable") for kind in kinds) and not words:
+        words.append("a function")
     if "None" in kinds:
         words.append("none")
     return " or ".join(filter(None, (", ".join(words[:-1]), *words[-1:]))) or "something else"
