@@ -8,36 +8,18 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
+from documentation import FENCE, PAGES, ROOT, Block, blocks, commands, write_files
 from fedjax_sim.cli import main as cli
 from fedjax_sim.cli import train
 from fedjax_sim.experiments import described
 from fedjax_sim.experiments import options as options_of
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MADE = {ROOT / "docs" / "reference" / "index.md"}  # with the site: tests/test_site.py
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"-?\d+\.\d+")
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
-
-
-class Block(NamedTuple):
-    """A fenced block: its language, its text, and how many lines of the page stand before it."""
-
-    language: str
-    text: str
-    line: int
-
-
-def blocks(page: str) -> list[Block]:
-    return [
-        Block(found[1], found[2], page.count("\n", 0, found.start(2)))
-        for found in FENCE.finditer(page)
-    ]
 
 
 def examples(page: str) -> Iterator[tuple[Block, str]]:
@@ -111,18 +93,13 @@ def test_a_wrong_example_is_found(page: str, error: type[BaseException]) -> None
         run_page(page, "page")
 
 
-def commands() -> Iterator[tuple[str, str]]:
-    """(page, command) for every `fedjax-sim train` that the documentation shows."""
-    for path in PAGES:
-        for block in blocks(path.read_text(encoding="utf-8")):
-            for line in block.text.replace("\\\n", " ").splitlines():
-                if block.language == "sh" and line.startswith("fedjax-sim train"):
-                    yield short(path), line
-
-
-@pytest.mark.parametrize(("page", "command"), [*commands()])
+@pytest.mark.parametrize(
+    ("path", "command"),
+    [(path, line) for path in PAGES for line in commands(path.read_text(encoding="utf-8"))],
+    ids=lambda each: short(each) if isinstance(each, Path) else each,
+)
 def test_training_command_is_understood(
-    page: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
 
@@ -133,13 +110,14 @@ def test_training_command_is_understood(
 
     monkeypatch.setattr(train, "main", main)
     monkeypatch.chdir(tmp_path)
+    write_files(path.read_text(encoding="utf-8"), tmp_path)
     words = shlex.split(command, comments=True)[1:]
     for before, word in itertools.pairwise(words):
         if before in ("--config", "--resume"):
-            path = Path(word) / "config.toml" if before == "--resume" else Path(word)
-            path.parent.mkdir(parents=True, exist_ok=True)
+            file = Path(word) / "config.toml" if before == "--resume" else Path(word)
+            file.parent.mkdir(parents=True, exist_ok=True)
             saved = options_of.resolve(options_of.from_mapping({"checkpoint_every": 1}))
-            path.write_text(options_of.to_toml(saved), encoding="utf-8")
+            file.write_text(options_of.to_toml(saved), encoding="utf-8")
     with pytest.raises(SystemExit) as end:
         cli.main(words)
     assert (end.value.code, len(seen)) == (0, 1)

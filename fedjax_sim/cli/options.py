@@ -30,8 +30,12 @@ from fedjax_sim.parts.text import Call, show
 CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 
 
-def from_arguments(args: Sequence[str]) -> Options:
+def from_arguments(args: Sequence[str], *, complete: bool = True) -> Options:
     """The options that arguments, and the file that they name, say.
+
+    Args:
+        args: the words after the command.
+        complete: see `options.resolve`.
 
     Raises:
         ValueError: an option that there is not, one without a value, or one that does not fit; in
@@ -42,9 +46,12 @@ def from_arguments(args: Sequence[str]) -> Options:
     config, folder = (given.get(name, Setting(None, "")).value for name in ("config", "resume"))
     if config is not None and folder is not None:
         raise ValueError("give --config or --resume, not both: a run is continued by its options.")
+    layers = [given]
     if config is not None:
-        return resolve(from_file(config), given)
-    return resolve(given) if folder is None else resolve(from_run(folder), given)
+        layers.insert(0, from_file(config))
+    elif folder is not None:
+        layers.insert(0, from_run(folder))
+    return resolve(*layers, complete=complete)
 
 
 def layer_of(args: Sequence[str]) -> Layer:
@@ -64,7 +71,7 @@ def layer_of(args: Sequence[str]) -> Layer:
 def show_help(args: Sequence[str], *, prog: str, description: str) -> None:
     """Print the options, among them those of the parts that the arguments choose."""
     others = [arg for arg in args if arg not in ("-h", "--help")]
-    options = from_arguments(others)
+    options = from_arguments(others, complete=False)
     first, *rest = [_plain_group(field.name, options) for field in dataclasses.fields(PlainOptions)]
     groups = [first, *(_part_group(slot, options) for slot in spec.SLOTS), *rest]
     fields = [(group.__name__, group, dataclasses.field(default_factory=group)) for group in groups]

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from fedjax_sim import engine, metrics, models, parts, simulate
 from fedjax_sim.base import Algorithm, Array, ClientMetric, Key, Loss, Mean, Model, Params
 from fedjax_sim.data import FederatedData, datasets
+from fedjax_sim.engine.width import plain_tracing
 from fedjax_sim.experiments import options as options_of
 from fedjax_sim.experiments.options import Options
 from fedjax_sim.experiments.population import Dealt, deal
@@ -152,8 +153,11 @@ def check(options: Options) -> None:
     model = _model(options, num_outputs=2)
     _algorithm(options, model, metrics.cross_entropy, mesh=None)
     _named_metrics(options)
-    if options.plain.training.loss is not None:
-        parts.build(options.plain.training.loss, Loss, where="loss")
+    training = options.plain.training
+    if training.global_model is not None:
+        _built_model(parts.parse(training.global_model), 2, "global_model")
+    if training.loss is not None:
+        parts.build(training.loss, Loss, where="loss")
 
 
 def build(options: Options, *, mesh: Mesh | None = None, dealt: Dealt | None = None) -> Experiment:
@@ -175,9 +179,19 @@ def build(options: Options, *, mesh: Mesh | None = None, dealt: Dealt | None = N
     globally = _global_model(options, model, dataset)
     params = init_params(globally, model, dataset, init_key)
     algorithm = _algorithm(options, model, _of_standard(goal.loss, dataset), mesh)
-    jax.eval_shape(algorithm.init, key, params, dealt.train)  # refuses what cannot run
     evaluate = engine.evaluator(model, goal.metrics, mesh=mesh)
+    _check_runs(algorithm, evaluate, key, params, dealt)
     return Experiment(options, dealt, model, globally, params, algorithm, goal, evaluate, key, mesh)
+
+
+def _check_runs(
+    algorithm: Algorithm, evaluate: simulate.Evaluate, key: Key, params: Params, dealt: Dealt
+) -> None:
+    """Trace a round and an evaluation, for what cannot run, such as Krum in a small cohort."""
+    with plain_tracing():
+        state = jax.eval_shape(lambda *args: algorithm.init(*args), key, params, dealt.train)
+        state, _ = jax.eval_shape(lambda *args: algorithm.step(*args), key, state, dealt.train)
+        jax.eval_shape(lambda *args: evaluate(*args), algorithm.params(state), dealt.test)
 
 
 def make_algorithm(experiment: Experiment, options: Options) -> Algorithm:

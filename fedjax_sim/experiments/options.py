@@ -220,13 +220,14 @@ _NOT_IN_FILES = ("config", "debug", "no_cache", "resume")
 _NOT_REPEATED = ("output", "overwrite", "track", *_NOT_IN_FILES)
 
 
-def resolve(*layers: Layer, num_clients: int | None = None) -> Options:
+def resolve(*layers: Layer, num_clients: int | None = None, complete: bool = True) -> Options:
     """The options that some layers of them say, later ones over earlier ones.
 
     Args:
         *layers: such as those of a file, and those of the command line.
         num_clients: of the population, once it is known: a cohort is no larger, unless it was asked
             for.
+        complete: whether parts must have all that they need; for help they need not.
 
     Raises:
         ValueError: an option that there is not or that does not fit, in the name it was given by.
@@ -246,6 +247,7 @@ def resolve(*layers: Layer, num_clients: int | None = None) -> Options:
         defaults={"partition": "by_group"} if natural else {},
         required={} if num_clients is None else {"cohort_size": min(num_clients, 10)},
         also=KINDS,
+        complete=complete,
     )
     chosen = parts["partition"].name if isinstance(parts["partition"], Call) else ""
     if chosen == "by_group":

@@ -80,14 +80,17 @@ class _Source(NamedTuple):
     """A file: its module, its definitions by name, and its aliases of types."""
 
     module: str
-    path: Path
     definitions: dict[str, ast.FunctionDef | ast.ClassDef]
     aliases: dict[str, ast.expr]
 
 
-@functools.cache
 def _read(path: Path, module: str) -> _Source:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return _parsed(path.read_text(encoding="utf-8"), module)  # a user's file may have changed
+
+
+@functools.cache
+def _parsed(text: str, module: str) -> _Source:
+    tree = ast.parse(text)
     defined: dict[str, ast.FunctionDef | ast.ClassDef] = {}
     aliases: dict[str, ast.expr] = {}
     for node in tree.body:
@@ -99,7 +102,7 @@ def _read(path: Path, module: str) -> _Source:
             case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
                 if _is_type(value):
                     aliases[name] = value
-    return _Source(module, path, defined, aliases)
+    return _Source(module, defined, aliases)
 
 
 def _is_type(node: ast.expr) -> bool:

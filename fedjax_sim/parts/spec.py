@@ -103,6 +103,7 @@ def resolve(
     defaults: Mapping[str, str] | None = None,
     required: Mapping[str, Value] | None = None,
     also: Iterable[str] = (),
+    complete: bool = True,
 ) -> Parts:
     """The parts of an experiment, complete.
 
@@ -112,6 +113,7 @@ def resolve(
         defaults: slot -> what stands there by default, where that is not the slot's own.
         required: argument -> what an experiment takes for it, where that is not in REQUIRED.
         also: further names that may have been meant.
+        complete: whether arguments may not be missing, but for those that an experiment knows.
 
     Raises:
         ValueError: a part or option that there is not, that belongs to a part that was not chosen,
@@ -140,8 +142,9 @@ def resolve(
     for name, setting in pending.items():
         if setting.value not in (None, "none", "None"):  # by which one undoes one of a file
             raise ValueError(_unplaced(parts, name, setting.label, also))
-    for node in nodes(parts):
-        _check_complete(node)
+    if complete:
+        for node in nodes(parts):
+            _check_complete(node)
     return parts
 
 

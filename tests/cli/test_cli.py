@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from matplotlib.figure import Figure
 
 import compilation
 import fedjax_sim as fs
@@ -75,19 +73,6 @@ def in_a_new_process(*args: object, **options: Any) -> subprocess.Popen:
     command = [sys.executable, "-c", "from fedjax_sim.cli.main import main; main()"]
     environment = os.environ | compilation.QUICK_ENVIRONMENT
     return subprocess.Popen([*command, *map(str, args)], env=environment, **options)
-
-
-@pytest.fixture
-def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files for pictures, with nothing drawn, where a run's numbers are what is looked at."""
-
-    def save(self: Figure, to: Path | BytesIO, **options: Any) -> None:
-        if isinstance(to, Path):
-            to.write_bytes(b"")
-        elif options["format"] == "svg":
-            to.write(b'<svg xmlns="http://www.w3.org/2000/svg" width="1pt" height="1pt"/>')
-
-    monkeypatch.setattr(Figure, "savefig", save)
 
 
 # train
@@ -729,7 +714,7 @@ def test_a_diverged_run_keeps_what_is_done_and_says_what_to_do(
             ["--partition", "by_group"],
             "--num-clients belongs to what is not chosen",
         ),
-        (["--partition", "by_group"], "fashion_small has no groups"),
+        (["--partition", "by_group", "--num-clients", "None"], "fashion_small has no groups"),
         (["--model", "char_lstm"], "inputs must be tokens"),
         (["--batch-size", "0"], "algorithm.batching: batch_size must be >= 1, got 0"),
         (
@@ -744,6 +729,7 @@ def test_a_diverged_run_keeps_what_is_done_and_says_what_to_do(
             ["--algorithm", "fedavgm", "--server-momentum", "1"],
             "algorithm: server_momentum must lie in [0, 1), got 1",
         ),
+        (["--aggregator", "krum(num_byzantine=1)"], "num_byzantine must be <= 0 for krum in a coh"),
         (["--cohort-size", "9"], "cohort_size must be <= 8, the number of clients, got 9"),
         (["--cohort-size", "0"], "algorithm.sampler: cohort_size must be >= 1, got 0"),
         (["--width", "0"], "algorithm: width must be >= 1, got 0"),
@@ -871,8 +857,10 @@ def test_options_of_an_experiment_are_explained(capsys: pytest.CaptureFixture[st
         (["--help"], 0, ["usage: fedjax-sim COMMAND"]),
         (["--version"], 0, ["fedjax-sim 0."]),
         (["train", "--help"], 0, ["--alpha", "concentration", "Exit status", "scaffold"]),
+        (["train", "--help", "--algorithm", "feddyn"], 0, ["--algorithm.alpha", "in the paper"]),
+        (["train", "--help", "--algorithm", "feddin"], 2, ["Did you mean 'feddyn'?"]),
         (["train", "--alhpa", "1"], 2, ["--alpha"]),
-        (["trian"], 2, ["Did you mean 'train'? Choose one of: train, reproduce, compare,"]),
+        (["trian"], 2, ["Did you mean 'train'? Choose one of: train, sweep, report,"]),
         (["reproduce", "agnostic-adlt"], 2, ["Did you mean 'agnostic-adult'?"]),
         (["compare", "--help"], 0, ["usage: fedjax-sim compare RUN..."]),
         (["datasets", "--help"], 0, ["usage: fedjax-sim datasets"]),

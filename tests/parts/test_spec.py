@@ -178,6 +178,14 @@ def test_parts_of_ones_own(tmp_path):
         chosen(aggregator=f"{tmp_path / 'broken.py'}:f")
 
 
+def test_a_file_of_ones_own_is_read_as_it_now_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for option in ("size", "depth"):
+        (tmp_path / "mine.py").write_text(f"def net({option}=3):\n    pass\n")
+        assert [*chosen(model="mine.py:net")["model"].options] == []
+        assert text("model", model="mine.py:net", **{option: 4}) == f"'mine.py:net'({option}=4)"
+
+
 def test_every_option_has_a_name_that_means_it_alone():
     parts = chosen(algorithm="feddyn", algorithm__alpha=0.1, aggregator=None)
     names = dict(spec.options(parts, ["seed"]))
