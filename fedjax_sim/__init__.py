@@ -59,8 +59,15 @@ def _module(name: str) -> str | None:
     return None
 
 
-def _is_own(value: Any) -> bool:
-    return str(getattr(value, "__module__", "")).startswith(__name__)
+def _offered(face: str) -> dict[str, Any]:
+    """What a module offers to the package: what it lists, else all that is the package's own."""
+    module = importlib.import_module(f"{__name__}.{face}")
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if str(getattr(value, "__module__", "")).startswith(__name__)
+        and name in getattr(module, "__all__", [name])
+    }
 
 
 def __getattr__(name: str) -> Any:
@@ -68,8 +75,7 @@ def __getattr__(name: str) -> Any:
         if module := _module(name):
             return importlib.import_module(module)
         for face in _FACES:
-            value = getattr(importlib.import_module(f"{__name__}.{face}"), name, None)
-            if _is_own(value):
+            if (value := _offered(face).get(name)) is not None:
                 globals()[name] = value
                 return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -82,10 +88,5 @@ def __dir__() -> list[str]:
         for path in (Path(__file__).parent / room).iterdir()
         if _module(path.stem)
     }
-    values = {
-        name
-        for face in _FACES
-        for name, value in vars(importlib.import_module(f"{__name__}.{face}")).items()
-        if _is_own(value)
-    }
+    values = {name for face in _FACES for name in _offered(face)}
     return sorted(name for name in modules | values | {"__version__"} if name[0] != "_")

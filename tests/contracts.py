@@ -28,7 +28,6 @@ from fedjax_sim import (
     metrics,
     models,
     servers,
-    simulate,
     uplink,
 )
 from fedjax_sim.base import (
@@ -1100,7 +1099,6 @@ ROWS: list[tuple[str, Row]] = [
 
 
 OTHERWISE: dict[Callable[..., Any], str] = {
-    simulate.vmapped: "is many runs at once, whose state has one axis more: test_simulate.py",
     **dict.fromkeys(
         (metrics.f1, metrics.calibration_error, metrics.each_client),
         "is compared with scikit-learn, client by client: test_client_metrics.py",

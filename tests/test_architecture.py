@@ -2,7 +2,6 @@
 
 import ast
 import graphlib
-import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -239,8 +238,5 @@ def test_a_name_of_the_package_is_one_thing() -> None:
     """A module of a room does not hide what `engine`, `data` or `simulate` offer."""
     assert fedjax_sim.federated is fedjax_sim.engine.federated
     for face in fedjax_sim._FACES:
-        module = importlib.import_module(f"fedjax_sim.{face}")
-        for name in getattr(module, "__all__", ()):
-            value = getattr(module, name)
-            if fedjax_sim._is_own(value):
-                assert getattr(fedjax_sim, name) is value, name
+        for name, value in fedjax_sim._offered(face).items():
+            assert getattr(fedjax_sim, name) is value, name

@@ -95,7 +95,7 @@ def test_actions_are_pinned_to_a_major_version(job: str) -> None:
 
 
 def test_extras_that_are_named_are_there() -> None:
-    sources = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "Dockerfile"]
+    sources = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), ROOT / "Dockerfile"]
     text = "".join(path.read_text(encoding="utf-8") for path in sources)
     named = re.findall(r"(?:fedjax-sim|'\.)\[([\w,]+)\]|EXTRAS=([\w,]+)", text)
     extras = {extra for each in named for extra in "".join(each).split(",")}

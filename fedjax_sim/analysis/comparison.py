@@ -12,7 +12,7 @@ import collections
 import csv
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,9 +31,21 @@ LEVEL = 0.95
 """Of the confidence intervals."""
 MAX_COLUMNS = 4
 """Options that differ and still stand in columns of their own."""
+MAX_CURVES = 8
+"""Curves in one panel, where they can be divided."""
 _SEED = "seed"
 _OF_ONE_RUN = {
-    *("checkpoint_every", "config", "debug", "no_cache", "output", "overwrite", "resume", _SEED),
+    *(
+        "checkpoint_every",
+        "config",
+        "debug",
+        "no_cache",
+        "output",
+        "overwrite",
+        "resume",
+        "track",
+        _SEED,
+    ),
 }
 """Options, by the last part of their names, that do not tell one row from another."""
 
@@ -122,7 +134,8 @@ class Comparison(NamedTuple):
     """Groups of runs beside each other.
 
     groups: in the order of their first runs.
-    differing: the options that differ among groups.
+    differing: the options that differ among groups; those of a part that differs itself are told
+        with it.
     common: the options that all runs have alike.
     metrics: "split/metric" that all runs have.
     left_out: name of a run -> why it is not among them.
@@ -194,6 +207,43 @@ class Comparison(NamedTuple):
         headings += ["runs", "mean", "deviation", f"{100 * LEVEL:.0f}% interval", *worst.values()]
         return Sheet(metric, headings, rows, _caption(num_few, bool(worst)))
 
+    def grid(self, metric: str) -> Sheet | None:
+        """A row for every value of one option, a column for every value of another.
+
+        None unless two options differ, and every value of one goes with every value of the other.
+        """
+        axes = self._axes()
+        if axes is None:
+            return None
+        down, across = axes
+        found = {
+            (group.settings.get(down, ""), group.settings.get(across, "")): group.estimate(metric)
+            for group in self.groups
+        }
+        columns = dict.fromkeys(column for _, column in found)
+        rows = [
+            [row, *(_with_deviation(found[row, column]) for column in columns)]
+            for row in dict.fromkeys(row for row, _ in found)
+        ]
+        short = _short(self.differing)
+        return Sheet(
+            metric,
+            [f"{short[down]} \\ {short[across]}", *columns],
+            rows,
+            "Mean over runs ± standard deviation.",
+        )
+
+    def _axes(self) -> tuple[str, str] | None:
+        """The two options of a grid, the one with more values first."""
+        if len(self.differing) != 2:
+            return None
+        values = {
+            name: {group.settings.get(name, "") for group in self.groups} for name in self.differing
+        }
+        first, second = sorted(self.differing, key=lambda name: -len(values[name]))
+        whole = len(values[first]) * len(values[second]) == len(self.groups)
+        return (first, second) if whole and len(values[second]) > 1 else None
+
     def csv(self) -> str:
         """All metrics and statistics of all groups, a line each, in full precision."""
         file = io.StringIO()
@@ -220,15 +270,26 @@ class Comparison(NamedTuple):
         return "\n".join(sheet.latex() for sheet in self.sheets())
 
     def figure(self, metric: str) -> "Figure | None":
-        """The mean of every group over rounds, with its interval as a band; None without rounds."""
-        curves = {}
+        """The mean of every group over rounds, with its interval as a band; None without rounds.
+
+        Many groups that make a grid have a panel for every column of it.
+        """
+        axes = self._axes() if len(self.groups) > MAX_CURVES else None
+        panels: dict[str, dict[str, Any]] = {}
         for label, group in zip(self.labels, self.groups, strict=True):
             curve = group.curve(metric)
             if curve is not None and curve[0].size:
                 at, found = curve
-                curves[label] = (at, found.mean, found.low, found.high)
+                panel = "" if axes is None else group.settings.get(axes[1], "")
+                name = label if axes is None else group.settings.get(axes[0], "")
+                panels.setdefault(panel, {})[name] = (at, found.mean, found.low, found.high)
         band = f"band: {100 * LEVEL:.0f}% confidence\ninterval of the mean"
-        return plots.bands(curves, x="round", y=metric, band=band) if curves else None
+        return plots.bands(panels, x="round", y=metric, band=band) if panels else None
+
+
+def _with_deviation(found: Estimate) -> str:
+    mean = shown(found.mean)
+    return mean if found.num_runs == 1 else f"{mean} ± {shown(found.deviation)}"
 
 
 def of(folders: Iterable[str | os.PathLike[str]]) -> Comparison:
@@ -302,16 +363,31 @@ def _grouped(runs: dict[str, Recorded], left_out: dict[str, str]) -> Comparison:
     differing = [
         name for name in names if len({recorded.text(each.get(name)) for each in options}) > 1
     ]
+    common = {name: value for name, value in options[0].items() if name not in differing}
+    whole = [name for name in differing if not any(name.startswith(f"{n}.") for n in differing)]
     groups = [
         Group(
-            {n: recorded.text(own[n]) for n in differing if own.get(n) is not None},
+            {name: _part(name, own, differing) for name in whole if own.get(name) is not None},
             [*each],
             [*each.values()],
         )
         for own, each in zip(options, by_options.values(), strict=True)
     ]
-    common = {name: value for name, value in options[0].items() if name not in differing}
-    return Comparison(groups, differing, common, next(iter(runs.values())).metrics, left_out)
+    return Comparison(groups, whole, common, next(iter(runs.values())).metrics, left_out)
+
+
+def _part(name: str, own: Mapping[str, Any], differing: Sequence[str]) -> str:
+    """The value of an option, with those of its own options that differ as well.
+
+    >>> _part("rule", {"rule": "krum", "rule.f": 2, "rule.g": 3}, ["rule", "rule.f"])
+    'krum(f=2)'
+    """
+    inner = [
+        f"{other.removeprefix(f'{name}.')}={recorded.text(own[other])}"
+        for other in differing
+        if other.startswith(f"{name}.") and own.get(other) is not None
+    ]
+    return recorded.text(own[name]) + (f"({', '.join(inner)})" if inner else "")
 
 
 def _last(name: str) -> str:

@@ -1,6 +1,5 @@
 """A run as its folder tells it: what every page and comparison of runs is made of."""
 
-import functools
 import json
 import math
 import os
@@ -61,6 +60,7 @@ class Recorded:
         if config is None or config.get("created_by") != "fedjax_sim":
             raise FileNotFoundError(f"there is no run in {self.path}: no config.json of one.")
         self.config = config
+        self._clients: dict[str, Clients | None] = {}
         self.results: dict[str, Any] = self._json("results.json") or {}
         try:
             self.final = _final(self.results)
@@ -107,32 +107,38 @@ class Recorded:
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         return [record for record in map(runfolder.record, lines) if record is not None]
 
-    @functools.cached_property
-    def arrays(self) -> dict[str, np.ndarray]:
-        """per_client.npz, without any if there is none."""
+    def read(self, name: str) -> np.ndarray | None:
+        """An array of per_client.npz, None if it is not there."""
         path = self.path / "per_client.npz"
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                return dict(archive)
+                return archive[name] if name in archive.files else None
         except FileNotFoundError:
-            return {}
+            return None
         except Exception as error:  # NumPy and zipfile raise all kinds on a damaged file
             raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}.") from error
 
     def array(self, name: str, ndim: int) -> np.ndarray | None:
         """An array of per_client.npz, if it is there and holds numbers along so many axes."""
-        found = self.arrays.get(name)
-        return found if found is not None and _is_numeric(found) and found.ndim == ndim else None
+        found = self.read(name)
+        is_right = found is not None and found.dtype.kind in "iuf" and found.ndim == ndim
+        return found if is_right else None
 
     def clients(self, metric: str) -> Clients | None:
         """The clients' values of "split/metric"; None if they were not kept, or are by class."""
-        total, count = (
-            self.array(f"evaluations/{metric}/{part}", 2) for part in ("total", "count")
-        )
+        if metric not in self._clients:
+            self._clients[metric] = self._read_clients(metric)
+        return self._clients[metric]
+
+    def _read_clients(self, metric: str) -> Clients | None:
+        total = self.array(f"evaluations/{metric}/total", 2)
+        count = self.array(f"evaluations/{metric}/count", 2)
         if total is None or count is None or total.shape != count.shape or not total.size:
             return None
+        # The last evaluation alone is kept: many runs may be compared.
+        total, rows = total[-1], count[-1].copy()
         with np.errstate(all="ignore"):
-            return Clients(np.where(count[-1] > 0, total[-1] / count[-1], np.nan), count[-1])
+            return Clients(np.where(rows > 0, total / rows, np.nan), rows)
 
     def higher_is_better(self, metric: str) -> bool:
         """The direction of a metric: the worst client is on the other side of the mean of all.
@@ -180,10 +186,6 @@ def _evaluations(
             if "mean" not in summary or lengths != {(rounds.size,)}:
                 raise ValueError(f"{metric} has no mean for each of {rounds.size} rounds")
     return rounds, summaries
-
-
-def _is_numeric(array: np.ndarray) -> bool:
-    return array.dtype.kind in "iuf"
 
 
 def flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -79,11 +79,13 @@ def of_comparison(comparison: Comparison, *, title: str, notes: Sequence[str] = 
     blocks += [("warnings", left_out)] if left_out else []
     sections = [Section("", [*blocks, *(("table", sheet) for sheet in comparison.key())])]
     for metric in comparison.metrics:
-        shown_of: list[Block] = [("table", comparison.table(metric)._replace(title=""))]
+        grid = comparison.grid(metric)
+        shown_of: list[Block] = [] if grid is None else [("table", grid._replace(title=""))]
         figure = comparison.figure(metric)
         if figure is not None:
             plots.titled(figure, _named(comparison.common) or title)
             shown_of.append(("picture", Picture(plots.svg(figure), f"{metric} by round")))
+        shown_of.append(("table", comparison.table(metric)._replace(title="")))
         sections.append(Section(metric, shown_of))
     pairs = zip(comparison.labels, comparison.groups, strict=True)
     runs = [
@@ -345,8 +347,9 @@ def _client_names(run: Recorded, number: int) -> list[str]:
 
 def _names(run: Recorded, array: str, number: int) -> list[str]:
     """Names that a run has kept, or numbers."""
-    names = run.arrays.get(array, np.arange(number))
-    return [str(name) for name in (names if names.shape == (number,) else range(number))]
+    names = run.read(array)
+    known = range(number) if names is None or names.shape != (number,) else names
+    return [str(name) for name in known]
 
 
 # Who is left behind
@@ -440,7 +443,7 @@ def _labels(run: Recorded) -> list[Block]:
     counts = run.array("label_counts", 2)
     if counts is None or not counts.size:
         return []
-    named = "client_names" in run.arrays
+    named = run.read("client_names") is not None
     figure = plots.label_counts(
         counts,
         class_names=_names(run, "class_names", counts.shape[1]),

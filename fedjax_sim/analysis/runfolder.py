@@ -136,6 +136,10 @@ class RunFolder:
             kept = [_dumps(line) + "\n" for line in edited if line is not None]
             path.write_text("".join(kept), encoding="utf-8")
 
+    def owns(self, name: str) -> None:
+        """Note a file that something else will write, so that it goes when the run is replaced."""
+        self._claim(name)
+
     def checkpoints(self) -> Path:
         """The folder for the run's checkpoints."""
         return self.subfolder(CHECKPOINTS)

@@ -431,6 +431,19 @@ def from_text(
     return makers[name]()
 
 
+def own_place(text: str) -> str:
+    """The file or folder that the tracker of `from_text` makes in the run's folder, or nothing.
+
+    >>> own_place("csv"), own_place("csv:curves.csv")
+    ('metrics.csv', '')
+    """
+    name, colon, _ = text.partition(":")
+    if name == "wandb":  # whatever the project
+        return name
+    places = {"tensorboard": name, "csv": "metrics.csv", "parquet": "metrics.parquet"}
+    return "" if colon else places.get(name, "")
+
+
 _SECONDS_BETWEEN = 10.0
 """Between two writes of a file that is always written whole."""
 

@@ -61,7 +61,7 @@ def layer_of(args: Sequence[str]) -> Layer:
         if name in KINDS:
             value = arguments.from_words(name, words, KINDS[name], RANGES.get(name))
         elif not words:
-            raise ValueError(f"{flag(name)} needs a value.")
+            raise ValueError(f"{flag(name)} needs a value after it.")
         else:
             value = words[0] if len(words) == 1 else tuple(words)
         found[name] = Setting(value, flag(name))

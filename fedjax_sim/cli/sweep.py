@@ -69,13 +69,14 @@ def main(args: Sequence[str]) -> int:
     folder = _folder(asked)
     console = Console(highlight=False)
     programs = f"{len(groups)} program{'s' * (len(groups) > 1)} of rounds"
-    console.print(f"{len(points)} runs in {programs}: {folder.path}/", markup=False)
+    console.print(f"{len(points)} runs in {programs}: {folder.path}/", markup=False, soft_wrap=True)
     failed, stopped = _run_all(folder.path, groups, asked.runs_at_once)
     for name, error in failed.items():
         console.print(checks.printable(f"failed: {name}: {error}"), style="red", markup=False)
     if stopped:
         path = shlex.quote(str(folder.path))
-        console.print(f"interrupted. continue: fedjax-sim sweep --resume {path}", markup=False)
+        goes_on = f"interrupted. continue: fedjax-sim sweep --resume {path}"
+        console.print(goes_on, markup=False, soft_wrap=True)
         return 130
     done = [folder.path / RUNS / point.name for point in points if _is_done(folder.path, point)]
     if not done:
@@ -230,7 +231,7 @@ def _compare(
     """Show all runs beside each other, and write that down."""
     found = comparison.of(runs)
     metric = next((name for name in found.metrics if name.startswith("test/")), found.metrics[0])
-    for sheet in (*found.key(), found.table(metric)):
+    for sheet in (*found.key(), found.grid(metric) or found.table(metric)):
         console.print(sheet.rich())
     for name, why in found.left_out.items():
         console.print(checks.printable(f"left out: {name}: {why}"), markup=False)

@@ -9,6 +9,7 @@ import jax
 from rich.console import Console
 
 from fedjax_sim import simulate
+from fedjax_sim.analysis import trackers
 from fedjax_sim.analysis.runfolder import CHECKPOINTS, RunFolder, check_output, has_checkpoint
 from fedjax_sim.cli.interrupts import signals_ignored, stopped_by_signals
 from fedjax_sim.cli.output import (
@@ -48,6 +49,7 @@ def main(options: Options) -> int:
     described.check(options)
     run = options.plain.run
     output = run.output or default_output(options)
+    _trackers(output, options)  # refuses what there is not
     if run.resume is None:
         check_output(output, overwrite=run.overwrite)
     elif not has_checkpoint(output):
@@ -97,7 +99,19 @@ def _begun(output: Path, options: Options) -> RunFolder:
     values = options_of.flat(options)
     folder = RunFolder(output, values, overwrite=run.overwrite, resume=resumes)
     folder.save_text("config.toml", options_of.to_toml(options))
+    for place in map(trackers.own_place, run.track or ()):
+        if place:
+            folder.owns(place)
     return folder
+
+
+def _trackers(output: Path, options: Options) -> list[trackers.Tracker]:
+    """What else the run is written down for."""
+    values = options_of.flat(options)
+    return [
+        trackers.from_text(text, folder=output, options=values)
+        for text in options.plain.run.track or ()
+    ]
 
 
 def _simulated(
@@ -116,11 +130,17 @@ def _simulated(
     checkpoint = None
     if run.checkpoint_every is not None:
         checkpoint = run.resume / CHECKPOINTS if run.resume else begin().checkpoints()
-    with simulate.progress_bar() as show, shown_log():
+    with simulate.progress_bar() as show, shown_log(), contextlib.ExitStack() as stack:
+        tracked = _trackers(begin().path if run.resume is None else run.resume, options)
+        for tracker in tracked:
+            if run.resume is None:
+                stack.enter_context(tracker)
+            else:  # it opens with the first segment: a run that is refused changes nothing
+                stack.push(tracker)
         try:
             result = experiment.run(
                 segment_rounds=segment_rounds(options),
-                progress=logger_of(begin, options, show),
+                progress=trackers.together(logger_of(begin, options, show), *tracked),
                 checkpoint=checkpoint,
                 checkpoint_every=run.checkpoint_every,
                 while_compiling=draw,

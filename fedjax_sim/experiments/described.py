@@ -25,6 +25,8 @@ from fedjax_sim.experiments.population import Dealt, deal
 from fedjax_sim.ops import checks, devices, keys
 from fedjax_sim.parts.text import Call, is_own
 
+__all__ = ["Experiment", "experiment"]
+
 
 class Goal(NamedTuple):
     """What a model of a task is trained on, and what is measured; the first metric is pictured."""

@@ -5,6 +5,7 @@ Beside what stands here, every option of the chosen parts is an option of the ex
 """
 
 import dataclasses
+import datetime
 import json
 import os
 import re
@@ -165,6 +166,8 @@ class RunOptions:
     Attributes:
         output: Folder for the results.
         overwrite: Replace an earlier run in --output.
+        track: Write the run down for other tools too: tensorboard, wandb, mlflow, csv or parquet; a
+            folder, file, project or address may follow, such as wandb:my-project.
         checkpoint_every: Rounds between checkpoints, at least 1, of which the newest is kept; one
             is written at the end as well, be the run done or interrupted. By default none are.
         resume: Continue the run in this folder from its newest checkpoint, with its options. On the
@@ -178,6 +181,7 @@ class RunOptions:
 
     output: Annotated[Path | None, Shown("PATH", "runs/DATASET-ALGORITHM-DATE")] = None
     overwrite: bool = False
+    track: Annotated[tuple[str, ...] | None, Shown("NAME[:WHERE] [...]")] = None
     checkpoint_every: Annotated[int | None, Range(1), Shown("INT")] = None
     resume: Annotated[Path | None, Shown("PATH")] = None
     config: Annotated[Path | None, Shown("FILE.toml")] = None
@@ -213,7 +217,7 @@ KINDS = kinds_of(PlainOptions)
 RANGES = said_of(PlainOptions, Range)
 SHOWN = said_of(PlainOptions, Shown)
 _NOT_IN_FILES = ("config", "debug", "no_cache", "resume")
-_NOT_REPEATED = ("output", "overwrite", *_NOT_IN_FILES)
+_NOT_REPEATED = ("output", "overwrite", "track", *_NOT_IN_FILES)
 
 
 def resolve(*layers: Layer, num_clients: int | None = None, complete: bool = True) -> Options:
@@ -349,10 +353,20 @@ def from_file(path: str | os.PathLike[str]) -> dict[str, Setting]:
         raise FileNotFoundError(f"there is no configuration file {path}.") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"{path} is not a TOML file: {error}.") from error
-    for name in _NOT_IN_FILES:
-        if name in values:
+    for name, value in values.items():
+        if name in _NOT_IN_FILES:
             raise ValueError(f"{path}: {name} is an option of the command line alone.")
+        _check_no_date(f"{path}: {name}", value)
     return from_mapping(values, f"{path}: ")
+
+
+def _check_no_date(label: str, value: Any) -> None:
+    """Raise for what TOML knows and no option is."""
+    if isinstance(value, datetime.date | datetime.time):
+        raise ValueError(f"{label} must not be a date or a time, got {value}. Put text in quotes.")
+    if isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            _check_no_date(label, each)
 
 
 def from_run(path: str | os.PathLike[str]) -> dict[str, Setting]:
@@ -377,7 +391,7 @@ def from_run(path: str | os.PathLike[str]) -> dict[str, Setting]:
 _NEW_AT_RESUME = (
     *("rounds", "algorithm.width", "on_error", "eval_every", "checkpoint_every"),
     *("patience", "patience_metric"),
-    *("resume", "debug", "no_cache"),
+    *("track", "resume", "debug", "no_cache"),
 )
 
 

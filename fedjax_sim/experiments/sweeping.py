@@ -8,14 +8,14 @@ import functools
 import json
 import re
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from fedjax_sim import simulate
-from fedjax_sim.base import Algorithm, Mean
+from fedjax_sim.base import Algorithm, Key, Mean, Model, Params
 from fedjax_sim.experiments import described
 from fedjax_sim.experiments import options as options_of
 from fedjax_sim.experiments.described import Experiment
@@ -129,7 +129,7 @@ def points_of(layers: Sequence[Layer], axes: Axes) -> list[Point]:
 
 
 def _resolved(layers: Sequence[Layer], row: Mapping[str, Value], seed: int) -> Options:
-    own = {name: Setting(_plain(name, value), f"--over {name}") for name, value in row.items()}
+    own = {name: Setting(_plain(name, value), f"--over: {name}") for name, value in row.items()}
     options = options_of.resolve(*layers, own)
     if options.plain.training.patience is not None:
         raise ValueError("--patience: the runs of a sweep end together, so none ends early.")
@@ -173,26 +173,27 @@ def _is_traced(point: Point, name: str) -> bool:
 
 
 class Sweeper:
-    """Runs groups; data that several of them have in common are dealt out once."""
+    """Runs groups; what several of them have in common is read, dealt out and compiled once."""
 
     def __init__(self) -> None:
-        self._dealt: dict[str, Any] = {}
-        self._dealing = threading.Lock()
+        self._known: dict[str, Experiment] = {}
+        self._building = threading.Lock()
+        self._starts: dict[Model, Callable[[Key], Params]] = {}
 
     def experiment(self, options: Options) -> Experiment:
         """The experiment of a group's first point."""
-        described.check(options)
         flat = options_of.flat(options)
-        about = (*vars(options.plain.data), *vars(options.plain.table), *vars(options.plain.files))
-        own = {name: str(v) for name, v in flat.items() if name.startswith("partition")}
-        own |= {name: str(flat[name]) for name in about}
-        if "partition.seed" not in own:
-            own["seed"] = str(flat["seed"])
-        key = json.dumps(own, sort_keys=True)
-        with self._dealing:
-            if key not in self._dealt:
-                self._dealt[key] = described.deal(options)
-        return described.build(options, dealt=self._dealt[key])
+        told = {n: str(v) for n, v in flat.items() if not n.startswith("algorithm")}
+        if "partition.seed" in told:
+            del told["seed"]
+        key = json.dumps(told, sort_keys=True)
+        with self._building:
+            if key not in self._known:
+                self._known[key] = described.build(options)
+            known = self._known[key]
+            self._starts.setdefault(known.global_model, functools.partial(described.start, known))
+        options = options_of.for_clients(options, known.dealt.train.num_clients)
+        return known._replace(options=options, algorithm=described.make_algorithm(known, options))
 
     def run(
         self, group: Group, experiment: Experiment, points: Sequence[Point], **options: Any
@@ -219,7 +220,7 @@ class Sweeper:
         return simulate.sweep(
             functools.partial(_algorithm, experiment, renamed),
             {renamed.get(name, name): column for name, column in values.items()},
-            functools.partial(described.start, experiment),
+            self._starts[experiment.global_model],
             experiment.train,
             **(given | options),
         )

@@ -196,10 +196,9 @@ def like(label: str, name: str) -> str:
     >>> like("--alpha", "server.learning_rate")
     '--server.learning-rate'
     """
-    if label.startswith("--"):
-        return "--" + name.replace("_", "-")
-    place, colon, _ = label.rpartition(": ")
-    return f"{place}{colon}{name}"
+    place, space, own = label.rpartition(" ")
+    shown = "--" + name.replace("_", "-") if own.startswith("--") else name
+    return f"{place}{space}{shown}"
 
 
 # Where an option is.
@@ -313,9 +312,9 @@ def _unplaced(parts: Parts, name: str, label: str, also: Iterable[str]) -> str:
     known = {*also, *parts}
     for short, path in options(parts, also):
         known |= {short, ".".join(path[-2:]), ".".join(path)}
-    place, colon, own = label.rpartition(": ")
+    place, space, own = label.rpartition(" ")
     near = checks.nearest(own, [like(own, each) for each in known])
-    return f"{place}{colon}unknown option {checks.shown(own)}.{near}"
+    return f"{place}{space}unknown option {checks.shown(own)}.{near}"
 
 
 def _name_of(part: Value) -> str:
@@ -419,6 +418,9 @@ def _completed(value: Value, kinds: Kinds, slot: Slot, label: str) -> Value:
                 )
             return _completed_call(Call(settings[0], (), dict(value)), kinds, slot, label)
         case tuple() | list() if not is_finished(value):
+            if not any(map(_takes_lists, kinds)):
+                wanted = _described(kinds)
+                raise ValueError(f"{label} must be {wanted}, got a list of {len(value)} values.")
             inner = _entries(kinds)
             return tuple(_completed(each, inner, slot, label) for each in value)
     return _typed(value, kinds, label)
@@ -635,6 +637,8 @@ def _is_of(kind: str, value: Value) -> bool:
             return not kind.endswith(("[int]", "[float]"))
         case str():
             return _is_plain(kind, value) or kind.startswith("Callable") or _is_unknown(kind)
+        case Mapping():
+            return kind == "Any" or _is_unknown(kind)
     return True
 
 
@@ -649,6 +653,13 @@ def _is_plain(kind: str, value: Value) -> bool:
 
 def _is_list(kind: str) -> bool:
     return kind.partition("[")[0].lower() in ("sequence", "tuple", "list", "iterable")
+
+
+def _takes_lists(kind: str) -> bool:
+    if signatures.is_alias(kind):
+        return False
+    arrays = ("Any", "Array", "ArrayLike", "ndarray")
+    return _is_list(kind) or kind in arrays or _is_unknown(kind)
 
 
 def _is_unknown(kind: str) -> bool:
@@ -681,12 +692,14 @@ def _described(kinds: Kinds) -> str:
     words += [
         names.get(kind, f"{'an' if kind[0] in 'AEIOU' else 'a'} {kind.lower()}")
         for kind in kinds
-        if kind in (*signatures.contracts(), "Partition", *names)
+        if kind.isidentifier() and signatures.makes_parts((kind,))
     ]
+    if any(kind.startswith("Callable") for kind in kinds) and not words:
+        words.append("a function")
     if "None" in kinds:
         words.append("none")
     return " or ".join(filter(None, (", ".join(words[:-1]), *words[-1:]))) or "something else"
 
 
 def _inner(label: str, name: str) -> str:
-    return f"{label}.{name.replace('_', '-') if label.startswith('--') else name}"
+    return like(label, f"{label.rpartition(' ')[2].removeprefix('--')}.{name}")

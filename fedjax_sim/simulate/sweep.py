@@ -1,5 +1,6 @@
 """Many runs as one program: seeds and hyperparameters along a leading axis [G]."""
 
+import functools
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Mapping
@@ -149,7 +150,7 @@ def sweep(
     keys = jax.vmap(jax.random.key)(jnp.asarray(points["seed"], jnp.uint32))
     # Split first: a key that is both split and folded gives equal keys for unequal uses.
     init_keys, run_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-    params = jax.jit(jax.vmap(init_params))(init_keys)
+    params = _starting(init_params)(init_keys)
     if mesh is not None:
         if len(keys) % mesh.size:
             raise ValueError(
@@ -172,6 +173,14 @@ def sweep(
     )
 
 
+# Cached, so that JAX sees the same function again and finds it compiled.
+@functools.lru_cache(maxsize=16)
+def _starting(init_params: Callable[[Key], Params]) -> Callable[[Key], Params]:
+    """Initial parameters of G runs, from keys [G]."""
+    return jax.jit(jax.vmap(init_params))
+
+
+@functools.lru_cache(maxsize=16)
 def _of_every_run(evaluate: Evaluate, mesh: Mesh | None) -> Evaluate:
     """`evaluate` of G models, and of the models of G times N clients if it can."""
     shared = _dealt_out(jax.vmap(evaluate, in_axes=(0, None)), mesh)

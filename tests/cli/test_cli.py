@@ -410,6 +410,26 @@ def test_a_full_disk_is_named_and_what_is_done_is_kept(
 
 
 @pytest.mark.usefixtures("blank_pictures")
+def test_a_run_is_tracked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output, elsewhere = tmp_path / "run", tmp_path / "curves.csv"
+    options = [*SMALL, "--rounds", 4, "--eval-every", 2, "--output", output]
+    assert run("train", *options, "--track", "parquet", "csv", f"csv:{elsewhere}") == 0
+    lines = elsewhere.read_text().splitlines()
+    assert (output / "metrics.csv").read_text().splitlines()[-1].partition(",")[0] == "4"
+    table = pyarrow.parquet.read_table(output / "metrics.parquet")
+    assert table["round"].to_pylist() == [0, 2, 4] and len(lines) == 4
+    final = read(output / "results.json")["final"]["test"]["accuracy"]["mean"]
+    assert table["test/accuracy"].to_pylist()[-1] == pytest.approx(final)
+    assert "track" not in (output / "config.toml").read_text()
+    # Replacing the run takes what its trackers wrote in its folder, and no more.
+    assert run("train", *options, "--overwrite") == 0
+    assert names(output) == FILES and elsewhere.exists()
+    assert run("train", *SMALL, "--track", "tensorbord", "--output", tmp_path / "other") == 2
+    assert "unknown tracker 'tensorbord'. Did you mean 'tensorboard'?" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.usefixtures("blank_pictures")
 def test_patience_ends_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "run"
     options = [*SMALL, "--rounds", 50, "--client-optimizer", "sgd(100)", "--eval-every", 1]
@@ -769,8 +789,8 @@ def test_debug_goes_to_the_engine_and_raises(
         (["--rounds", "ten"], "--rounds must be an integer, got 'ten'."),
         (["--rounds", "1.5"], "--rounds must be an integer, got '1.5'."),
         (["--alpha", "abc"], "--alpha must be a number, got 'abc'."),
-        (["--alpha"], "--alpha needs a value."),
-        (["--alpha", "--rounds", "3"], "--alpha needs a value."),
+        (["--alpha"], "--alpha needs a value after it."),
+        (["--alpha", "--rounds", "3"], "--alpha needs a value after it."),
         (["--width", "wide"], """--width must be an integer or "auto", got 'wide'."""),
         (["--hidden", "3", "x"], "--hidden must be an integer, got 'x'."),
         (["--overwrite", "yes"], "--overwrite takes no value, got 'yes'."),

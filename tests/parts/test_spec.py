@@ -223,6 +223,13 @@ MISTAKES = {
         "width",
         "autos",
     ): "must be an integer or \"auto\", got 'autos'. Did you mean",
+    (
+        "algorithm",
+        ("fedavg", "fedprox"),
+    ): "must be an algorithm, got a list of 2",
+    ("batching", 3): "--batching must be a batching, got 3",
+    ("activation", 3): "--activation must be a function, got 3",
+    ("server.nesterov", (True, False)): "must be true or false, got a list of 2 values",
     ("shuffle", "epochs"): "Did you mean 'epoch'?",
     ("num_epochs", True): "--num-epochs must be a number or none, got True",
 }

@@ -316,7 +316,7 @@ def ranges(
 
 
 def bands(
-    curves: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike]],
+    panels: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike]]],
     *,
     x: str,
     y: str,
@@ -325,8 +325,8 @@ def bands(
     """Draw curves with a band around each.
 
     Args:
-        curves: name -> (at [E], value [E], lower end [E], upper end [E]) of each; ends that are NaN
-            have no band.
+        panels: title -> name -> (at [E], value [E], lower end [E], upper end [E]) of each curve;
+            ends that are NaN have no band. A curve has one colour in all panels.
         x, y: what stands along the axes.
         band: what the bands are.
 
@@ -336,27 +336,62 @@ def bands(
     Raises:
         ValueError: If there is nothing to draw, or lengths differ.
     """
-    if not curves:
-        raise ValueError("curves must hold at least one, got none.")
-    names = [wrapped(name, 40) for name in curves]
-    height = 0.5 + 0.17 * ("\n".join(names).count("\n") + 3)
-    with new_figure(8, max(3, height)) as figure:
-        axes = figure.subplots()
-        for i, (name, curve) in enumerate(zip(names, curves.values(), strict=True)):
-            at, value, low, high = (np.asarray(each, float) for each in curve)
-            if not at.shape == value.shape == low.shape == high.shape == (at.size,):
-                raise ValueError(
-                    f"curves of {name!r} must be four arrays of one length, got shapes {at.shape}, "
-                    f"{value.shape}, {low.shape}, {high.shape}."
-                )
-            colour, dashes = COLOURS[i % len(COLOURS)], ("-", "--", ":")[i // len(COLOURS) % 3]
-            style: Any = {"color": colour, "linestyle": dashes, "marker": "." * (at.size == 1)}
-            axes.plot(at, value, label=name, **style)
-            if np.isfinite(low).any():
-                look: Any = {"facecolor": (colour, 0.12), "edgecolor": (colour, 0.8)}
-                axes.fill_between(at, low, high, linewidth=0.8, **look)
-        axes.set(xlabel=x, ylabel=y)
-        axes.locator_params(axis="x", integer=True)
-        axes.grid(visible=True)
-        figure.legend(title=band if axes.collections else None, loc="outside right upper")
+    names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
+    if not names:
+        raise ValueError("panels must hold at least one curve, got none.")
+    styles = {
+        name: (COLOURS[i % len(COLOURS)], ("-", "--", ":")[i // len(COLOURS) % 3])
+        for i, name in enumerate(names)
+    }
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    height = 0.5 + 0.17 * ("\n".join(wrapped(name, 40) for name in names).count("\n") + 3)
+    size = (8, max(3, height)) if len(panels) == 1 else (11, max(2.4 * rows, height))
+    with new_figure(*size) as figure:
+        cells = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+        for axes, (title, curves) in zip(cells, panels.items(), strict=False):
+            for name, curve in curves.items():
+                _draw_band(axes, name, curve, *styles[name])
+            axes.set_title(title, fontsize="medium")
+            axes.locator_params(axis="x", integer=True)
+            axes.grid(visible=True)
+        for axes in cells[len(panels) :]:
+            axes.remove()
+        for i, axes in enumerate(cells[: len(panels)]):
+            axes.set(ylabel=y * (i % columns == 0))
+            if i + columns >= len(panels):
+                axes.set(xlabel=x)
+                axes.tick_params(labelbottom=True)
+        handles = {
+            label: handle
+            for axes in cells[: len(panels)]
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        has_bands = any(axes.collections for axes in cells[: len(panels)])
+        figure.legend(
+            handles.values(),
+            handles,
+            title=band if has_bands else None,
+            loc="outside right upper",
+        )
     return figure
+
+
+def _draw_band(
+    axes: Any,
+    name: str,
+    curve: tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike],
+    colour: str,
+    dashes: str,
+) -> None:
+    at, value, low, high = (np.asarray(each, float) for each in curve)
+    if not at.shape == value.shape == low.shape == high.shape == (at.size,):
+        raise ValueError(
+            f"curves of {name!r} must be four arrays of one length, got shapes {at.shape}, "
+            f"{value.shape}, {low.shape}, {high.shape}."
+        )
+    style: Any = {"color": colour, "linestyle": dashes, "marker": "." * (at.size == 1)}
+    axes.plot(at, value, label=wrapped(name, 40), **style)
+    if np.isfinite(low).any():
+        look: Any = {"facecolor": (colour, 0.12), "edgecolor": (colour, 0.8)}
+        axes.fill_between(at, low, high, linewidth=0.8, **look)

@@ -72,7 +72,8 @@ def main(options: Options) -> None:
     options = options.checked()
     study.use_all_cores()
     pictures = datasets.fashion_small() if options.quick else datasets.fashion_mnist(options.folder)
-    report = study.Study("Networks merged layer by layer", options)
+    data = "Fashion-MNIST" + " and Shakespeare" * (options.shakespeare is not None)
+    report = study.Study(f"{data}: networks merged layer by layer", options)
     outcomes: dict[str, list[Outcome]] = {}
     for seed in options.seeds:
         made = {
