@@ -392,6 +392,7 @@ def kinds_of(node: ast.expr | None) -> Kinds:
 
 
 _FIELD = re.compile(r"^(\w+(?:, \w+)*)(?: \[[^\]]*\])?: ", re.MULTILINE)
+_ROLE = re.compile(r":\w+:(?=`)")  # of Sphinx, in what optax says
 _AS_IN = re.compile(r"(?:.*[;.] )?(?:as in|see) `(?:\w+\.)*(\w+)`")
 
 
@@ -404,7 +405,9 @@ def described(doc: str) -> dict[str, str]:
         pieces = _FIELD.split(doc)
         found = [*zip(pieces[1::2], pieces[2::2], strict=True)]
     return {
-        name.strip(): " ".join(text.split()) for names, text in found for name in names.split(",")
+        name.strip(): _ROLE.sub("", " ".join(text.split()))
+        for names, text in found
+        for name in names.split(",")
     }
 
 

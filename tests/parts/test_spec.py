@@ -46,6 +46,8 @@ def test_what_is_read_from_source_is_what_there_is(factory):
 
 
 def test_optimizers_are_those_of_optax():
+    told = signatures.help_of(signatures.of_optax()["sgd"][0], "learning_rate")
+    assert told.endswith("see `optax.scale_by_learning_rate`.")
     found = signatures.among(("GradientTransformation",))
     assert {"sgd", "adam", "adamw", "yogi", "chain", "clip_by_global_norm"} <= found.keys()
     for name, signature in found.items():
