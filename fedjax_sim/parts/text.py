@@ -42,8 +42,12 @@ _ARITHMETIC: dict[type, Callable[[Any, Any], Any]] = {
 
 
 def is_own(name: str) -> bool:
-    """Whether a name is "module:function" or "path/to/file.py:function"."""
-    return re.fullmatch(r"[^\s:]+:[A-Za-z_]\w*", name) is not None
+    """Whether a name is "module:function" or "path/to/file.py:function".
+
+    >>> is_own("rules:trimmed"), is_own("C:/my rules/mine.py:trimmed"), is_own("leaf:data/femnist")
+    (True, True, False)
+    """
+    return re.fullmatch(r"([A-Za-z]:[\\/])?([^\s:]+|[^:]+\.py):[A-Za-z_]\w*", name) is not None
 
 
 def parse(text: str) -> Value:
