@@ -201,6 +201,24 @@ def flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def called(options: Mapping[str, Any], name: str) -> str:
+    """An option with its own options, as a call; nothing if it is not there.
+
+    >>> called({"rule": "krum", "rule.f": 2, "seed": 0}, "rule")
+    'krum(f=2)'
+    """
+    if options.get(name) is None:
+        return ""
+    inner = [
+        f"{option}={called(options, other)}"
+        for other, value in options.items()
+        if (option := other.removeprefix(f"{name}.")) != other
+        and "." not in option
+        and value is not None
+    ]
+    return text(options[name]) + (f"({', '.join(inner)})" if inner else "")
+
+
 def text(value: Any) -> str:
     """An option's value as people read it.
 

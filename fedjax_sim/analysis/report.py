@@ -179,12 +179,12 @@ def _facts(run: Recorded) -> dict[str, str]:
     if sizes is not None and sizes.size:
         spread = f"{sizes.min():,} to {sizes.max():,} training examples"
         spread += f", median {np.median(sizes):,.0f}"
-        how = ", ".join(filter(None, (f"{sizes.size:,}", _called(options, "partition"))))
+        how = ", ".join(filter(None, (f"{sizes.size:,}", recorded.called(options, "partition"))))
         facts["clients"] = f"{how}: {spread}"
-    model = _called(options, "model")
+    model = recorded.called(options, "model")
     if isinstance(results.get("num_parameters"), int):
         model += f": {results['num_parameters']:,} parameters"
-    facts |= {"model": model, "algorithm": _called(options, "algorithm")}
+    facts |= {"model": model, "algorithm": recorded.called(options, "algorithm")}
     if "rounds" in results:
         asked = options.get("rounds")
         facts["rounds"] = f"{results['rounds']}" + (f" of {asked}" if asked else "")

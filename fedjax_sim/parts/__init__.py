@@ -3,6 +3,7 @@
 signatures  what parts take, read from their source without importing it
 finding     which parts there are, and what each takes
 text        values and parts as text: `krum(num_byzantine=2)`
+completing  values made complete: parts with all their options
 spec        the parts of an experiment and their options, each by its own name
 building    a part from its text
 """
