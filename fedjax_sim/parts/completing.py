@@ -233,7 +233,7 @@ def _unknown(name: str, kinds: Kinds, label: str) -> str:
     known = signatures.among(kinds)
     if any(kind in _NUMBERS for kind in kinds):
         return (
-            f"{label} must be {_described(kinds)}, or a schedule, got {checks.shown(name)}."
+            f"{label} must be {_described(kinds)}, got {checks.shown(name)}."
             f"{checks.nearest(name, known)}"
         )
     wanted = " or ".join(
@@ -362,8 +362,8 @@ def _described(kinds: Kinds) -> str:
         for kind in kinds
         if kind.isidentifier() and signatures.makes_parts((kind,))
     ]
-    if any(kind.startswith("Callable") for kind in kinds) and not words:
-        words.append("a function")
+    if any(kind.startswith("Callable") for kind in kinds):
+        words += {(): ["a function"], ("a number",): ["a schedule"]}.get((*words,), [])
     if "None" in kinds:
         words.append("none")
     return " or ".join(filter(None, (", ".join(words[:-1]), *words[-1:]))) or "something else"

@@ -719,7 +719,7 @@ def test_a_diverged_run_keeps_what_is_done_and_says_what_to_do(
         (["--batch-size", "0"], "algorithm.batching: batch_size must be >= 1, got 0"),
         (
             ["--server.learning-rate", "nan"],
-            "must be a number, or a schedule",
+            "must be a number or a schedule, got 'nan'",
         ),
         (
             ["--server.learning-rate", "1e400"],
