@@ -271,7 +271,7 @@ def around(kind: type, text: str) -> dict[str, Any]:
 def test_a_public_part_stands_in_an_experiment(tmp_path: Path, kind: type, text: str) -> None:
     own = tmp_path / "mine.py"
     own.write_text(OWN)
-    written = text.format(own=own, one=ONE)
+    written = text.format(own=own.as_posix(), one=ONE)
     options = options_of.resolve(options_of.from_mapping(around(kind, written)))
     described.check(options)
     if kind is base.ClientMetric:
