@@ -5,7 +5,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 os.environ["MPLBACKEND"] = "Agg"  # before anything imports matplotlib
 # Tests neither read nor write what the user's own programs remember. All processes of one run
@@ -95,3 +97,17 @@ def shared_data() -> Path:
     if named:
         pytest.fail(f"FEDJAX_SIM_DATA names {named}, which is not a folder")
     pytest.skip("needs data that is not shipped: name its folder in FEDJAX_SIM_DATA")
+
+
+@pytest.fixture
+def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files for pictures, with nothing drawn, where a run's numbers are what is looked at."""
+    from matplotlib.figure import Figure
+
+    def save(self: Figure, to: Path | BytesIO, **options: Any) -> None:
+        if isinstance(to, Path):
+            to.write_bytes(b"")
+        elif options["format"] == "svg":
+            to.write(b'<svg xmlns="http://www.w3.org/2000/svg" width="1pt" height="1pt"/>')
+
+    monkeypatch.setattr(Figure, "savefig", save)

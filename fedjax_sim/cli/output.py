@@ -20,7 +20,7 @@ from fedjax_sim import metrics, simulate
 from fedjax_sim.analysis import plots, report
 from fedjax_sim.analysis.recorded import MIN_ROWS, Recorded
 from fedjax_sim.analysis.runfolder import RunFolder, has_checkpoint
-from fedjax_sim.base import Status
+from fedjax_sim.base import RoundInfo, Status
 from fedjax_sim.data.datasets import Dataset
 from fedjax_sim.experiments import options as options_of
 from fedjax_sim.experiments.described import Experiment, Goal, target_units
@@ -182,7 +182,7 @@ def write_numbers(
     )
     status = Status(0)
     bytes_down = bytes_up = 0.0
-    if result.info is not None:
+    if isinstance(result.info, RoundInfo):  # an algorithm of the user's own may tell other things
         status = Status(int(np.bitwise_or.reduce(result.info.status)))
         bytes_down, bytes_up = (
             float(np.sum(sent, dtype=np.float64))

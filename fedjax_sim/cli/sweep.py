@@ -261,6 +261,7 @@ def _bar(groups: Sequence[Group], pending: Sequence[Group]) -> Iterator[Callable
         MofNCompleteColumn(),
         TextColumn("rounds"),
         TimeRemainingColumn(compact=True),
+        console=Console(force_jupyter=False),  # which wants widgets
     )
     task = bar.add_task("sweep", total=rounds(groups), completed=rounds(groups) - rounds(pending))
 

@@ -233,6 +233,39 @@ def test_natural_clients_keep_their_names(tmp_path: Path, monkeypatch: pytest.Mo
     assert read(output / "config.json")["options"]["algorithm.sampler.cohort_size"] == 2
 
 
+OWN_ALGORITHM = """
+import jax
+import fedjax_sim as fs
+
+
+def descent(model, loss, rate=0.1):
+    evaluate = fs.evaluator(model, {"loss": loss})
+
+    def mean(params, data):
+        return evaluate(params, data)["loss"].value.mean()
+
+    def step(key, params, data):
+        loss, gradient = jax.value_and_grad(mean)(params, data)
+        return jax.tree.map(lambda p, g: p - rate * g, params, gradient), {"mean": loss}
+
+    return fs.Algorithm(lambda key, params, data: params, step, lambda params: params)
+"""
+
+
+@pytest.mark.usefixtures("blank_pictures")
+def test_an_algorithm_of_ones_own_may_tell_what_it_likes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(OWN_ALGORITHM)
+    words = "--num-clients 8 --model logistic --algorithm mine.py:descent --rate 0.05 --rounds 9"
+    assert run("train", *words.split(), "--output", "run") == 0
+    losses = arrays(tmp_path / "run")["rounds/mean"]
+    assert losses.shape == (9,) and (np.diff(losses) < 0).all()
+    assert "report.html" in names(tmp_path / "run")
+    assert read(tmp_path / "run" / "results.json")["status"] == []
+
+
 def deal(**options: Any) -> population.Dealt:
     values = {"num_clients": 5, "seed": 3, **options}
     given = {name: value for name, value in values.items() if value is not None}
