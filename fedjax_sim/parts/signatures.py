@@ -65,9 +65,10 @@ class Signature(NamedTuple):
             for each in self.parameters.values()
             if each.default is None and each.name not in {*given}
         ]
+        # A projection takes all that is like an array; of several arguments each is meant exactly.
+        also = {"ArrayLike"} if wanted == ["Array"] else set()
         return len(taken) == len(wanted) and all(
-            {of, "ArrayLike" if of == "Array" else of} & {*each.kinds}
-            for each, of in zip(taken, wanted, strict=True)
+            ({of} | also) & {*each.kinds} for each, of in zip(taken, wanted, strict=True)
         )
 
 
