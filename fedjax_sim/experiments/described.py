@@ -23,7 +23,7 @@ from fedjax_sim.experiments import options as options_of
 from fedjax_sim.experiments.options import Options
 from fedjax_sim.experiments.population import Dealt, deal
 from fedjax_sim.ops import checks, devices, keys
-from fedjax_sim.parts.text import Call, is_own
+from fedjax_sim.parts.text import Call, is_own, show
 
 __all__ = ["Experiment", "experiment"]
 
@@ -77,6 +77,11 @@ class Experiment(NamedTuple):
     evaluate: simulate.Evaluate
     key: Key
     mesh: Mesh | None = None
+
+    def __repr__(self) -> str:
+        told = {"data": self.dealt.dataset.name, "clients": str(self.dealt.train.num_clients)}
+        told |= {slot: show(part) for slot, part in self.options.parts.items()}
+        return "\n".join(["Experiment:", *(f"    {name}: {text}" for name, text in told.items())])
 
     @property
     def train(self) -> FederatedData:

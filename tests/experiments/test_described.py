@@ -309,3 +309,9 @@ def test_every_partition_deals_out_the_data(name: str) -> None:
     wanted = {"by_group": 2, "by_proportions": 3}.get(name, 4)
     assert dealt.train.num_clients == wanted
     assert dealt.train.num_examples == len(dealt.dataset.train["y"])
+
+
+def test_what_it_looks_like() -> None:
+    shown = repr(fs.experiment(num_clients=8, cohort_size=3, model="logistic"))
+    assert "clients: 8" in shown and "sampler=uniform(cohort_size=3)" in shown
+    assert len(shown) < 500 and "array" not in shown and "<function" not in shown
