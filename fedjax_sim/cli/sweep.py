@@ -33,6 +33,10 @@ WORKERS = 2
 """Programs under way at once: one is compiled while another runs."""
 RUNS = "runs"
 """The folder with a folder for every run."""
+_OF_ONE_RUN = {
+    *("checkpoint_every", "config", "debug", "on_error", "patience", "patience_metric", "track"),
+}
+"""Options of `train` that would do nothing here."""
 
 
 class Asked(NamedTuple):
@@ -92,9 +96,8 @@ def _asked(args: Sequence[str]) -> Asked:
         file = rest.pop(0)
     given = dict(layer_of(rest))
     over, at_once = (given.pop(name, None) for name in ("over", "runs_at_once"))
-    for name in ("config", "debug", "patience", "patience_metric", "checkpoint_every"):
-        if name in given:
-            raise ValueError(f"{given[name].label} is not an option of a sweep: leave it out.")
+    for name in sorted(_OF_ONE_RUN & given.keys()):
+        raise ValueError(f"{given[name].label} is not an option of a sweep: leave it out.")
     runs_at_once = _count(at_once)
     own = {name: given.pop(name).value for name in ("output", "overwrite", "resume", "no_cache")
            if name in given}  # fmt: skip

@@ -145,6 +145,8 @@ def test_a_file_gives_options_too(tmp_path):
     [
         (["--rounds", "3"], "a sweep needs --over"),
         (["--over", "seed=0", "--patience", "3"], "--patience is not an option of a sweep"),
+        (["--over", "seed=0", "--track", "csv"], "--track is not an option of a sweep"),
+        (["--over", "seed=0", "--on-error", "raise"], "--on-error is not an option of a sweep"),
         (["--over", "sede=0"], "--over: unknown option 'sede'. Did you mean 'seed'?"),
         (["--over", "seed=0", "--alhpa", "1"], "Did you mean '--alpha'?"),
         (["--over", "seed=0", "--runs-at-once", "0"], "--runs-at-once must be >= 1, got 0"),
@@ -159,6 +161,16 @@ def test_mistakes_are_told_before_anything_is_made(args, message, tmp_path, monk
     assert run(*args) == 2
     assert message in capsys.readouterr().err.replace("\n", " ")
     assert [*tmp_path.iterdir()] == []
+
+
+def test_a_run_of_a_sweep_gets_its_page_when_asked_for(swept, tmp_path, capsys):
+    run_folder = tmp_path / "run"
+    shutil.copytree(swept / "runs" / "0000-seed=0-aggregator=mean", run_folder)
+    for args, status in (([run_folder], 0), ([tmp_path], 2), (["--all"], 2), (["--help"], 0)):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(["report", *map(str, args)])
+        assert stopped.value.code == status
+    Page((run_folder / "report.html").read_text(encoding="utf-8"))
 
 
 def test_help(capsys):
