@@ -63,8 +63,9 @@ def main(options: Options) -> int:
     console = Console(highlight=False)
     console.print(card_of(experiment))
     begin = functools.cache(lambda: _begun(output, experiment.options))
-    if run.resume is None:
-        begin()  # the folder of a run that is continued stays as it is until all is checked
+    if run.resume is None and (run.checkpoint_every or run.track or run.debug):
+        described.check_runs(experiment)
+        begin()  # else while the round is compiled: then all is checked
     labels = functools.cache(lambda: picture_of_labels(experiment.dealt))
     with stopped_by_signals(), DeferredInterrupt() as interrupt:
         result, failure = _simulated(experiment, begin, labels)
@@ -123,6 +124,8 @@ def _simulated(
 
     def draw() -> None:
         with contextlib.suppress(Exception):  # which is met again where the picture is written
+            if experiment.options.plain.run.resume is None:
+                begin()
             labels()
 
     options = experiment.options
@@ -131,7 +134,7 @@ def _simulated(
     if run.checkpoint_every is not None:
         checkpoint = run.resume / CHECKPOINTS if run.resume else begin().checkpoints()
     with simulate.progress_bar() as show, shown_log(), contextlib.ExitStack() as stack:
-        tracked = _trackers(begin().path if run.resume is None else run.resume, options)
+        tracked = _trackers(run.resume or begin().path, options) if run.track else []
         for tracker in tracked:
             if run.resume is None:
                 stack.enter_context(tracker)

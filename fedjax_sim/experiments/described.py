@@ -150,7 +150,9 @@ def experiment(
     layers.append(options_of.from_mapping(named))
     resolved = options_of.resolve(*layers)
     check(resolved)
-    return build(resolved, mesh=mesh)
+    made = build(resolved, mesh=mesh)
+    check_runs(made)
+    return made
 
 
 def check(options: Options) -> None:
@@ -185,17 +187,22 @@ def build(options: Options, *, mesh: Mesh | None = None, dealt: Dealt | None = N
     params = init_params(globally, model, dataset, init_key)
     algorithm = _algorithm(options, model, _of_standard(goal.loss, dataset), mesh)
     evaluate = engine.evaluator(model, goal.metrics, mesh=mesh)
-    _check_runs(algorithm, evaluate, key, params, dealt)
+    jax.eval_shape(algorithm.init, key, params, dealt.train)  # refuses what cannot start
     return Experiment(options, dealt, model, globally, params, algorithm, goal, evaluate, key, mesh)
 
 
-def _check_runs(
-    algorithm: Algorithm, evaluate: simulate.Evaluate, key: Key, params: Params, dealt: Dealt
-) -> None:
-    """Trace a round and an evaluation, for what cannot run, such as Krum in a small cohort."""
+def check_runs(experiment: Experiment) -> None:
+    """Trace a round and an evaluation, for what cannot run, such as Krum in a small cohort.
+
+    `run` does so as well before it compiles anything; here it costs the tracing alone.
+    """
+    algorithm, params, dealt = experiment.algorithm, experiment.params, experiment.dealt
     with plain_tracing():
-        state = jax.eval_shape(lambda *args: algorithm.init(*args), key, params, dealt.train)
-        state, _ = jax.eval_shape(lambda *args: algorithm.step(*args), key, state, dealt.train)
+        given = (experiment.key, params, dealt.train)
+        state = jax.eval_shape(lambda *args: algorithm.init(*args), *given)
+        given = (experiment.key, state, dealt.train)
+        state, _ = jax.eval_shape(lambda *args: algorithm.step(*args), *given)
+        evaluate = experiment.evaluate
         jax.eval_shape(lambda *args: evaluate(*args), algorithm.params(state), dealt.test)
 
 
