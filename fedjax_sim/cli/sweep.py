@@ -33,6 +33,8 @@ WORKERS = 2
 """Programs under way at once: one is compiled while another runs."""
 RUNS = "runs"
 """The folder with a folder for every run."""
+PAGE = "report.html"
+"""Of a run, and of all."""
 _OF_ONE_RUN = {
     *("checkpoint_every", "config", "debug", "on_error", "patience", "patience_metric", "track"),
 }
@@ -85,6 +87,8 @@ def main(args: Sequence[str]) -> int:
     done = [folder.path / RUNS / point.name for point in points if _is_done(folder.path, point)]
     if not done:
         raise RuntimeError("no run could be done; see above.")
+    with console.status("pages"):
+        _write_pages(done)
     _compare(folder, done, notes=[f"{len(points)} runs in {programs}."], console=console)
     return 1 if failed else 0
 
@@ -212,15 +216,23 @@ def _run_group(
 
 
 def _write(path: Path, experiment: Experiment, point: Point, result: simulate.Result) -> None:
-    """The folder of one run, as `train` leaves it, but for parameters and pictures."""
+    """The folder of one run, as `train` leaves it, but for parameters and PNGs."""
     options = options_of.for_clients(point.options, experiment.dealt.train.num_clients)
     place = path / RUNS / point.name
     if place.exists():  # of a program that was killed while it wrote
         shutil.rmtree(place)
     folder = RunFolder(place, options_of.flat(options))
     folder.save_text("config.toml", options_of.to_toml(options))
+    folder.owns(PAGE)
     own = experiment._replace(options=options)
     write_numbers(folder, own, result, summarize(result.evaluations, experiment.goal), None)
+
+
+def _write_pages(runs: Sequence[Path]) -> None:
+    """The page of every run that has none; here, for matplotlib is no friend of threads."""
+    for run in runs:
+        if not (run / PAGE).exists():
+            (run / PAGE).write_text(report.of_run(run), encoding="utf-8")
 
 
 def _is_done(path: Path, point: Point) -> bool:
@@ -242,7 +254,7 @@ def _compare(
     folder.save_text("results.csv", found.csv())
     folder.save_text("results.md", f"# {title}\n\n{found.markdown()}")
     folder.save_text("results.tex", found.latex())
-    folder.save_text("report.html", report.of_comparison(found, title=title, notes=notes))
+    folder.save_text(PAGE, report.of_comparison(found, title=title, notes=notes))
     path = folder.path
     console.print(
         f"results: {path}/ (report.html, results.csv, .md, .tex, a folder a run in {RUNS}/)",

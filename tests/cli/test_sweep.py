@@ -13,6 +13,7 @@ from fedjax_sim.cli import sweep
 from pages import Page
 
 SMALL = ["--num-clients", "8", "--cohort-size", "5", "--model", "logistic", "--rounds", "2"]
+FILES = {"config.json", "config.toml", "per_client.npz", "report.html", "results.json"}
 OVER = ["--over", "seed=0..1", "aggregator=mean,coordinate_median"]
 
 
@@ -44,7 +45,9 @@ def test_a_sweep_leaves_a_folder_a_run_and_a_page(swept):
     ]
     for name in runs:
         found = {path.name for path in (swept / "runs" / name).iterdir()}
-        assert found == {"config.json", "config.toml", "per_client.npz", "results.json"}
+        assert found == FILES
+        Page((swept / "runs" / name / "report.html").read_text(encoding="utf-8"))
+        assert {*json.loads((swept / "runs" / name / "config.json").read_text())["files"]} == FILES
     page = (swept / "report.html").read_text(encoding="utf-8")
     Page(page)
     assert "4 runs in 2 programs of rounds." in page and "coordinate_median" in page
