@@ -259,7 +259,7 @@ def _ranges(rounds: np.ndarray) -> str:
 
 # Results
 
-_STATISTICS = {
+STATISTICS = {
     "mean": "mean",
     "worst": "worst",
     "worst_10_percent": "worst 10%",
@@ -268,6 +268,7 @@ _STATISTICS = {
     "percentile_90": "p90",
     "variance": "variance",
 }
+"""Statistic over clients -> its heading in tables."""
 
 
 def _results(run: Recorded, figures: "Mapping[str, Figure]") -> list[Section]:
@@ -281,7 +282,7 @@ def _results(run: Recorded, figures: "Mapping[str, Figure]") -> list[Section]:
                     shown(summary[statistic]) + "*" * (statistic == "worst" and metric in few)
                     if statistic in summary
                     else ""
-                    for statistic in _STATISTICS
+                    for statistic in STATISTICS
                 ),
             )
             for metric, summary in run.final.items()
@@ -290,7 +291,7 @@ def _results(run: Recorded, figures: "Mapping[str, Figure]") -> list[Section]:
         if few:
             caption += f" *: only clients with fewer than {MIN_ROWS} rows are as bad as that."
         title = "At the last evaluation"
-        blocks.append(("table", Sheet(title, ("", *_STATISTICS.values()), rows, caption)))
+        blocks.append(("table", Sheet(title, ("", *STATISTICS.values()), rows, caption)))
         if run.results.get("num_test_clients") == 1 != run.results.get("num_clients"):
             said = "The test examples could not be dealt out to the clients: they are pooled."
             blocks.append(("text", said))

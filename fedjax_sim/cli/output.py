@@ -312,17 +312,6 @@ def _outputs(dataset: Dataset) -> str:
     )
 
 
-_COLUMNS = {
-    "mean": "mean",
-    "worst": "worst",
-    "worst_10_percent": "worst 10%",
-    "percentile_10": "p10",
-    "percentile_50": "p50",
-    "percentile_90": "p90",
-    "variance": "var",
-}
-
-
 def summary_table(summaries: Summaries) -> Table:
     """The last evaluation."""
     table = Table(
@@ -331,7 +320,7 @@ def summary_table(summaries: Summaries) -> Table:
         collapse_padding=True,
         pad_edge=False,
     )
-    for heading in ("", *_COLUMNS.values()):
+    for heading in ("", *report.STATISTICS.values()):
         # Names may wrap, so that numbers never are cut.
         if heading:
             table.add_column(heading, no_wrap=True, justify="right")
@@ -341,7 +330,7 @@ def summary_table(summaries: Summaries) -> Table:
         for name, summary in by_name.items():
             cells = [
                 _shown(float(summary[statistic][-1])) if statistic in summary else ""
-                for statistic in _COLUMNS
+                for statistic in report.STATISTICS
             ]
             table.add_row(f"{split} {name}", *cells)
     return table

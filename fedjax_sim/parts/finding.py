@@ -17,8 +17,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import docstring_parser
-
 from fedjax_sim import base
 from fedjax_sim.ops import checks
 from fedjax_sim.parts import signatures
@@ -113,7 +111,8 @@ def own(name: str) -> Any:
 def options(factory: Factory) -> dict[str, Option]:
     """What a factory takes, in order; keywords that it passes on are named one by one."""
     hints = _hints(factory)
-    described = _descriptions(factory)
+    said = signatures.described(inspect.getdoc(factory) or "")
+    described = {name.lstrip("*"): text for name, text in said.items()}
     found: dict[str, Option] = {}
     for name, parameter in inspect.signature(factory).parameters.items():
         kind = hints.get(name, Any)
@@ -179,13 +178,3 @@ def _module(place: str, name: str) -> types.ModuleType:
     sys.modules[full_name] = module  # type hints are looked up there
     spec.loader.exec_module(module)
     return module
-
-
-def _descriptions(factory: Factory) -> dict[str, str]:
-    """Argument -> what its docstring says; "a, b: ..." describes two."""
-    parsed = docstring_parser.parse(inspect.getdoc(factory) or "", docstring_parser.Style.GOOGLE)
-    return {
-        name.strip().lstrip("*"): " ".join((each.description or "").split())
-        for each in parsed.params
-        for name in each.arg_name.split(",")
-    }
