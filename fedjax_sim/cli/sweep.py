@@ -100,8 +100,8 @@ def _asked(args: Sequence[str]) -> Asked:
         file = rest.pop(0)
     given = dict(layer_of(rest))
     over, at_once = (given.pop(name, None) for name in ("over", "runs_at_once"))
-    for name in sorted(_OF_ONE_RUN & given.keys()):
-        raise ValueError(f"{given[name].label} is not an option of a sweep: leave it out.")
+    if useless := sorted(_OF_ONE_RUN & given.keys()):
+        raise ValueError(f"{given[useless[0]].label} is not an option of a sweep: leave it out.")
     runs_at_once = _count(at_once)
     own = {name: given.pop(name).value for name in ("output", "overwrite", "resume", "no_cache")
            if name in given}  # fmt: skip
