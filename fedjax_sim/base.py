@@ -309,8 +309,8 @@ class Message(NamedTuple):
     shared: what every client gets, such as the params that are trained.
     per_slot: leaves [C, ...], a row for every slot of the cohort, sent to its client alone; ()
         where there is nothing.
-    num_bytes: [C] float32, what each slot's row costs to send, in bytes; None is the size of its
-        arrays.
+    num_bytes: [C] float32, what it costs to send `shared` and its own row to each slot, in bytes;
+        None is the size of their arrays.
     round: int32, the number of rounds done.
     statistics: the model's statistics, sent to every client.
     frozen: the model's frozen leaves, which clients have: they are not sent.
@@ -449,15 +449,16 @@ class Aggregator(NamedTuple):
     init(update) -> state, from a pytree shaped like one update.
     apply(key, state, updates [C, ...], weights [C]) -> (state, aggregate, info). A row of weight 0
         is an empty slot and may hold anything, NaN included: mask with `where`.
-    summand, from_sum: only for rules that are sums. `summand(update, weight)` is one client's term
-        (0 for weight 0) and `from_sum(key, state, total)` finishes as `apply` does. Given both, the
-        engine adds the terms up while it walks the cohort and never stacks the updates. They may be
-        wider than an update, whose dtypes the aggregate gets.
+    summand, from_sum: only for rules that are sums. `summand(key, state, slot, update, weight)` is
+        the term of the client in one slot of the cohort (0 for weight 0), with the key and the
+        state of `apply`, and `from_sum(key, state, total)` finishes as `apply` does. Given both,
+        the engine adds the terms up while it walks the cohort and never stacks the updates. They
+        may be wider than an update, whose dtypes the aggregate gets.
     """
 
     init: Callable[[PyTree], PyTree]
     apply: Callable[[Key, PyTree, PyTree, Array], tuple[PyTree, PyTree, dict[str, Array]]]
-    summand: Callable[[PyTree, Array], PyTree] | None = None
+    summand: Callable[[Key, PyTree, Array, PyTree, Array], PyTree] | None = None
     from_sum: Callable[[Key, PyTree, PyTree], tuple[PyTree, PyTree, dict[str, Array]]] | None = None
 
 

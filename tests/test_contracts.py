@@ -338,7 +338,8 @@ def test_a_streamed_aggregate_equals_the_float64_reference(row):
     state = aggregator.init(one(updates))
     total = None
     for i in range(COHORT):
-        term = aggregator.summand(jax.tree.map(lambda u: u[i], spoilt), weights[i])  # noqa: B023
+        update = jax.tree.map(lambda u: u[i], spoilt)  # noqa: B023
+        term = aggregator.summand(KEY, state, jnp.int32(i), update, weights[i])
         total = term if total is None else trees.add(total, term)
     new, found, _ = aggregator.from_sum(KEY, state, total)
     expected = row.reference(flat(updates), weights.astype(np.float64))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from fedjax_sim.aggregators._sums import summed
 from fedjax_sim.base import Aggregator, Array, Key, PyTree
 from fedjax_sim.ops import trees
 from fedjax_sim.ops.arguments import checked
@@ -32,7 +33,7 @@ def uniform_mean() -> Aggregator:
 
 
 def _mean_of(share: Callable[[Array], Array]) -> Aggregator:
-    def summand(update: PyTree, weight: Array) -> PyTree:
+    def summand(key: Key, state: PyTree, slot: Array, update: PyTree, weight: Array) -> PyTree:
         part = share(weight)
         # In float32 at least: a sum over many examples overflows half precision.
         wide = jax.tree.map(trees.wide, update)
@@ -44,17 +45,4 @@ def _mean_of(share: Callable[[Array], Array]) -> Aggregator:
         scale = jnp.where(weight > 0, 1 / jnp.where(weight > 0, weight, 1), 0)
         return state, trees.scale(updates, scale), {}
 
-    return _sum(summand, from_sum)
-
-
-def _sum(summand: Callable, from_sum: Callable) -> Aggregator:
-    """An aggregator that is a sum; its stacked form follows from the streamed one."""
-
-    def apply(
-        key: Key, state: PyTree, updates: PyTree, weights: Array
-    ) -> tuple[PyTree, PyTree, dict[str, Array]]:
-        terms = jax.vmap(summand)(updates, weights)
-        state, total, info = from_sum(key, state, trees.sum_rows(terms))
-        return state, jax.tree.map(lambda x, u: x.astype(u.dtype), total, updates), info
-
-    return Aggregator(lambda update: (), apply, summand, from_sum)
+    return summed(summand, from_sum)

@@ -40,10 +40,12 @@ def norm_clipping(aggregator: Aggregator, *, max_norm: float | Array) -> Aggrega
     if summand is None:
         return outer
 
-    def clipped_summand(update: PyTree, weight: Array) -> PyTree:
+    def clipped_summand(
+        key: Key, state: PyTree, slot: Array, update: PyTree, weight: Array
+    ) -> PyTree:
         one = jax.tree.map(lambda leaf: leaf[None], update)
         rows, weights = clipped(one, weight[None])
-        return summand(jax.tree.map(lambda leaf: leaf[0], rows), weights[0])
+        return summand(key, state, slot, jax.tree.map(lambda leaf: leaf[0], rows), weights[0])
 
     return outer._replace(summand=clipped_summand, from_sum=aggregator.from_sum)
 

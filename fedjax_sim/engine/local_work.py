@@ -45,7 +45,7 @@ class LocalWork(NamedTuple):
     rule: ClientRule
     uplink: Uplink | None
     batching: Batching
-    summand: Callable[[PyTree, Array], PyTree] | None
+    summand: Callable[[Key, PyTree, Array, PyTree, Array], PyTree] | None
     mesh: Mesh | None
 
     @property
@@ -65,6 +65,13 @@ class LocalWork(NamedTuple):
         return self._replace(batching=few)
 
 
+class Receiver(NamedTuple):
+    """With what the aggregator makes its summands: its key of the round, and its state."""
+
+    key: Key
+    state: PyTree
+
+
 class ClientState(NamedTuple):
     """What a client keeps between rounds: the states of its rule and of its uplink."""
 
@@ -75,9 +82,11 @@ class ClientState(NamedTuple):
 class Slots(NamedTuple):
     """What the engine knows of each cohort slot; leaves [C, ...].
 
-    own: the slot's row of `Message.per_slot`. words: the randomness of its batches.
+    number: where in the cohort it stands. own: the slot's row of `Message.per_slot`. words: the
+    randomness of its batches.
     """
 
+    number: Array
     client: Client
     mask: Array
     start: Array
@@ -98,13 +107,13 @@ class _Dealt(NamedTuple):
 
     @classmethod
     def of(cls, slots: Slots) -> "_Dealt":
-        small = packing.pack((slots.client, slots.mask, slots.start), 1)
+        small = packing.pack((slots.number, slots.client, slots.mask, slots.start), 1)
         return cls(small, slots.key, slots.words, slots.own, slots.state)
 
     def slots(self) -> Slots:
         """The slots again."""
-        client, mask, start = packing.unpack(self.small)
-        return Slots(client, mask, start, self.key, self.words, self.own, self.state)
+        number, client, mask, start = packing.unpack(self.small)
+        return Slots(number, client, mask, start, self.key, self.words, self.own, self.state)
 
 
 class Outcome(NamedTuple):
@@ -135,6 +144,7 @@ def look_up(
     size = jnp.where(cohort.mask, trees.rows(data.sizes, cohort.ids), 0)
     own_keys = jax.vmap(keys.fold_in, (None, 0))(key, cohort.ids)
     return Slots(
+        number=jnp.arange(cohort.ids.shape[0], dtype=jnp.int32),
         client=Client(cohort.ids, size, batching.steps(size, data.max_size)),
         mask=cohort.mask,
         start=trees.rows(data.starts, cohort.ids),
@@ -146,7 +156,12 @@ def look_up(
 
 
 def work(
-    local: LocalWork, slots: Slots, message: Message, data: FederatedData, width: int
+    local: LocalWork,
+    slots: Slots,
+    message: Message,
+    receiver: Receiver,
+    data: FederatedData,
+    width: int,
 ) -> Outcome:
     """Deal the cohort out to the devices; each walks its share in chunks of `width` clients.
 
@@ -154,6 +169,7 @@ def work(
         local: the common part.
         slots: who takes part, with what only they are sent.
         message: without rows of its own; see `Slots.own`.
+        receiver: the aggregator's part.
         data: the population.
         width: clients that train at once on a device, cut down to what fills chunks evenly.
     """
@@ -177,13 +193,13 @@ def work(
         return x[jnp.argsort(order)[:num_slots]] if ragged else x[:num_slots]
 
     def walk(
-        chunks: _Dealt, message: Message, data: FederatedData
+        chunks: _Dealt, message: Message, receiver: Receiver, data: FederatedData
     ) -> tuple[PyTree, tuple[PyTree, ...]]:
-        return _walk(local, chunks, message, data)
+        return _walk(local, chunks, message, receiver, data)
 
     if mesh is not None:
         walk = _sharded(walk, mesh)
-    (total, statistics), (updates, *rest) = walk(jax.tree.map(deal, dealt), message, data)
+    (total, statistics), (updates, *rest) = walk(jax.tree.map(deal, dealt), message, receiver, data)
     states, seen = jax.tree.map(collect, rest)
     report, faults = packing.unpack(seen)
     if local.summand is None:
@@ -207,18 +223,20 @@ def static_steps(batching: Batching, data: FederatedData) -> int:
 
 
 def _walk(
-    local: LocalWork, chunks: _Dealt, message: Message, data: FederatedData
+    local: LocalWork, chunks: _Dealt, message: Message, receiver: Receiver, data: FederatedData
 ) -> tuple[PyTree, tuple[PyTree, ...]]:
     """One device's chunks [1, chunks, width, ...] -> its sums, and what is kept per client."""
 
     @functools.partial(jax.jit, inline=True)  # traced once, for its shapes and in the loop
     def chunk(members: _Dealt) -> tuple[PyTree, tuple[PyTree, ...]]:
-        states, update, statistics, report, faults = _train(local, members.slots(), message, data)
+        slots = members.slots()
+        states, update, statistics, report, faults = _train(local, slots, message, data)
         told = packing.pack((report, faults), 1)
         seen = jax.vmap(_weighed)(statistics, report.weights)
         if local.summand is None:
             return ((), trees.sum_rows(seen)), (update, states, told)
-        terms = jax.vmap(local.summand)(update, report.weights)
+        summand = jax.vmap(local.summand, (None, None, 0, 0, 0))
+        terms = summand(*receiver, slots.number, update, report.weights)
         none = jax.tree.map(lambda x: x[:0], update)
         return trees.sum_rows((terms, seen)), (none, states, told)
 
@@ -286,7 +304,7 @@ def _sharded(walk: Callable, mesh: Mesh) -> Callable:
     return jax.shard_map(
         on_device,
         mesh=mesh,
-        in_specs=(P(axis), P(), P()),
+        in_specs=(P(axis), P(), P(), P()),
         out_specs=(P(), P(axis)),
         check_vma=False,
     )
@@ -407,7 +425,7 @@ def _finish(
     given = (member.state, _to(member, message), work)
     states, upload, num_bytes, info = _send(local, member, *given)
     norm = trees.norm(upload.update)
-    if local.summand is not None:
+    if local.summand is not None and local.uplink is None:
         # Whether an update counts is known after its norm. Kept until then, it would be written
         # and read twice; computed again, each time in one pass with its use, it never is. The
         # barrier hides from the compiler that both are the same.

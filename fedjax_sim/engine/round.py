@@ -39,7 +39,7 @@ from fedjax_sim.base import (
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.data.fitting import check_trainable
 from fedjax_sim.engine import contracts, local_work
-from fedjax_sim.engine.local_work import ClientState, LocalWork, Outcome, Slots
+from fedjax_sim.engine.local_work import ClientState, LocalWork, Outcome, Receiver, Slots
 from fedjax_sim.engine.stages import stage
 from fedjax_sim.engine.width import Width, choose_width, note_width, plain
 from fedjax_sim.ops import checks, trees
@@ -247,7 +247,7 @@ def _step(
     with stage("broadcasting"):
         draft = Message(round=before.round, statistics=state.statistics, frozen=state.frozen)
         message = parts.server.broadcast(keys[Stream.BROADCAST], state.server, draft, cohort, data)
-    done = _local_work(parts, keys[Stream.CLIENTS], state, cohort, message, data, mesh)
+    done = _local_work(parts, keys, state, cohort, message, data, mesh)
     with stage("attacking"), _spread(mesh):
         attacked, done, attack_info = _attacked(
             parts, keys[Stream.ATTACK], state.attack, done, message
@@ -288,7 +288,7 @@ def _step(
 
 def _local_work(
     parts: _Parts,
-    key: Key,
+    keys: Key,
     state: FederatedState,
     cohort: Cohort,
     message: Message,
@@ -298,7 +298,9 @@ def _local_work(
     """What the cohort makes of the message, at the width that was asked for or is fastest."""
     local = LocalWork(parts.rule, parts.uplink, parts.batching, parts.aggregator.summand, mesh)
     states = ClientState(state.clients, state.uplink)
-    slots = local_work.look_up(key, cohort, message.per_slot, states, data, parts.batching)
+    slots = local_work.look_up(
+        keys[Stream.CLIENTS], cohort, message.per_slot, states, data, parts.batching
+    )
     shared = message._replace(per_slot=(), num_bytes=None)
     width = 1 if plain() else parts.width
     if width == "auto":
@@ -307,11 +309,14 @@ def _local_work(
             slots: Slots, message: Message, data: FederatedData, num_steps: int, width: int
         ) -> PyTree:
             few = local.limited(data, num_steps)
-            return local_work.work(few, slots, message, data, width).combined
+            like = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), state.aggregator)
+            receiver = Receiver(slots.key[0], like)
+            return local_work.work(few, slots, message, receiver, data, width).combined
 
         width = choose_width(trial, local, slots, shared, data)
     note_width(width)
-    return local_work.work(local, slots, shared, data, width)
+    receiver = Receiver(keys[Stream.AGGREGATOR], state.aggregator)
+    return local_work.work(local, slots, shared, receiver, data, width)
 
 
 def _attacked(
@@ -359,11 +364,12 @@ def _status(faults: Array, empty: Array, broken: Array, unknown: Array) -> Array
 
 def _bytes_down(message: Message, cohort: Cohort) -> Array:
     """What the server sends to the slots that are taken, in bytes."""
-    shared = float(trees.num_bytes((message.shared, message.statistics)))
-    own = message.num_bytes
-    if own is None:
-        own = jnp.float32(trees.num_bytes(message.per_slot) / cohort.ids.shape[0])
-    return jnp.where(cohort.mask, shared + own, 0.0).astype(jnp.float32).sum()
+    each = message.num_bytes
+    if each is None:
+        own = trees.num_bytes(message.per_slot) / cohort.ids.shape[0]
+        each = jnp.float32(trees.num_bytes(message.shared) + own)
+    each = each + float(trees.num_bytes(message.statistics))
+    return jnp.where(cohort.mask, each, 0.0).astype(jnp.float32).sum()
 
 
 def _spread(mesh: Mesh | None) -> contextlib.AbstractContextManager:

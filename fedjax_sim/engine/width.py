@@ -285,6 +285,7 @@ def _imitation(
         return jax.tree.map(lambda x: jnp.zeros((rows, *x.shape[1:]), x.dtype), tree)
 
     fake = Slots(
+        number=jnp.asarray(ids),
         client=Client(
             jnp.asarray(ids),
             jnp.full(num_slots, data.max_size, jnp.int32),

@@ -85,7 +85,7 @@ def sum_rows(tree: PyTree) -> PyTree:
 
     def total(leaf: Array) -> Array:
         if jax.default_backend() != "cpu" or leaf.dtype not in (jnp.float32, jnp.float64):
-            return leaf.sum(axis=0)
+            return leaf.sum(axis=0, dtype=leaf.dtype)
         if 0 < len(leaf) <= MAX_ADDED:
             return functools.reduce(operator.add, [leaf[i] for i in range(len(leaf))])
         return jnp.tensordot(jnp.ones(len(leaf), leaf.dtype), leaf, axes=1)
