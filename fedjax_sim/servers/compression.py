@@ -15,6 +15,7 @@ from fedjax_sim.base import (
     Report,
     Server,
     Uplink,
+    outline,
     screen,
 )
 from fedjax_sim.data import FederatedData
@@ -86,8 +87,7 @@ def compressed(server: Server, uplink: Uplink) -> Server:
         if shared != known:
             raise TypeError(
                 "compressed needs a server that shares its params alone, such as "
-                "server_optimizer(...). Put what shares more around it: "
-                "with_history(compressed(...))."
+                f"server_optimizer(...), got one that shares {outline(message.shared)}."
             )
         whole = float(trees.num_bytes(state.view))
         missed = jnp.minimum(state.sent - trees.rows(state.had, cohort.ids), whole)
