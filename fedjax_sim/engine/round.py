@@ -264,8 +264,9 @@ def _step(
             keys[Stream.SERVER], state.server, aggregate, report
         )
     empty = ~(report.weights > 0).any()
-    broken = ~empty & trees.breaks((state.server, state.statistics), (served, done.statistics))
-    stays = empty | broken
+    idle = jnp.bool_(False) if parts.aggregator.of_nobody else empty
+    broken = ~idle & trees.breaks((state.server, state.statistics), (served, done.statistics))
+    stays = idle | broken
     new = state._replace(
         server=trees.where(stays, state.server, served),
         aggregator=trees.where(stays, state.aggregator, aggregated),
