@@ -28,6 +28,7 @@ from fedjax_sim import (
     engine,
     metrics,
     models,
+    privacy,
     servers,
     uplink,
 )
@@ -38,6 +39,7 @@ from fedjax_sim.base import (
     ClientRule,
     Message,
     Model,
+    Noise,
     Params,
     Report,
     Uplink,
@@ -142,6 +144,29 @@ def _weighted_geometric_median(updates: np.ndarray, weights: np.ndarray) -> np.n
 
 def _with(factory: Callable[..., Any], *args: Any, **options: Any) -> Callable[[], Aggregator]:
     return lambda: factory(*(build() for build in args), **options)
+
+
+def _fixed_denominator(
+    clip: Callable[[np.ndarray], np.ndarray],
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """`private_mean` without noise: its distribution, and what it makes of it, are tested apart."""
+
+    def mean(updates: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return clip(np.where(weights[:, None] > 0, updates, 0)).sum(axis=0) / 7
+
+    return mean
+
+
+def _clipped_by_layer(updates: np.ndarray) -> np.ndarray:
+    """Norms up to 2 / sqrt(m), by the leaves of what tests here aggregate."""
+    ends = {3: [], 11: [6, 7], 12: [3], 23: [6, 7, 11, 17]}[updates.shape[1]]
+    layers = np.split(updates, ends, axis=1)
+    bound = 2 / len(layers) ** 0.5
+    return np.concatenate([robust.clipped(layer, bound) for layer in layers], axis=1)
+
+
+def _silent() -> Noise:
+    return privacy.gaussian(0.0)
 
 
 _median = aggregators.coordinate_median
@@ -353,6 +378,20 @@ AGGREGATORS = {
         tolerates=2,
         hull=True,
     ),
+    "private_mean": AggregatorRow(
+        aggregators.private_mean,
+        _with(aggregators.private_mean, _silent, max_norm=2.0, expected_size=7),
+        _fixed_denominator(lambda x: robust.clipped(x, 2.0)),
+        _ABSOLUTE | _FROM_ZERO,
+        tolerates=5,
+    ),
+    "private_mean, per layer": AggregatorRow(
+        aggregators.private_mean,
+        _with(aggregators.private_mean, _silent, max_norm=2.0, expected_size=7, per_layer=True),
+        _fixed_denominator(_clipped_by_layer),
+        _ABSOLUTE | _FROM_ZERO,
+        tolerates=5,
+    ),
     "common_descent": AggregatorRow(
         aggregators.common_descent,
         lambda: aggregators.common_descent(0.4),
@@ -406,6 +445,8 @@ SAMPLERS = {
         functools.partial(sampling.by_weight, replace=False),
         successive_draws(SHARES, 3),
     ),
+    "poisson": Row(sampling.poisson, sampling.poisson, np.full(len(SIZES), 3 / len(SIZES))),
+    "in_epochs": Row(sampling.in_epochs, sampling.in_epochs, np.full(len(SIZES), 3 / len(SIZES))),
     "with_root": Row(
         sampling.with_root,
         lambda cohort_size: sampling.with_root(sampling.uniform(cohort_size - 1)),
@@ -714,6 +755,9 @@ def _rotated_bytes(bits: int, block: int) -> Callable[[int, int], int]:
 
 _KEPT = 3  # of 11, and of 12, numbers by a fraction of 0.3
 _SPARSE: dict[str, Any] = {"error": lambda size: 1 - _KEPT / size, "longest": _same}
+_NOISY = {
+    "test_an_uplink_equals_the_float64_reference": "is random; its distribution is tested instead"
+}
 
 UPLINKS = {
     "identity": UplinkRow(
@@ -730,6 +774,25 @@ UPLINKS = {
         lambda update, key: robust.clipped(update[None], 1.5)[0],
         error=lambda size: 1.0,
         longest=lambda norm, size: min(norm, 1.5),
+    ),
+    "clip, l1": UplinkRow(
+        uplink.clip,
+        lambda: uplink.clip(1.5, norm="l1"),
+        lambda update, key: update * min(1, 1.5 / np.abs(update).sum()),
+    ),
+    "clip, per layer": UplinkRow(
+        uplink.clip,
+        lambda: uplink.clip(1.5, per_layer=True),
+        # The leaves of test_contracts.tree: 6, 1 and 4 numbers.
+        lambda update, key: np.concatenate(
+            [robust.clipped(x[None], 1.5 / 3**0.5)[0] for x in np.split(update, [6, 7])]
+        ),
+    ),
+    "gaussian_noise": UplinkRow(
+        uplink.gaussian_noise, lambda: uplink.gaussian_noise(0.1), opts_out=_NOISY
+    ),
+    "laplace_noise": UplinkRow(
+        uplink.laplace_noise, lambda: uplink.laplace_noise(0.1), opts_out=_NOISY
     ),
     "chain": UplinkRow(
         uplink.chain,
@@ -1086,6 +1149,8 @@ def _wide(key: Array) -> Params:
     return models.mlp(CLASSES, hidden=(7,)).init(key, jnp.zeros((1, FEATURES)))
 
 
+_LOCAL: dict[str, Any] = {"client_optimizer": optax.sgd(0.2), "batching": Batching(BATCH_SIZE)}
+
 ALGORITHMS = {
     "fedavg": AlgorithmRow(
         algorithms.fedavg, lambda model: fedavg(model, width=2, server=optax.sgd(1.0, 0.9))
@@ -1166,6 +1231,50 @@ ALGORITHMS = {
         algorithms.term,
         lambda model: algorithms.term(
             model, t=2.0, client_optimizer=optax.sgd(0.2), smoothing=0.5, **SOME
+        ),
+    ),
+    "dp_fedavg": AlgorithmRow(
+        algorithms.dp_fedavg,
+        functools.partial(
+            algorithms.dp_fedavg, cohort_size=3, max_norm=0.5, noise_multiplier=1.0, **_LOCAL
+        ),
+    ),
+    "dp_fedavg, fixed and adaptive": AlgorithmRow(
+        algorithms.dp_fedavg,
+        functools.partial(
+            algorithms.dp_fedavg,
+            cohort_size=4,
+            max_norm=0.1,
+            target_epsilon=20.0,
+            num_rounds=4,
+            sampling="fixed",
+            adaptive=aggregators.AdaptiveClipping(),
+            **_LOCAL,
+        ),
+    ),
+    "dp_ftrl": AlgorithmRow(
+        algorithms.dp_ftrl,
+        functools.partial(
+            algorithms.dp_ftrl,
+            cohort_size=4,
+            max_norm=0.5,
+            num_rounds=4,
+            noise_multiplier=1.0,
+            num_bands=2,
+            **_LOCAL,
+        ),
+    ),
+    "dp_ftrl, tree": AlgorithmRow(
+        algorithms.dp_ftrl,
+        functools.partial(
+            algorithms.dp_ftrl,
+            cohort_size=4,
+            max_norm=0.5,
+            num_rounds=4,
+            target_epsilon=8.0,
+            mechanism="tree",
+            per_layer=True,
+            **_LOCAL,
         ),
     ),
     "drfa": AlgorithmRow(algorithms.drfa, drfa, opts_out=_TWICE),
@@ -1287,8 +1396,18 @@ MODELS = {
     ),
 }
 
+# build(noise multiplier) -> Noise.
+NOISES = {
+    "gaussian": Row(privacy.gaussian, privacy.gaussian),
+    "laplace": Row(privacy.laplace, privacy.laplace),
+    "tree": Row(privacy.tree, functools.partial(privacy.tree, num_rounds=5)),
+    "banded": Row(privacy.banded, functools.partial(privacy.banded, num_bands=3)),
+    "banded, one": Row(privacy.banded, functools.partial(privacy.banded, num_bands=1)),
+}
+
 ROWS: list[tuple[str, Row]] = [
     *AGGREGATORS.items(),
+    *NOISES.items(),
     *SAMPLERS.items(),
     *CLIENT_RULES.items(),
     *ATTACKS.items(),
