@@ -254,3 +254,15 @@ def test_frozen_leaves_do_without_noise():
         found = dp_fedavg(frozen).params(state)
         np.testing.assert_array_equal(found["bias"], params()["bias"])
         assert (found["kernel"] != params()["kernel"]).any()
+
+
+@pytest.mark.parametrize("build", [dp_fedavg, dp_ftrl])
+def test_noise_does_not_hang_on_how_many_train_at_once(build):
+    alone, together = (list(rounds(build(width=width), 2)) for width in (1, 3))
+    for (_, a, one), (_, b, several) in zip(alone, together, strict=True):
+        assert ids(a) == ids(b)
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
+            (one.rounds.server, one.rounds.aggregator),
+            (several.rounds.server, several.rounds.aggregator),
+        )
