@@ -112,7 +112,7 @@ def private_mean(
             sensitivity = sensitivity * (1 - (noise.std / (2 * count_noise)) ** 2) ** -0.5
             # Half of each client is taken off, so that one moves the count by half at most.
             count = total.client / 2 - total.clipped
-            count += count_noise * jax.random.normal(keys.written_out(count_key))
+            count += count_noise * jax.random.normal(keys.written_out(count_key), (), jnp.float32)
             unclipped = count / expected_size + 0.5
             bound = bound * jnp.exp(-adaptive.learning_rate * (unclipped - adaptive.quantile))
         kept, drawn = noise.apply(noise_key, state.noise, total.update, sensitivity)
@@ -122,7 +122,7 @@ def private_mean(
             "clipped": total.clipped / jnp.maximum(total.client, 1),
             "noise_std": jnp.asarray(noise.std * sensitivity / expected_size, jnp.float32),
         }
-        return PrivateState(kept, bound), mean, info
+        return PrivateState(kept, bound.astype(jnp.float32)), mean, info
 
     return summed(summand, from_sum, init)._replace(of_nobody=True)
 

@@ -138,7 +138,7 @@ def poisson(cohort_size: float, *, max_cohort_size: int | None = None) -> Sample
         num_clients = sizes.shape[0]
         num_slots = max_cohort_size or _slots_enough(num_clients, cohort_size / num_clients)
         coin_key, first_key = keys.split(key)
-        coins = jax.random.uniform(keys.written_out(coin_key), (num_clients,))
+        coins = jax.random.uniform(keys.written_out(coin_key), (num_clients,), jnp.float32)
         # Slots are filled from a random client on, so that nobody is left out more than others.
         first = jax.random.randint(keys.written_out(first_key), (), 0, num_clients, jnp.int32)
         joins = jnp.roll(coins < cohort_size / num_clients, -first)

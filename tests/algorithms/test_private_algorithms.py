@@ -8,13 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-import compilation
 import reference
 import reference_privacy as private
 from fedjax_sim import aggregators, algorithms, attacks, models, privacy, simulate, uplink
 from fedjax_sim.base import Kind, Model, Status
 from fedjax_sim.data import Batching
-from fedjax_sim.engine import FederatedState
 from small_task import (
     BATCH,
     KEY,
@@ -59,7 +57,8 @@ def ids(info):
 @pytest.mark.parametrize("sampling", ["poisson", "fixed"])
 def test_dp_fedavg_equals_its_twin(sampling):
     w, clients = point(), people()
-    for key, info, state in rounds(dp_fedavg(sampling=sampling), 4):
+    drawn_so = {"sampling": sampling, "cohort_size": 3, "num_clients": N, "accountant": "rdp"}
+    for r, (key, info, state) in enumerate(rounds(dp_fedavg(sampling=sampling, delta=1e-3), 4)):
         if sampling == "poisson":
             cohort = private.poisson_cohort(key, N, 3)
         else:
@@ -70,6 +69,8 @@ def test_dp_fedavg_equals_its_twin(sampling):
         drawn, _ = private.normals(key, w)
         w = [v + (t + 0.8 * 0.4 * z) / 3 for v, t, z in zip(w, total, drawn, strict=True)]
         assert_model(state.rounds.server.params, w)
+        spent = privacy.epsilon(0.8, delta=1e-3, num_rounds=r + 1, **drawn_so)
+        assert float(info.server["epsilon"]) == pytest.approx(spent, rel=1e-3)
 
 
 def test_dp_fedavg_with_adaptive_clipping_equals_its_twin():
@@ -131,18 +132,10 @@ def test_a_round_in_which_nobody_comes_is_like_any_other():
     assert float(info.server["epsilon"]) == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.parametrize("sampling", ["poisson", "fixed"])
-def test_every_round_says_what_has_been_spent(sampling):
-    drawn = {"sampling": sampling, "cohort_size": 3, "num_clients": N, "accountant": "rdp"}
-    for r, (_, info, _) in enumerate(rounds(dp_fedavg(sampling=sampling, delta=1e-3), 3)):
-        expected = privacy.epsilon(0.8, delta=1e-3, num_rounds=r + 1, **drawn)
-        assert float(info.server["epsilon"]) == pytest.approx(expected, rel=1e-3)
-
-
 @pytest.mark.parametrize(
     "build",
-    [dp_fedavg, functools.partial(dp_ftrl, mechanism="tree"), functools.partial(dp_ftrl)],
-    ids=["dp_fedavg", "dp_ftrl, tree", "dp_ftrl, banded"],
+    [dp_fedavg, functools.partial(dp_ftrl, mechanism="tree")],
+    ids=["dp_fedavg", "dp_ftrl"],
 )
 def test_a_target_is_reached_after_its_rounds(build):
     algorithm = build(noise_multiplier=None, target_epsilon=4.0, num_rounds=5, delta=1e-3)
@@ -155,23 +148,24 @@ def test_a_target_is_reached_after_its_rounds(build):
 def test_a_sweep_over_noise_bounds_and_seeds_is_one_program():
     points = simulate.product(seed=[0, 1], noise_multiplier=[0.5, 2.0], max_norm=[0.2, 0.4])
 
-    def make(noise_multiplier, max_norm):
-        return dp_fedavg(noise_multiplier=noise_multiplier, max_norm=max_norm)
+    traces = []
 
-    with compilation.counted() as programs:
-        sweep = simulate.sweep(make, points, lambda key: params(), population(), num_rounds=2)
-        several = len(programs)
-    with compilation.counted() as programs:
-        one = {name: value[:1] for name, value in points.items()}
-        alone = simulate.sweep(make, one, lambda key: params(), population(), num_rounds=2)
-        assert several <= len(programs)  # eight runs take no more programs than one
+    def apply(params, inputs, key=None):
+        traces.append(None)
+        return MODEL.apply(params, inputs)
+
+    def make(noise_multiplier, max_norm):
+        model = Model(MODEL.init, apply)
+        return dp_fedavg(model, noise_multiplier=noise_multiplier, max_norm=max_norm)
+
+    sweep = simulate.sweep(make, points, lambda key: params(), population(), num_rounds=2)
+    assert 0 < len(traces) < 8  # of eight runs
     found = sweep.info.server["epsilon"]
     for i, z in enumerate(points["noise_multiplier"]):
         expected = privacy.epsilon(
             z, delta=N**-1.1, num_rounds=2, cohort_size=3, num_clients=N, accountant="rdp"
         )
         assert found[-1, i] == pytest.approx(expected, rel=1e-3)
-    np.testing.assert_allclose(alone.info.server["epsilon"][:, 0], found[:, 0], rtol=1e-6)
     stds = sweep.info.aggregator["noise_std"][0]
     np.testing.assert_allclose(stds, points["noise_multiplier"] * points["max_norm"] / 3, rtol=1e-6)
 
@@ -205,11 +199,10 @@ def test_dp_fedsgd_is_a_full_batch_and_one_step():
 
 def test_the_cohort_is_known_beforehand():
     algorithm = dp_ftrl()
-    state = algorithm.init(KEY, params(), population())
-    for key, info, after in rounds(algorithm, 4):
-        state, cohort = algorithm.sample(key, state, population())
+    state, sample = algorithm.init(KEY, params(), population()), jax.jit(algorithm.sample)
+    for key, info, _ in rounds(algorithm, 4):
+        state, cohort = sample(key, state, population())
         np.testing.assert_array_equal(cohort.ids, info.cohort.ids)
-        assert isinstance(after.rounds, FederatedState)
 
 
 def batch_normed() -> Model:
@@ -254,3 +247,14 @@ def test_frozen_leaves_do_without_noise():
         found = dp_fedavg(frozen).params(state)
         np.testing.assert_array_equal(found["bias"], params()["bias"])
         assert (found["kernel"] != params()["kernel"]).any()
+
+
+def test_noise_does_not_hang_on_how_many_train_at_once():
+    alone, together = (list(rounds(dp_ftrl(width=width), 2)) for width in (1, 3))
+    for (_, a, one), (_, b, several) in zip(alone, together, strict=True):
+        assert ids(a) == ids(b)
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
+            (one.rounds.server, one.rounds.aggregator),
+            (several.rounds.server, several.rounds.aggregator),
+        )
