@@ -19,6 +19,7 @@ import optax
 import reference
 import reference_aggregators as robust
 import reference_attacks
+import reference_uplinks
 from fedjax_sim import (
     aggregators,
     algorithms,
@@ -35,9 +36,11 @@ from fedjax_sim.base import (
     Algorithm,
     Array,
     ClientRule,
+    Message,
     Model,
     Params,
     Report,
+    Uplink,
 )
 from fedjax_sim.data import Batching, FederatedData, federate
 from fedjax_sim.ops import trees
@@ -148,6 +151,13 @@ AGGREGATORS = {
     "mean": AggregatorRow(aggregators.mean, aggregators.mean, reference.mean),
     "uniform_mean": AggregatorRow(
         aggregators.uniform_mean, aggregators.uniform_mean, reference.uniform_mean
+    ),
+    "majority_vote": AggregatorRow(
+        aggregators.majority_vote,
+        aggregators.majority_vote,
+        robust.or_zero(lambda x: np.sign(np.sign(x).sum(axis=0))),
+        {"test_an_aggregate_scales_with_the_updates": "the size of an update does not matter"}
+        | _FROM_ZERO,
     ),
     "coordinate_median": AggregatorRow(
         _median, _median, robust.or_zero(robust.median), tolerates=5, hull=True
@@ -677,28 +687,200 @@ SERVERS = {
         lambda optimizer: servers.with_history(servers.server_optimizer(optimizer)),
         rule=clients.malicious(HONEST, targeted(), [1]),
     ),
+    "compressed": ServerRow(
+        servers.compressed,
+        lambda optimizer: servers.compressed(
+            servers.server_optimizer(optimizer), uplink.chain(uplink.top_k(0.5), uplink.qsgd(8))
+        ),
+    ),
 }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class UplinkRow(Row):
-    """build() -> Uplink; reference(update [D]) -> what the server receives, in float64.
+    """build() -> Uplink; reference(update [D], key) -> what the server receives, in float64.
 
-    num_bytes(D) -> what is sent.
+    From the first update of a client on; randomness is drawn from the key of `apply`.
+
+    num_bytes(D, width) -> what is sent of numbers of so many bytes.
+    unbiased: on average over keys the server receives the update.
+    error(D): what ||received - update||^2 / ||update||^2 is at most, on average over keys.
+    longest(norm, D): how long what is received may be for an update of this length.
     """
 
-    num_bytes: Callable[[int], int] = lambda size: 4 * size
+    num_bytes: Callable[[int, int], int] = lambda size, width: width * size
+    unbiased: bool = False
+    error: Callable[[int], float] | None = None
+    longest: Callable[[float, int], float] | None = None
 
+
+def _same(norm: float, size: int) -> float:
+    return norm
+
+
+def _rotated_bytes(bits: int, block: int) -> Callable[[int, int], int]:
+    """Codes and one float32 scale of every block."""
+
+    def num_bytes(size: int, width: int) -> int:
+        n = min(block, 1 << (size - 1).bit_length())
+        num_blocks = -(-size // n)
+        return -(-num_blocks * n * bits // 8) + 4 * num_blocks
+
+    return num_bytes
+
+
+_KEPT = 3  # of 11, and of 12, numbers by a fraction of 0.3
+_SPARSE: dict[str, Any] = {"error": lambda size: 1 - _KEPT / size, "longest": _same}
 
 UPLINKS = {
-    "identity": UplinkRow(uplink.identity, uplink.identity, lambda update: update),
+    "identity": UplinkRow(
+        uplink.identity,
+        uplink.identity,
+        lambda update, key: update,
+        unbiased=True,
+        error=lambda size: 0.0,
+        longest=_same,
+    ),
     "clip": UplinkRow(
-        uplink.clip, lambda: uplink.clip(1.5), lambda update: robust.clipped(update[None], 1.5)[0]
+        uplink.clip,
+        lambda: uplink.clip(1.5),
+        lambda update, key: robust.clipped(update[None], 1.5)[0],
+        error=lambda size: 1.0,
+        longest=lambda norm, size: min(norm, 1.5),
     ),
     "chain": UplinkRow(
         uplink.chain,
         lambda: uplink.chain(uplink.clip(2.0), uplink.identity(), uplink.clip(0.5)),
-        lambda update: robust.clipped(update[None], 0.5)[0],
+        lambda update, key: robust.clipped(update[None], 0.5)[0],
+        error=lambda size: 1.0,
+        longest=lambda norm, size: min(norm, 0.5),
+    ),
+    "chain, clipped, sparse and quantised": UplinkRow(
+        uplink.chain,
+        lambda: uplink.chain(uplink.clip(1.5), uplink.top_k(0.3), uplink.qsgd(4)),
+        reference_uplinks.clipped_sparse_quantised(1.5, _KEPT, 4),
+        num_bytes=lambda size, width: 4 + 2 + 2,  # a length, 3 levels and 3 indices of 4 bits
+        longest=lambda norm, size: min(norm, 1.5) * (1 + np.sqrt(_KEPT) / 7),
+    ),
+    "uniform_quantization": UplinkRow(
+        uplink.uniform_quantization,
+        lambda: uplink.uniform_quantization(3),
+        reference_uplinks.uniform_quantization(3, None),
+        num_bytes=lambda size, width: 8 + -(-3 * size // 8),
+        unbiased=True,
+        error=lambda size: size / (2 * 7**2),
+        longest=lambda norm, size: np.sqrt(size) * norm,
+    ),
+    "uniform_quantization, buckets": UplinkRow(
+        uplink.uniform_quantization,
+        lambda: uplink.uniform_quantization(9, bucket_size=4),
+        reference_uplinks.uniform_quantization(9, 4),
+        num_bytes=lambda size, width: 8 * -(-size // 4) + -(-9 * size // 8),
+        unbiased=True,
+        error=lambda size: 4 / (2 * 511**2),
+        longest=lambda norm, size: 2 * norm,
+    ),
+    "qsgd": UplinkRow(
+        uplink.qsgd,
+        lambda: uplink.qsgd(3),
+        reference_uplinks.qsgd(3, None),
+        num_bytes=lambda size, width: 4 + -(-3 * size // 8),
+        unbiased=True,
+        error=lambda size: min(size / 3**2, np.sqrt(size) / 3),
+        longest=lambda norm, size: norm * (1 + np.sqrt(size) / 3),
+    ),
+    "qsgd, buckets": UplinkRow(
+        uplink.qsgd,
+        lambda: uplink.qsgd(2, bucket_size=4),
+        reference_uplinks.qsgd(2, 4),
+        num_bytes=lambda size, width: 4 * -(-size // 4) + -(-2 * size // 8),
+        unbiased=True,
+        error=lambda size: 2.0,
+        longest=lambda norm, size: 3 * norm,
+    ),
+    "sign": UplinkRow(
+        uplink.sign,
+        uplink.sign,
+        lambda update, key: np.abs(update).mean() * np.where(update >= 0, 1, -1),
+        num_bytes=lambda size, width: 4 + -(-size // 8),
+        error=lambda size: 1 - 1 / size,
+        longest=_same,
+    ),
+    "sign, plain": UplinkRow(
+        uplink.sign,
+        lambda: uplink.sign(scaled=False),
+        lambda update, key: np.where(update >= 0, 1.0, -1.0),
+        num_bytes=lambda size, width: -(-size // 8),
+        longest=lambda norm, size: np.sqrt(size),
+    ),
+    "top_k": UplinkRow(
+        uplink.top_k,
+        lambda: uplink.top_k(0.3),
+        reference_uplinks.top_k(_KEPT),
+        num_bytes=lambda size, width: _KEPT * width + 2,  # 3 indices of 4 bits
+        **_SPARSE,
+    ),
+    "random_k": UplinkRow(
+        uplink.random_k,
+        lambda: uplink.random_k(0.3),
+        reference_uplinks.random_k(_KEPT, unbiased=True),
+        num_bytes=lambda size, width: _KEPT * width,
+        unbiased=True,
+        error=lambda size: size / _KEPT - 1,
+        longest=lambda norm, size: norm * size / _KEPT,
+    ),
+    "random_k, as they are": UplinkRow(
+        uplink.random_k,
+        lambda: uplink.random_k(0.3, unbiased=False),
+        reference_uplinks.random_k(_KEPT, unbiased=False),
+        num_bytes=lambda size, width: _KEPT * width,
+        **_SPARSE,
+    ),
+    "rotation": UplinkRow(
+        uplink.rotation,
+        lambda: uplink.rotation(block_size=8),
+        lambda update, key: update,
+        num_bytes=lambda size, width: width * 16,
+        unbiased=True,
+        error=lambda size: 1e-6,
+        longest=_same,
+    ),
+    "drive": UplinkRow(
+        uplink.drive,
+        uplink.drive,
+        reference_uplinks.drive(16, unbiased=True),
+        num_bytes=_rotated_bytes(1, 4096),
+        longest=lambda norm, size: 4 * norm,
+    ),
+    "drive, biased": UplinkRow(
+        uplink.drive,
+        lambda: uplink.drive(unbiased=False, block_size=8),
+        reference_uplinks.drive(8, unbiased=False),
+        num_bytes=_rotated_bytes(1, 8),
+        error=lambda size: 1 - 1 / 8,
+        longest=_same,
+    ),
+    "eden": UplinkRow(
+        uplink.eden,
+        lambda: uplink.eden(3, block_size=8),
+        reference_uplinks.eden(3, 8),
+        num_bytes=_rotated_bytes(3, 8),
+    ),
+    "error_feedback": UplinkRow(
+        uplink.error_feedback,
+        lambda: uplink.error_feedback(uplink.top_k(0.3)),
+        reference_uplinks.top_k(_KEPT),
+        num_bytes=lambda size, width: _KEPT * width + 2,
+        **_SPARSE,
+    ),
+    "ef21": UplinkRow(
+        uplink.ef21,
+        lambda: uplink.ef21(uplink.sign()),
+        lambda update, key: np.abs(update).mean() * np.where(update >= 0, 1, -1),
+        {"test_bytes_are_those_of_a_packed_code": "gives what the server makes of what is sent"},
+        num_bytes=lambda size, width: 4 + -(-size // 8),
+        error=lambda size: 1 - 1 / size,
+        longest=_same,
     ),
 }
 
@@ -713,6 +895,25 @@ def most_central() -> Aggregator:
         return state, jax.tree.map(lambda u: u[jnp.argmin(sums)], updates), {}
 
     return Aggregator(lambda update: (), apply)
+
+
+def one_uplink_of(parts: Sequence[Uplink], number: Array) -> Uplink:
+    """Uplinks as one, which gives what the server receives: which is chosen as `one_of` does."""
+
+    def apply(key: Array, states: Any, message: Message, update: Any, weight: Array) -> Any:
+        def branch(i: int) -> Callable[..., Any]:
+            def chosen(states: Any) -> Any:
+                part = parts[i]
+                state, sent, num_bytes, _ = part.apply(key, states[i], message, update, weight)
+                if part.receive is not None:
+                    sent = part.receive(key, message, sent)
+                return (*states[:i], state, *states[i + 1 :]), sent, num_bytes
+
+            return chosen
+
+        return *jax.lax.switch(number, list(map(branch, range(len(parts)))), states), {}
+
+    return Uplink(lambda update: tuple(part.init(update) for part in parts), apply)
 
 
 def one_of(parts: Sequence[Any], number: Array) -> Any:
@@ -825,7 +1026,7 @@ ATTACKS = {
     ),
     "delayed": Row(
         attacks.delayed,
-        lambda: attacks.delayed(attacks.sign_flip(), num_rounds=1),
+        lambda: attacks.delayed(attacks.sign_flip(), first_round=1),
         reference_attacks.scaling(-1.0),  # of a later round
     ),
     "choice": Row(

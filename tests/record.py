@@ -154,8 +154,19 @@ def server(row: contracts.ServerRow) -> Numbers:
 
 
 def uplink(row: contracts.UplinkRow) -> Numbers:
-    part = row.build()
-    return trainer(lambda: contracts.fedavg(uplink=part), contracts.SIZES)()
+    rows, train = uplinks()
+    return train(rows.index(row))
+
+
+@functools.cache
+def uplinks() -> tuple[list[contracts.UplinkRow], Callable[..., Numbers]]:
+    rows = list(contracts.UPLINKS.values())
+    parts = [row.build() for row in rows]
+
+    def make(number: Any) -> Any:
+        return contracts.fedavg(uplink=contracts.one_uplink_of(parts, number))
+
+    return rows, trainer(make, contracts.SIZES)
 
 
 def sampler(row: contracts.Row) -> Numbers:

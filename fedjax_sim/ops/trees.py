@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_sim.base import Array, PyTree
+from fedjax_sim.ops.coding import is_coded
 
 MAX_ADDED = 32
 """Rows up to which a sum is written out as additions: one pass, but a longer program."""
@@ -49,6 +50,16 @@ def wide(leaf: Array) -> Array:
 def norm(tree: PyTree) -> Array:
     """Euclidean norm of all leaves together, a scalar of float32 or wider."""
     return optax.tree.norm(jax.tree.map(wide, tree))
+
+
+def check_floating(name: str, tree: PyTree) -> None:
+    """Raise if a tree holds other numbers than those of floating point, such as codes."""
+    for place, leaf in flat_dict(tree).items():
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                f"{name} needs updates of floating point, got {leaf.dtype} for {place!r}: an "
+                "uplink before it has coded the update. Put it before that one in the chain."
+            )
 
 
 def all_finite(tree: PyTree) -> Array:
@@ -194,8 +205,14 @@ def num_parameters(tree: PyTree) -> int:
 
 
 def num_bytes(tree: PyTree) -> int:
-    """How many bytes a tree holds, uncompressed (host, static)."""
-    return sum(int(leaf.size) * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
+    """How many bytes it takes to send a tree: its arrays, and each `Coded` packed (static)."""
+
+    def size(leaf: Any) -> int:
+        if is_coded(leaf):
+            return leaf.num_bytes
+        return int(leaf.size) * jnp.dtype(leaf.dtype).itemsize
+
+    return sum(map(size, jax.tree.leaves(tree, is_leaf=is_coded)))
 
 
 def flat_dict(tree: PyTree) -> dict[str, Array]:

@@ -31,6 +31,7 @@ def clip(max_norm: float | Array) -> Uplink:
     def apply(
         key: Key, state: PyTree, message: Message, update: PyTree, weight: Array
     ) -> tuple[PyTree, PyTree, Array, dict[str, Array]]:
+        trees.check_floating("clip", update)
         norm = trees.norm(update)
         is_long = norm > max_norm
         factor = jnp.where(is_long, max_norm / jnp.where(is_long, norm, 1), 1)
