@@ -59,10 +59,10 @@ def dp_sgd(
     and the weight are those of the client's size, which is taken to be public, and the loss that
     the round reports is not private. Batches are cuts of an order that does not look at examples,
     so an example is in one step of an epoch: E epochs in each of R rounds are R E such mechanisms,
-    `privacy.epsilon` of R E steps without sampling (a rate of 1). A rate of B / n with R E n / B
-    steps, which is what most papers report, stands for batches in which every example is drawn by
-    itself (Poisson sampling). Those are not drawn here, so that number is an estimate and no bound.
-    `Batching(shuffle="replacement")` may take an example twice in a step, for which neither holds.
+    `privacy.epsilon(sigma, delta=delta, num_rounds=R * E, sampling="everyone")`. What most papers
+    report counts every step, with an example in it by the chance B / n (`sampling="poisson"`).
+    Such batches are not drawn here: that number is an estimate and no bound. With
+    `Batching(shuffle="replacement")` an example may be twice in a step, for which neither holds.
 
     Cost: two to four times that of `local_sgd` on a CPU, where examples take turns. On accelerators
         they go side by side, and a client needs the memory of B models.

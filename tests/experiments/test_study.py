@@ -106,7 +106,7 @@ def test_experiments_are_named_by_their_place() -> None:
     assert sorted(experiments.EXPERIMENTS) == [
         *("agnostic-adult", "agnostic-fashion", "agnostic-language", "backdoor-fashion"),
         *("fair-adult", "fair-shakespeare", "fedma-fashion", "lens-adult", "lens-fashion"),
-        *("pfnm-cifar10", "pfnm-mnist", "robust-mnist"),
+        *("pfnm-cifar10", "pfnm-mnist", "private-leakage", "robust-mnist"),
     ]
 
 

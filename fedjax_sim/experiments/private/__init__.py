@@ -1,0 +1,1 @@
+"""Experiments of privacy: attacks on it, and what defences buy."""
