@@ -40,8 +40,6 @@ from fedjax_sim.ops.arguments import checked
 
 WHOLE = Batching(None)
 """One step on all examples, as in FedSGD."""
-Distance = Callable[[PyTree, PyTree], Array]
-"""distance(update, received) -> scalar."""
 
 
 class Reconstruction(NamedTuple):
@@ -163,6 +161,7 @@ def deep_leakage(
         given, as Zhao, Mopuri, Bilen, "iDLG", 2020, have it. The distance is relative, so that a
         learning rate does not change it.
     """
+    _check_limits(limits)
     starts, simulate = _prepared(key, rule, params, labels, shape, num_starts, batching, uplink)
     scale = trees.norm(received)
 
@@ -217,6 +216,7 @@ def invert_gradients(
     """
     if len(shape) not in (2, 3):
         raise ValueError(f"shape must be (H, W) or (H, W, channels), got {tuple(shape)}.")
+    _check_limits(limits)
     checks.in_range("smoothness", smoothness, 0.0)
     checks.in_range("learning_rate", learning_rate, 0.0, open_low=True)
     starts, simulate = _prepared(key, rule, params, labels, shape, num_starts, batching, uplink)
@@ -331,6 +331,11 @@ def matched(inputs: ArrayLike, true: ArrayLike, *, span: float = 1.0) -> Match:
     with np.errstate(divide="ignore"):
         psnr = 10 * np.log10(span**2 / mse)
     return Match(found[order], mse, psnr)
+
+
+def _check_limits(limits: tuple[float, float]) -> None:
+    if not limits[0] < limits[1]:
+        raise ValueError(f"limits must be (lowest, highest), got {checks.shown(limits)}.")
 
 
 def _prepared(

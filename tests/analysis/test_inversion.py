@@ -217,6 +217,7 @@ def test_images_are_matched_in_the_best_of_all_orders():
         ({"num_starts": 0}, "num_starts must be >= 1"),
         ({"num_steps": 0}, "num_steps must be >= 1"),
         ({"smoothness": -1.0}, "smoothness must lie in"),
+        ({"limits": (1.0, 1.0)}, r"limits must be \(lowest, highest\), got \(1.0, 1.0\)"),
     ],
 )
 def test_what_makes_no_sense_is_refused(options, message):
