@@ -146,9 +146,9 @@ def deep_leakage(
         limits: between which the inputs lie; the result is cut to them.
         batching: the client's local steps. The attacker's order of batches is its own, which
             matters from the second epoch on, or if it knows which label is whose.
-        uplink: what the attacker takes into account of the uplink: clipping or a choice of
-            coordinates. Rounding has no gradient, and noise of the attacker's own is none of the
-            client's: leave them out.
+        uplink: what the attacker takes into account of the uplink, such as clipping or
+            `uplink.top_k`. Rounding has no gradient, and what is drawn is not what the client drew:
+            leave those out.
         num_starts: T >= 1, static.
         num_steps: of the optimizer, >= 1, static.
         optimizer: `optax.lbfgs()` by default, what the paper took.
