@@ -495,6 +495,16 @@ def ditto_rule(pull: float) -> ClientRule:
     )
 
 
+def private(max_norm: float, noise_multiplier: float) -> ClientRule:
+    return clients.dp_sgd(
+        MODEL,
+        optax.sgd(0.2),
+        max_norm=max_norm,
+        noise_multiplier=noise_multiplier,
+        loss=metrics.cross_entropy,
+    )
+
+
 def scaffold(model: Model = MODEL, *, width: int = 1) -> Algorithm:
     return algorithms.scaffold(
         model,
@@ -625,6 +635,13 @@ CLIENT_RULES = {
         reference=plain,
         within=lambda width: averaging(prox(0.7), width=width),
         without=lambda width: averaging(prox(0.0), width=width),
+    ),
+    "dp_sgd": RuleRow(
+        clients.dp_sgd,
+        lambda: private(0.5, 1.0),
+        reference=plain,
+        within=lambda width: averaging(private(0.5, 1.0), width=width),
+        without=lambda width: averaging(private(1e9, 0.0), width=width),
     ),
     "worker_momentum": RuleRow(
         clients.worker_momentum,

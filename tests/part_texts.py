@@ -158,6 +158,7 @@ TEXTS: dict[type, list[str]] = {
         "adapt(local_sgd(sgd(0.1)), message='{own}:same')",
         "alternating_poisoning(sgd(0.1), targets={one}, boost=2.0)",
         "ditto(sgd(0.1), personal_learning_rate=0.1, pull=1.0)",
+        "dp_sgd(sgd(0.1), max_norm=1.0, noise_multiplier=0.5)",
         "local_sgd(sgd(0.1, momentum=0.9), regularizer='{own}:penalty')",
         "local_steps('{own}:objective', sgd(0.1))",
         "malicious(local_sgd(sgd(0.1)), stealthy_poisoning(sgd(0.1), "
