@@ -454,12 +454,16 @@ class Aggregator(NamedTuple):
         state of `apply`, and `from_sum(key, state, total)` finishes as `apply` does. Given both,
         the engine adds the terms up while it walks the cohort and never stacks the updates. They
         may be wider than an update, whose dtypes the aggregate gets.
+    num_bytes: num_bytes(update, C) -> what each of the C clients of a cohort sends for an update of
+        such shapes, in bytes, where it is the aggregator that says how updates travel, as secure
+        aggregation does. It may refuse a cohort of that size. None where the uplink's count holds.
     """
 
     init: Callable[[PyTree], PyTree]
     apply: Callable[[Key, PyTree, PyTree, Array], tuple[PyTree, PyTree, dict[str, Array]]]
     summand: Callable[[Key, PyTree, Array, PyTree, Array], PyTree] | None = None
     from_sum: Callable[[Key, PyTree, PyTree], tuple[PyTree, PyTree, dict[str, Array]]] | None = None
+    num_bytes: Callable[[PyTree, int], float] | None = None
 
 
 class Report(NamedTuple):
