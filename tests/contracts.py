@@ -361,7 +361,7 @@ _IN_STEPS = {
     "test_an_aggregate_scales_with_the_updates": "updates are sent in steps of the largest that "
     "may be",
 }
-_SECURE: dict[str, Any] = {"cohort_size": 13, "max_abs": 32.0, "max_weight": 32.0}
+_SECURE: dict[str, Any] = {"num_slots": 13, "max_abs": 32.0, "max_weight": 32.0}
 AGGREGATORS |= {
     "secure": AggregatorRow(
         aggregators.secure,
@@ -373,7 +373,7 @@ AGGREGATORS |= {
         aggregators.distributed_dp,
         _with(
             aggregators.distributed_dp,
-            cohort_size=13,
+            num_slots=13,
             max_norm=2.0,
             noise_multiplier=0.0,
             bits=32,

@@ -5,15 +5,15 @@ import math
 import numpy as np
 
 
-def levels(bits: int, cohort_size: int) -> int:
+def levels(bits: int, num_slots: int) -> int:
     """The largest integer of 24 digits in base 2 of which clients can add up one each."""
-    most = (2 ** (bits - 1) - 1) // cohort_size
+    most = (2 ** (bits - 1) - 1) // num_slots
     return most >> max(most.bit_length() - 24, 0) << max(most.bit_length() - 24, 0)
 
 
-def encoded(values: np.ndarray, bits: int, cohort_size: int, max_abs: float) -> np.ndarray:
+def encoded(values: np.ndarray, bits: int, num_slots: int, max_abs: float) -> np.ndarray:
     """Integers for values, which are cut to +-max_abs; int64."""
-    most = levels(bits, cohort_size)
+    most = levels(bits, num_slots)
     return np.round(np.clip(values * (most / max_abs), -most, most)).astype(np.int64)
 
 
@@ -26,7 +26,7 @@ def mean(
     updates: np.ndarray,
     weights: np.ndarray,
     *,
-    cohort_size: int,
+    num_slots: int,
     max_abs: float,
     max_weight: float,
     bits: int,
@@ -34,8 +34,8 @@ def mean(
     """The weighted mean of updates [C, D] from integers that are added up modulo 2^bits."""
     counts = weights > 0
     share = np.minimum(weights[counts] / max_weight, 1)
-    values = encoded(share[:, None] * updates[counts], bits, cohort_size, max_abs).sum(axis=0)
-    total = encoded(share, bits, cohort_size, 1.0).sum()
+    values = encoded(share[:, None] * updates[counts], bits, num_slots, max_abs).sum(axis=0)
+    total = encoded(share, bits, num_slots, 1.0).sum()
     assert max(np.abs(values).max(initial=0), total) < 2 ** (bits - 1)
     if total == 0:
         return np.zeros(updates.shape[1])

@@ -23,7 +23,7 @@ class Sent(NamedTuple):
     """What the server gets from one client, or the sum of that over clients.
 
     words: leaves of uint32, below 2^bits: the client's numbers, and its masks if there are any.
-    arrived: [cohort_size] uint32, 1 in the client's slot.
+    arrived: [num_slots] uint32, 1 in the client's slot.
     shown: dict of float32 scalars which no client would send: the simulation shows them.
     """
 
@@ -35,11 +35,11 @@ class Sent(NamedTuple):
 class Protocol(NamedTuple):
     """Who shares a mask with whom, and what happens to clients on the way; the options of `secure`.
 
-    offsets: slot i shares masks with slots i + offset modulo `cohort_size`, static.
+    offsets: slot i shares masks with slots i + offset modulo `num_slots`, static.
     """
 
     bits: int
-    cohort_size: int
+    num_slots: int
     offsets: tuple[int, ...]
     threshold: int
     dropout_rate: float | Array
@@ -49,7 +49,7 @@ class Protocol(NamedTuple):
     def of(
         cls,
         bits: int,
-        cohort_size: int,
+        num_slots: int,
         num_neighbors: int | None,
         threshold: int,
         dropout_rate: float | Array,
@@ -58,24 +58,24 @@ class Protocol(NamedTuple):
         """Check the options; `num_neighbors` None is everybody."""
         checks.integer("bits", bits, 2, 32)
         few = "Of the sum of fewer clients each knows too much of the others."
-        checks.integer("cohort_size", cohort_size, 3, hint=few)
-        most = cohort_size - 1
+        checks.integer("num_slots", num_slots, 3, hint=few)
+        most = num_slots - 1
         k = most if num_neighbors is None else num_neighbors
-        checks.integer("num_neighbors", k, 2, most, hint=f"A cohort has {cohort_size} slots.")
-        if k % 2 and cohort_size % 2:
+        checks.integer("num_neighbors", k, 2, most, hint=f"A cohort has {num_slots} slots.")
+        if k % 2 and num_slots % 2:
             raise ValueError(
-                f"num_neighbors must be even in a cohort of {cohort_size}, got {k}: no graph of an "
+                f"num_neighbors must be even in a cohort of {num_slots}, got {k}: no graph of an "
                 "odd number of clients has an odd number of edges at each."
             )
         checks.integer("threshold", threshold, 0, k, hint=f"A client has {k} neighbours.")
         checks.in_range("dropout_rate", dropout_rate, 0.0, 1.0)
         near = range(1, k // 2 + 1)
-        offsets = (*near, *(cohort_size - d for d in near), *[cohort_size // 2] * (k % 2))
-        return cls(bits, cohort_size, offsets, threshold, dropout_rate, masked)
+        offsets = (*near, *(num_slots - d for d in near), *[num_slots // 2] * (k % 2))
+        return cls(bits, num_slots, offsets, threshold, dropout_rate, masked)
 
     def neighbors(self, slot: Array) -> Array:
         """The slots that share masks with one, [k]."""
-        return (slot + jnp.array(self.offsets, jnp.int32)) % self.cohort_size
+        return (slot + jnp.array(self.offsets, jnp.int32)) % self.num_slots
 
     def lowest(self, words: PyTree) -> PyTree:
         """Words modulo 2^bits."""
@@ -139,7 +139,7 @@ def masked_sum(
             everybody = jnp.ones(len(protocol.offsets), jnp.uint32)
             mask = _mask(protocol, key, slot, everybody, trees.num_parameters(words))
             words = trees.add(words, shaped(mask, words))
-        own = (jnp.arange(protocol.cohort_size) == slot).astype(jnp.uint32)
+        own = (jnp.arange(protocol.num_slots) == slot).astype(jnp.uint32)
         sent = Sent(protocol.lowest(words), own, shown)
         return jax.tree.map(lambda x: jnp.where(arrives, x, 0), sent)
 
@@ -159,10 +159,10 @@ def masked_sum(
         return state, aggregate, info | {"mask_words": jnp.float32(num_words)}
 
     def check(num_slots: int) -> None:
-        if num_slots > protocol.cohort_size:
+        if num_slots > protocol.num_slots:
             raise ValueError(
-                f"cohort_size must be at least the {num_slots} slots of the cohort, got "
-                f"{protocol.cohort_size}: the range and the masks are made for so many clients."
+                f"num_slots must be at least the {num_slots} slots of the cohort, got "
+                f"{protocol.num_slots}: the range and the masks are made for so many clients."
             )
 
     def num_bytes(update: PyTree, num_slots: int) -> float:
@@ -237,7 +237,7 @@ def _masks_left(protocol: Protocol, key: Key, arrived: Array, size: int) -> Arra
         missing = 1 - arrived[protocol.neighbors(slot)]
         return total + arrived[slot] * _mask(protocol, key, slot, missing, size)
 
-    return lax.fori_loop(0, protocol.cohort_size, add, jnp.zeros(size, jnp.uint32))
+    return lax.fori_loop(0, protocol.num_slots, add, jnp.zeros(size, jnp.uint32))
 
 
 def _recovered(protocol: Protocol, arrived: Array) -> Array:
@@ -245,7 +245,7 @@ def _recovered(protocol: Protocol, arrived: Array) -> Array:
 
     It is needed of all who arrived, and of all others who share a mask with one of them.
     """
-    slots = jnp.arange(protocol.cohort_size, dtype=jnp.int32)
+    slots = jnp.arange(protocol.num_slots, dtype=jnp.int32)
     shares = arrived[jax.vmap(protocol.neighbors)(slots)].sum(axis=1)
     needed = (arrived > 0) | (shares > 0)
     return (~needed | (shares >= protocol.threshold)).all()

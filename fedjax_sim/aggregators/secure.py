@@ -3,7 +3,6 @@
 The terms of these aggregators are what the server sees. Call `summand` to look at one.
 """
 
-import math
 from typing import Any
 
 import jax
@@ -36,7 +35,7 @@ _SLACK = 1 - 2.0**-18
 def secure(
     aggregator: Aggregator,
     *,
-    cohort_size: int,
+    num_slots: int,
     max_abs: float | Array,
     max_weight: float | Array,
     bits: int = 32,
@@ -49,7 +48,7 @@ def secure(
     """Secure aggregation: the server learns the sum of the clients' terms, and no single one.
 
     A client cuts the entries of its term to a range [-r, r] and sends them as integers of `bits`
-    bits in steps of r / floor((2^(bits-1) - 1) / cohort_size), so that the sum of a cohort never
+    bits in steps of r / floor((2^(bits-1) - 1) / num_slots), so that the sum of a cohort never
     leaves the range: nothing wraps around. The sum is the plain one but for half a step an entry
     and client (a whole one if `stochastic`) and what was cut off.
 
@@ -68,7 +67,7 @@ def secure(
     Args:
         aggregator: a sum, such as `mean` or `norm_clipping(mean(), ...)`. Its terms are values
             shaped like an update, or a tuple of them and of weights.
-        cohort_size: C, the most clients in a cohort, >= 3; slots that stay empty are like clients
+        num_slots: C, the slots of a cohort, >= 3, or more; those that stay empty are like clients
             that drop out.
         max_abs: r > 0 of values, of an update of weight `max_weight`. May be traced.
         max_weight: > 0, the largest weight: a larger one counts as this. Weights are divided by
@@ -103,7 +102,7 @@ def secure(
         2017 (k = C - 1). Bell, Bonawitz, Gascon, Lepoint, Raykova, "Secure Single-Server
         Aggregation with (Poly)Logarithmic Overhead", CCS 2020 (k of order log C).
     """
-    protocol = Protocol.of(bits, cohort_size, num_neighbors, threshold, dropout_rate, masked)
+    protocol = Protocol.of(bits, num_slots, num_neighbors, threshold, dropout_rate, masked)
     checks.in_range("max_abs", max_abs, 0.0, open_low=True)
     checks.in_range("max_weight", max_weight, 0.0, open_low=True)
     if aggregator.summand is None or aggregator.from_sum is None:
@@ -113,7 +112,7 @@ def secure(
             "from_sum."
         )
     inner_summand, inner_from_sum = aggregator.summand, aggregator.from_sum
-    levels = _levels(bits, cohort_size)
+    levels = _levels(bits, num_slots)
 
     def encode(
         key: Key, state: PyTree, slot: Array, update: PyTree, weight: Array
@@ -149,11 +148,11 @@ def secure(
     return masked_sum(protocol, encode, decode, aggregator.init)
 
 
-def _levels(bits: int, cohort_size: int) -> float:
+def _levels(bits: int, num_slots: int) -> float:
     """The largest integer that as many clients can add up in so many bits, as float32 has it."""
-    most = (2 ** (bits - 1) - 1) // cohort_size
+    most = (2 ** (bits - 1) - 1) // num_slots
     if most < 1:
-        raise ValueError(f"bits={bits} cannot hold the sum of {cohort_size} clients. {_MORE_BITS}")
+        raise ValueError(f"bits={bits} cannot hold the sum of {num_slots} clients. {_MORE_BITS}")
     levels = np.float32(most)
     # Compared as Python's numbers: NumPy would round `most` first.
     return float(levels if int(levels) <= most else np.nextafter(levels, np.float32(0)))
@@ -195,13 +194,13 @@ def _at_random(key: Key, y: Array) -> Array:
 @checked
 def distributed_dp(
     *,
-    cohort_size: int,
+    num_slots: int,
     max_norm: float | Array,
     noise_multiplier: float | Array,
     bits: int = 20,
     noise: discrete.Noise = "skellam",
     num_stddevs: float | Array = 4.0,
-    beta: float = math.exp(-0.5),
+    beta: float = 0.6065,
     num_neighbors: int | None = None,
     threshold: int = 0,
     dropout_rate: float | Array = 0.0,
@@ -221,14 +220,15 @@ def distributed_dp(
     entry of the sum beyond `num_stddevs` standard deviations wraps around, unseen.
 
     Args:
-        cohort_size: n, the most clients in a cohort, >= 3; each adds 1 / n of the noise's variance.
+        num_slots: n, the slots of a cohort, >= 3; each client adds 1 / n of the noise's variance.
         max_norm: c > 0, may be traced; updates are clipped to 4 millionths less, since float32
             knows no norm exactly.
         noise_multiplier: z >= 0, the standard deviation of the sum's noise by c. May be traced.
         bits: of a sent number, in [2, 32].
         noise: of the Skellam distribution, whose sums are of it again, or of the discrete Gaussian.
         num_stddevs: k > 0, how many standard deviations of the sum the range holds. May be traced.
-        beta: in (0, 1): a rounding is repeated with at most this probability.
+        beta: in (0, 1): a rounding is repeated with at most this probability; exp(-1/2) in the
+            paper.
         num_neighbors, threshold, dropout_rate, masked: see `secure`.
 
     Returns:
@@ -245,7 +245,7 @@ def distributed_dp(
         with Secure Aggregation", ICML 2021, algorithms 1 and 2. Agarwal, Kairouz, Liu, "The Skellam
         Mechanism for Differentially Private Federated Learning", NeurIPS 2021, algorithm 1.
     """
-    protocol = Protocol.of(bits, cohort_size, num_neighbors, threshold, dropout_rate, masked)
+    protocol = Protocol.of(bits, num_slots, num_neighbors, threshold, dropout_rate, masked)
     checks.in_range("max_norm", max_norm, 0.0, open_low=True)
     checks.in_range("noise_multiplier", noise_multiplier, 0.0)
     checks.in_range("num_stddevs", num_stddevs, 0.0, open_low=True)
@@ -254,7 +254,7 @@ def distributed_dp(
     def grid(num_entries: int) -> float | Array:
         return discrete.granularity(
             noise_multiplier,
-            cohort_size=cohort_size,
+            cohort_size=num_slots,
             num_entries=num_entries,
             bits=bits,
             num_stddevs=num_stddevs,
@@ -281,7 +281,7 @@ def distributed_dp(
 
     def drawn(key: Key, stddev: float | Array, shape: tuple[int, ...]) -> Array:
         """A client's part of noise of this standard deviation."""
-        own_variance = jnp.float32(stddev) ** 2 / cohort_size
+        own_variance = jnp.float32(stddev) ** 2 / num_slots
         if noise == "skellam":
             return discrete.skellam(key, own_variance, shape)
         return discrete.discrete_gaussian(key, jnp.sqrt(own_variance), shape)

@@ -234,7 +234,7 @@ def distributed_epsilon(
     bits: int,
     noise: Noise = "skellam",
     num_stddevs: float = 4.0,
-    beta: float = math.exp(-0.5),
+    beta: float = 0.6065,
     num_arrived: int | None = None,
 ) -> float:
     """The epsilon of training with `aggregators.distributed_dp`, whose arguments these are.
@@ -247,7 +247,8 @@ def distributed_epsilon(
         noise_multiplier: z > 0, the standard deviation of the sum's noise by the clipping norm.
         delta: in (0, 1), well below 1 / N.
         num_rounds: in which one client takes part, >= 1.
-        cohort_size: n >= 3 clients, each of whom adds 1 / n of the noise's variance.
+        cohort_size: n >= 3 clients, each of whom adds 1 / n of the noise's variance; `num_slots`
+            there.
         num_parameters: D of the model's trained leaves.
         bits: of an entry of the sum.
         noise: which kind.

@@ -19,7 +19,7 @@ from fedjax_sim.privacy import discrete
 
 KEY = jax.random.key(31)
 COHORT, BITS, NEIGHBORS = 8, 16, 4
-OPTIONS = {"cohort_size": COHORT, "max_abs": 4.0, "max_weight": 3.0, "bits": BITS}
+OPTIONS = {"num_slots": COHORT, "max_abs": 4.0, "max_weight": 3.0, "bits": BITS}
 OPTIONS |= {"num_neighbors": NEIGHBORS}
 WEIGHTS = np.array([1, 2, 0, 3, 1, 1, 2.5, 1], np.float32)
 PRESENT = np.flatnonzero(WEIGHTS)
@@ -205,7 +205,7 @@ def test_the_mean_is_the_plain_one_within_half_a_step(seed, size, weights):
     values = share[:, None] * x
     np.testing.assert_allclose(
         flat(aggregate),
-        twin.mean(x, weights, cohort_size=COHORT, max_abs=4.0, max_weight=3.0, bits=BITS),
+        twin.mean(x, weights, num_slots=COHORT, max_abs=4.0, max_weight=3.0, bits=BITS),
         atol=4.0 * 2.0 ** (4 - BITS),
     )
     count = (weights > 0).sum()
@@ -250,7 +250,7 @@ def test_stochastic_rounding_is_right_in_the_mean():
 def one_round(masked, width=1, **options):
     part = aggregators.secure(
         aggregators.mean(),
-        cohort_size=4,
+        num_slots=4,
         max_abs=2.0,
         max_weight=12.0,
         dropout_rate=0.3,
@@ -281,29 +281,29 @@ def test_masks_change_no_bit_of_a_round(options):
 def test_what_is_refused():
     with pytest.raises(ValueError, match=r"aggregator must be a sum.*needs single updates"):
         aggregators.secure(aggregators.krum(num_byzantine=1), **OPTIONS)
-    with pytest.raises(ValueError, match=r"cohort_size must be >= 3, got 2. Of the sum of fewer"):
-        aggregators.secure(aggregators.mean(), **OPTIONS | {"cohort_size": 2})
+    with pytest.raises(ValueError, match=r"num_slots must be >= 3, got 2. Of the sum of fewer"):
+        aggregators.secure(aggregators.mean(), **OPTIONS | {"num_slots": 2})
     with pytest.raises(ValueError, match="num_neighbors must be even in a cohort of 9, got 3"):
-        odd = {"cohort_size": 9, "num_neighbors": 3}
+        odd = {"num_slots": 9, "num_neighbors": 3}
         aggregators.secure(aggregators.mean(), **OPTIONS | odd)
     with pytest.raises(ValueError, match=r"threshold must be <= 4, got 5. A client has 4 neigh"):
         aggregators.secure(aggregators.mean(), threshold=5, **OPTIONS)
     part = aggregators.secure(aggregators.mean(), **OPTIONS)
     update = jax.tree.map(lambda u: u[0], updates())
-    with pytest.raises(ValueError, match="cohort_size must be at least the 9 slots of the coh"):
+    with pytest.raises(ValueError, match="num_slots must be at least the 9 slots of the coh"):
         part.num_bytes(update, 9)
-    with pytest.raises(ValueError, match="cohort_size must be at least the 9 slots of the coh"):
+    with pytest.raises(ValueError, match="num_slots must be at least the 9 slots of the coh"):
         part.apply(KEY, (), jax.tree.map(lambda u: np.repeat(u[:1], 9, 0), updates()), np.ones(9))
     norms = aggregators.mean()._replace(summand=lambda *args: jnp.zeros(3))
     with pytest.raises(ValueError, match="aggregator must have terms whose range secure"):
         aggregators.secure(norms, **OPTIONS).summand(KEY, (), 0, update, jnp.float32(1))
     with pytest.raises(ValueError, match="bits=3 cannot hold a sum of 100 clients' numbers"):
-        aggregators.distributed_dp(cohort_size=100, max_norm=1.0, noise_multiplier=1.0, bits=3)
+        aggregators.distributed_dp(num_slots=100, max_norm=1.0, noise_multiplier=1.0, bits=3)
 
 
 # Distributed differential privacy.
 
-PRIVATE = {"cohort_size": COHORT, "max_norm": 2.0, "bits": 18}
+PRIVATE = {"num_slots": COHORT, "max_norm": 2.0, "bits": 18}
 
 
 @functools.cache
@@ -366,7 +366,7 @@ def test_rounded_updates_keep_to_the_norm_that_privacy_counts_on():
     """Where few bits make rounding matter: without repeating, some are longer."""
     bits = 6
     part = aggregators.distributed_dp(noise_multiplier=0.0, **PRIVATE | {"bits": bits})
-    bound = discrete.rounded_norm(1 / grid(0.0, bits=bits), 16, np.exp(-0.5))
+    bound = discrete.rounded_norm(1 / grid(0.0, bits=bits), 16, 0.6065)
     slots, long = jnp.arange(COHORT), jax.tree.map(lambda u: 9 * u, updates())
 
     @jax.jit
