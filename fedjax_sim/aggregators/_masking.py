@@ -137,7 +137,7 @@ def masked_sum(
         words, shown = encode(key, state, slot, update, jnp.where(arrives, weight, 0))
         if protocol.masked:
             everybody = jnp.ones(len(protocol.offsets), jnp.uint32)
-            mask = _mask(protocol, key, slot, everybody, trees.num_parameters(words))
+            mask = _mask(protocol, key, slot, everybody, _size(words))
             words = trees.add(words, shaped(mask, words))
         own = (jnp.arange(protocol.num_slots) == slot).astype(jnp.uint32)
         sent = Sent(protocol.lowest(words), own, shown)
@@ -146,7 +146,7 @@ def masked_sum(
     def from_sum(key: Key, state: PyTree, total: Sent) -> tuple[PyTree, PyTree, Info]:
         words, arrived = total.words, total.arrived
         if protocol.masked:
-            masks = _masks_left(protocol, key, arrived, trees.num_parameters(words))
+            masks = _masks_left(protocol, key, arrived, _size(words))
             words = trees.subtract(words, shaped(masks, words))
         recovered, num_arrived = _recovered(protocol, arrived), arrived.sum().astype(jnp.int32)
         words = jax.tree.map(lambda w: jnp.where(recovered, w, 0), protocol.lowest(words))
@@ -198,11 +198,18 @@ def flat(tree: PyTree) -> Array:
 
 
 def shaped(vector: Array, like: PyTree) -> PyTree:
-    """A vector [D] in the shapes of a tree."""
+    """The first D numbers of a vector in the shapes of a tree of D numbers."""
     leaves, form = jax.tree.flatten(like)
-    ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
-    pairs = zip(jnp.split(vector, ends), leaves, strict=True)
-    return jax.tree.unflatten(form, [part.reshape(leaf.shape) for part, leaf in pairs])
+    ends = np.cumsum([leaf.size for leaf in leaves])
+    parts = jnp.split(vector, ends)[:-1]
+    return jax.tree.unflatten(
+        form, [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+    )
+
+
+def _size(words: PyTree) -> int:
+    """How long masks are: XLA computes those of odd lengths ten times as slowly on a CPU."""
+    return -(-trees.num_parameters(words) // 16) * 16
 
 
 def _mask(protocol: Protocol, key: Key, slot: Array, counts: Array, size: int) -> Array:

@@ -276,7 +276,7 @@ def distributed_dp(
         numbers += drawn(key_of(key, Use.NOISE, slot), noise_multiplier / step, turned.shape)
         words = numbers.astype(jnp.uint32)
         # In the shapes of an update, which the other end needs, and what the transform filled up.
-        sent = shaped(words[: vector.size], update), words[vector.size :]
+        sent = shaped(words, update), words[vector.size :]
         return sent, {"clipped_fraction": is_long.astype(jnp.float32)}
 
     def drawn(key: Key, stddev: float | Array, shape: tuple[int, ...]) -> Array:
