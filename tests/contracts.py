@@ -20,6 +20,7 @@ import reference
 import reference_aggregators as robust
 import reference_attacks
 import reference_secure
+import reference_uplinks
 from fedjax_sim import (
     aggregators,
     algorithms,
@@ -28,6 +29,7 @@ from fedjax_sim import (
     engine,
     metrics,
     models,
+    privacy,
     servers,
     uplink,
 )
@@ -36,9 +38,12 @@ from fedjax_sim.base import (
     Algorithm,
     Array,
     ClientRule,
+    Message,
     Model,
+    Noise,
     Params,
     Report,
+    Uplink,
 )
 from fedjax_sim.data import Batching, FederatedData, federate
 from fedjax_sim.ops import trees
@@ -142,6 +147,29 @@ def _with(factory: Callable[..., Any], *args: Any, **options: Any) -> Callable[[
     return lambda: factory(*(build() for build in args), **options)
 
 
+def _fixed_denominator(
+    clip: Callable[[np.ndarray], np.ndarray],
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """`private_mean` without noise: its distribution, and what it makes of it, are tested apart."""
+
+    def mean(updates: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return clip(np.where(weights[:, None] > 0, updates, 0)).sum(axis=0) / 7
+
+    return mean
+
+
+def _clipped_by_layer(updates: np.ndarray) -> np.ndarray:
+    """Norms up to 2 / sqrt(m), by the leaves of what tests here aggregate."""
+    ends = {3: [], 11: [6, 7], 12: [3], 23: [6, 7, 11, 17]}[updates.shape[1]]
+    layers = np.split(updates, ends, axis=1)
+    bound = 2 / len(layers) ** 0.5
+    return np.concatenate([robust.clipped(layer, bound) for layer in layers], axis=1)
+
+
+def _silent() -> Noise:
+    return privacy.gaussian(0.0)
+
+
 _median = aggregators.coordinate_median
 _trimmed = _with(aggregators.trimmed_mean, num_byzantine=2)
 
@@ -149,6 +177,13 @@ AGGREGATORS = {
     "mean": AggregatorRow(aggregators.mean, aggregators.mean, reference.mean),
     "uniform_mean": AggregatorRow(
         aggregators.uniform_mean, aggregators.uniform_mean, reference.uniform_mean
+    ),
+    "majority_vote": AggregatorRow(
+        aggregators.majority_vote,
+        aggregators.majority_vote,
+        robust.or_zero(lambda x: np.sign(np.sign(x).sum(axis=0))),
+        {"test_an_aggregate_scales_with_the_updates": "the size of an update does not matter"}
+        | _FROM_ZERO,
     ),
     "coordinate_median": AggregatorRow(
         _median, _median, robust.or_zero(robust.median), tolerates=5, hull=True
@@ -344,6 +379,20 @@ AGGREGATORS = {
         tolerates=2,
         hull=True,
     ),
+    "private_mean": AggregatorRow(
+        aggregators.private_mean,
+        _with(aggregators.private_mean, _silent, max_norm=2.0, expected_size=7),
+        _fixed_denominator(lambda x: robust.clipped(x, 2.0)),
+        _ABSOLUTE | _FROM_ZERO,
+        tolerates=5,
+    ),
+    "private_mean, per layer": AggregatorRow(
+        aggregators.private_mean,
+        _with(aggregators.private_mean, _silent, max_norm=2.0, expected_size=7, per_layer=True),
+        _fixed_denominator(_clipped_by_layer),
+        _ABSOLUTE | _FROM_ZERO,
+        tolerates=5,
+    ),
     "common_descent": AggregatorRow(
         aggregators.common_descent,
         lambda: aggregators.common_descent(0.4),
@@ -432,6 +481,8 @@ SAMPLERS = {
         functools.partial(sampling.by_weight, replace=False),
         successive_draws(SHARES, 3),
     ),
+    "poisson": Row(sampling.poisson, sampling.poisson, np.full(len(SIZES), 3 / len(SIZES))),
+    "in_epochs": Row(sampling.in_epochs, sampling.in_epochs, np.full(len(SIZES), 3 / len(SIZES))),
     "with_root": Row(
         sampling.with_root,
         lambda cohort_size: sampling.with_root(sampling.uniform(cohort_size - 1)),
@@ -477,6 +528,16 @@ def momentum(beta: float) -> ClientRule:
 def ditto_rule(pull: float) -> ClientRule:
     return clients.ditto(
         MODEL, optax.sgd(0.2), personal_learning_rate=0.1, pull=pull, loss=metrics.cross_entropy
+    )
+
+
+def private(max_norm: float, noise_multiplier: float) -> ClientRule:
+    return clients.dp_sgd(
+        MODEL,
+        optax.sgd(0.2),
+        max_norm=max_norm,
+        noise_multiplier=noise_multiplier,
+        loss=metrics.cross_entropy,
     )
 
 
@@ -611,6 +672,13 @@ CLIENT_RULES = {
         within=lambda width: averaging(prox(0.7), width=width),
         without=lambda width: averaging(prox(0.0), width=width),
     ),
+    "dp_sgd": RuleRow(
+        clients.dp_sgd,
+        lambda: private(0.5, 1.0),
+        reference=plain,
+        within=lambda width: averaging(private(0.5, 1.0), width=width),
+        without=lambda width: averaging(private(1e9, 0.0), width=width),
+    ),
     "worker_momentum": RuleRow(
         clients.worker_momentum,
         lambda: clients.worker_momentum(prox(0.0), momentum=0.9),
@@ -696,28 +764,236 @@ SERVERS = {
         lambda optimizer: servers.with_history(servers.server_optimizer(optimizer)),
         rule=clients.malicious(HONEST, targeted(), [1]),
     ),
+    "compressed": ServerRow(
+        servers.compressed,
+        lambda optimizer: servers.compressed(
+            servers.server_optimizer(optimizer), uplink.chain(uplink.top_k(0.5), uplink.qsgd(8))
+        ),
+    ),
 }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class UplinkRow(Row):
-    """build() -> Uplink; reference(update [D]) -> what the server receives, in float64.
+    """build() -> Uplink; reference(update [D], key) -> what the server receives, in float64.
 
-    num_bytes(D) -> what is sent.
+    From the first update of a client on; randomness is drawn from the key of `apply`.
+
+    num_bytes(D, width) -> what is sent of numbers of so many bytes.
+    unbiased: on average over keys the server receives the update.
+    error(D): what ||received - update||^2 / ||update||^2 is at most, on average over keys.
+    longest(norm, D): how long what is received may be for an update of this length.
     """
 
-    num_bytes: Callable[[int], int] = lambda size: 4 * size
+    num_bytes: Callable[[int, int], int] = lambda size, width: width * size
+    unbiased: bool = False
+    error: Callable[[int], float] | None = None
+    longest: Callable[[float, int], float] | None = None
+
+
+def _same(norm: float, size: int) -> float:
+    return norm
+
+
+def _rotated_bytes(bits: int, block: int) -> Callable[[int, int], int]:
+    """Codes and one float32 scale of every block."""
+
+    def num_bytes(size: int, width: int) -> int:
+        n = min(block, 1 << (size - 1).bit_length())
+        num_blocks = -(-size // n)
+        return -(-num_blocks * n * bits // 8) + 4 * num_blocks
+
+    return num_bytes
+
+
+_KEPT = 3  # of 11, and of 12, numbers by a fraction of 0.3
+_SPARSE: dict[str, Any] = {"error": lambda size: 1 - _KEPT / size, "longest": _same}
+
+
+def _with_noise(draw: Callable[..., Any], scale: float) -> Callable[[np.ndarray, Array], Any]:
+    """The leaves of test_contracts.tree, 6, 1 and 4 numbers, each with noise of its own."""
+
+    def received(update: np.ndarray, key: Array) -> np.ndarray:
+        drawn = [draw(jax.random.fold_in(key, i), (n,)) for i, n in enumerate((6, 1, 4))]
+        return update + scale * np.concatenate(drawn).astype(np.float64)[: len(update)]
+
+    return received
 
 
 UPLINKS = {
-    "identity": UplinkRow(uplink.identity, uplink.identity, lambda update: update),
+    "identity": UplinkRow(
+        uplink.identity,
+        uplink.identity,
+        lambda update, key: update,
+        unbiased=True,
+        error=lambda size: 0.0,
+        longest=_same,
+    ),
     "clip": UplinkRow(
-        uplink.clip, lambda: uplink.clip(1.5), lambda update: robust.clipped(update[None], 1.5)[0]
+        uplink.clip,
+        lambda: uplink.clip(1.5),
+        lambda update, key: robust.clipped(update[None], 1.5)[0],
+        error=lambda size: 1.0,
+        longest=lambda norm, size: min(norm, 1.5),
+    ),
+    "clip, l1": UplinkRow(
+        uplink.clip,
+        lambda: uplink.clip(1.5, norm="l1"),
+        lambda update, key: update * min(1, 1.5 / np.abs(update).sum()),
+    ),
+    "clip, per layer": UplinkRow(
+        uplink.clip,
+        lambda: uplink.clip(1.5, per_layer=True),
+        # The leaves of test_contracts.tree: 6, 1 and 4 numbers.
+        lambda update, key: np.concatenate(
+            [robust.clipped(x[None], 1.5 / 3**0.5)[0] for x in np.split(update, [6, 7])]
+        ),
+    ),
+    "gaussian_noise": UplinkRow(
+        uplink.gaussian_noise,
+        lambda: uplink.gaussian_noise(0.1),
+        _with_noise(jax.random.normal, 0.1),
+        unbiased=True,
+    ),
+    "laplace_noise": UplinkRow(
+        uplink.laplace_noise,
+        lambda: uplink.laplace_noise(0.1),
+        _with_noise(jax.random.laplace, 0.1),
+        unbiased=True,
     ),
     "chain": UplinkRow(
         uplink.chain,
         lambda: uplink.chain(uplink.clip(2.0), uplink.identity(), uplink.clip(0.5)),
-        lambda update: robust.clipped(update[None], 0.5)[0],
+        lambda update, key: robust.clipped(update[None], 0.5)[0],
+        error=lambda size: 1.0,
+        longest=lambda norm, size: min(norm, 0.5),
+    ),
+    "chain, clipped, sparse and quantised": UplinkRow(
+        uplink.chain,
+        lambda: uplink.chain(uplink.clip(1.5), uplink.top_k(0.3), uplink.qsgd(4)),
+        reference_uplinks.clipped_sparse_quantised(1.5, _KEPT, 4),
+        num_bytes=lambda size, width: 4 + 2 + 2,  # a length, 3 levels and 3 indices of 4 bits
+        longest=lambda norm, size: min(norm, 1.5) * (1 + np.sqrt(_KEPT) / 7),
+    ),
+    "uniform_quantization": UplinkRow(
+        uplink.uniform_quantization,
+        lambda: uplink.uniform_quantization(3),
+        reference_uplinks.uniform_quantization(3, None),
+        num_bytes=lambda size, width: 8 + -(-3 * size // 8),
+        unbiased=True,
+        error=lambda size: size / (2 * 7**2),
+        longest=lambda norm, size: np.sqrt(size) * norm,
+    ),
+    "uniform_quantization, buckets": UplinkRow(
+        uplink.uniform_quantization,
+        lambda: uplink.uniform_quantization(9, bucket_size=4),
+        reference_uplinks.uniform_quantization(9, 4),
+        num_bytes=lambda size, width: 8 * -(-size // 4) + -(-9 * size // 8),
+        unbiased=True,
+        error=lambda size: 4 / (2 * 511**2),
+        longest=lambda norm, size: 2 * norm,
+    ),
+    "qsgd": UplinkRow(
+        uplink.qsgd,
+        lambda: uplink.qsgd(3),
+        reference_uplinks.qsgd(3, None),
+        num_bytes=lambda size, width: 4 + -(-3 * size // 8),
+        unbiased=True,
+        error=lambda size: min(size / 3**2, np.sqrt(size) / 3),
+        longest=lambda norm, size: norm * (1 + np.sqrt(size) / 3),
+    ),
+    "qsgd, buckets": UplinkRow(
+        uplink.qsgd,
+        lambda: uplink.qsgd(2, bucket_size=4),
+        reference_uplinks.qsgd(2, 4),
+        num_bytes=lambda size, width: 4 * -(-size // 4) + -(-2 * size // 8),
+        unbiased=True,
+        error=lambda size: 2.0,
+        longest=lambda norm, size: 3 * norm,
+    ),
+    "sign": UplinkRow(
+        uplink.sign,
+        uplink.sign,
+        lambda update, key: np.abs(update).mean() * np.where(update >= 0, 1, -1),
+        num_bytes=lambda size, width: 4 + -(-size // 8),
+        error=lambda size: 1 - 1 / size,
+        longest=_same,
+    ),
+    "sign, plain": UplinkRow(
+        uplink.sign,
+        lambda: uplink.sign(scaled=False),
+        lambda update, key: np.where(update >= 0, 1.0, -1.0),
+        num_bytes=lambda size, width: -(-size // 8),
+        longest=lambda norm, size: np.sqrt(size),
+    ),
+    "top_k": UplinkRow(
+        uplink.top_k,
+        lambda: uplink.top_k(0.3),
+        reference_uplinks.top_k(_KEPT),
+        num_bytes=lambda size, width: _KEPT * width + 2,  # 3 indices of 4 bits
+        **_SPARSE,
+    ),
+    "random_k": UplinkRow(
+        uplink.random_k,
+        lambda: uplink.random_k(0.3),
+        reference_uplinks.random_k(_KEPT, unbiased=True),
+        num_bytes=lambda size, width: _KEPT * width,
+        unbiased=True,
+        error=lambda size: size / _KEPT - 1,
+        longest=lambda norm, size: norm * size / _KEPT,
+    ),
+    "random_k, as they are": UplinkRow(
+        uplink.random_k,
+        lambda: uplink.random_k(0.3, unbiased=False),
+        reference_uplinks.random_k(_KEPT, unbiased=False),
+        num_bytes=lambda size, width: _KEPT * width,
+        **_SPARSE,
+    ),
+    "rotation": UplinkRow(
+        uplink.rotation,
+        lambda: uplink.rotation(block_size=8),
+        lambda update, key: update,
+        num_bytes=lambda size, width: width * 16,
+        unbiased=True,
+        error=lambda size: 1e-6,
+        longest=_same,
+    ),
+    "drive": UplinkRow(
+        uplink.drive,
+        uplink.drive,
+        reference_uplinks.drive(16, unbiased=True),
+        num_bytes=_rotated_bytes(1, 4096),
+        longest=lambda norm, size: 4 * norm,
+    ),
+    "drive, biased": UplinkRow(
+        uplink.drive,
+        lambda: uplink.drive(unbiased=False, block_size=8),
+        reference_uplinks.drive(8, unbiased=False),
+        num_bytes=_rotated_bytes(1, 8),
+        error=lambda size: 1 - 1 / 8,
+        longest=_same,
+    ),
+    "eden": UplinkRow(
+        uplink.eden,
+        lambda: uplink.eden(3, block_size=8),
+        reference_uplinks.eden(3, 8),
+        num_bytes=_rotated_bytes(3, 8),
+    ),
+    "error_feedback": UplinkRow(
+        uplink.error_feedback,
+        lambda: uplink.error_feedback(uplink.top_k(0.3)),
+        reference_uplinks.top_k(_KEPT),
+        num_bytes=lambda size, width: _KEPT * width + 2,
+        **_SPARSE,
+    ),
+    "ef21": UplinkRow(
+        uplink.ef21,
+        lambda: uplink.ef21(uplink.sign()),
+        lambda update, key: np.abs(update).mean() * np.where(update >= 0, 1, -1),
+        {"test_bytes_are_those_of_a_packed_code": "gives what the server makes of what is sent"},
+        num_bytes=lambda size, width: 4 + -(-size // 8),
+        error=lambda size: 1 - 1 / size,
+        longest=_same,
     ),
 }
 
@@ -732,6 +1008,25 @@ def most_central() -> Aggregator:
         return state, jax.tree.map(lambda u: u[jnp.argmin(sums)], updates), {}
 
     return Aggregator(lambda update: (), apply)
+
+
+def one_uplink_of(parts: Sequence[Uplink], number: Array) -> Uplink:
+    """Uplinks as one, which gives what the server receives: which is chosen as `one_of` does."""
+
+    def apply(key: Array, states: Any, message: Message, update: Any, weight: Array) -> Any:
+        def branch(i: int) -> Callable[..., Any]:
+            def chosen(states: Any) -> Any:
+                part = parts[i]
+                state, sent, num_bytes, _ = part.apply(key, states[i], message, update, weight)
+                if part.receive is not None:
+                    sent = part.receive(key, message, sent)
+                return (*states[:i], state, *states[i + 1 :]), sent, num_bytes
+
+            return chosen
+
+        return *jax.lax.switch(number, list(map(branch, range(len(parts)))), states), {}
+
+    return Uplink(lambda update: tuple(part.init(update) for part in parts), apply)
 
 
 def one_of(parts: Sequence[Any], number: Array) -> Any:
@@ -844,7 +1139,7 @@ ATTACKS = {
     ),
     "delayed": Row(
         attacks.delayed,
-        lambda: attacks.delayed(attacks.sign_flip(), num_rounds=1),
+        lambda: attacks.delayed(attacks.sign_flip(), first_round=1),
         reference_attacks.scaling(-1.0),  # of a later round
     ),
     "choice": Row(
@@ -920,6 +1215,8 @@ def _wide(key: Array) -> Params:
     """A budget of 7 neurons, fewer than all clients' together."""
     return models.mlp(CLASSES, hidden=(7,)).init(key, jnp.zeros((1, FEATURES)))
 
+
+_LOCAL: dict[str, Any] = {"client_optimizer": optax.sgd(0.2), "batching": Batching(BATCH_SIZE)}
 
 ALGORITHMS = {
     "fedavg": AlgorithmRow(
@@ -1001,6 +1298,50 @@ ALGORITHMS = {
         algorithms.term,
         lambda model: algorithms.term(
             model, t=2.0, client_optimizer=optax.sgd(0.2), smoothing=0.5, **SOME
+        ),
+    ),
+    "dp_fedavg": AlgorithmRow(
+        algorithms.dp_fedavg,
+        functools.partial(
+            algorithms.dp_fedavg, cohort_size=3, max_norm=0.5, noise_multiplier=1.0, **_LOCAL
+        ),
+    ),
+    "dp_fedavg, fixed and adaptive": AlgorithmRow(
+        algorithms.dp_fedavg,
+        functools.partial(
+            algorithms.dp_fedavg,
+            cohort_size=4,
+            max_norm=0.1,
+            target_epsilon=20.0,
+            num_rounds=4,
+            sampling="fixed",
+            adaptive=aggregators.AdaptiveClipping(),
+            **_LOCAL,
+        ),
+    ),
+    "dp_ftrl": AlgorithmRow(
+        algorithms.dp_ftrl,
+        functools.partial(
+            algorithms.dp_ftrl,
+            cohort_size=4,
+            max_norm=0.5,
+            num_rounds=4,
+            noise_multiplier=1.0,
+            num_bands=2,
+            **_LOCAL,
+        ),
+    ),
+    "dp_ftrl, tree": AlgorithmRow(
+        algorithms.dp_ftrl,
+        functools.partial(
+            algorithms.dp_ftrl,
+            cohort_size=4,
+            max_norm=0.5,
+            num_rounds=4,
+            target_epsilon=8.0,
+            mechanism="tree",
+            per_layer=True,
+            **_LOCAL,
         ),
     ),
     "drfa": AlgorithmRow(algorithms.drfa, drfa, opts_out=_TWICE),
@@ -1122,8 +1463,18 @@ MODELS = {
     ),
 }
 
+# build(noise multiplier) -> Noise.
+NOISES = {
+    "gaussian": Row(privacy.gaussian, privacy.gaussian),
+    "laplace": Row(privacy.laplace, privacy.laplace),
+    "tree": Row(privacy.tree, functools.partial(privacy.tree, num_rounds=5)),
+    "banded": Row(privacy.banded, functools.partial(privacy.banded, num_bands=3)),
+    "banded, one": Row(privacy.banded, functools.partial(privacy.banded, num_bands=1)),
+}
+
 ROWS: list[tuple[str, Row]] = [
     *AGGREGATORS.items(),
+    *NOISES.items(),
     *SAMPLERS.items(),
     *CLIENT_RULES.items(),
     *ATTACKS.items(),

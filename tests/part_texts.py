@@ -81,6 +81,7 @@ TEXTS: dict[type, list[str]] = {
         "foolsgold",
         "geometric_median(start=zero)",
         "krum(num_byzantine=1)",
+        "majority_vote",
         "mda(num_byzantine=1)",
         "meamed(num_byzantine=1)",
         "mean",
@@ -89,6 +90,8 @@ TEXTS: dict[type, list[str]] = {
         "nnm(krum(num_byzantine=1), num_byzantine=1)",
         "norm_clipping(mean(), max_norm=1/2)",
         "secure(mean, num_slots=7, max_abs=1.0, max_weight=50.0, masked=True)",
+        "private_mean(gaussian(1.0), max_norm=0.5, expected_size=5, "
+        "adaptive=AdaptiveClipping(quantile=0.8))",
         "signguard(lower=0.2)",
         "smea(num_byzantine=1)",
         "trimmed_mean(num_byzantine=1)",
@@ -99,7 +102,7 @@ TEXTS: dict[type, list[str]] = {
         "adaptive(inner_product, krum(num_byzantine=1), strengths=[0.5, 2])",
         "chain(gaussian(0.1), sign_flip)",
         "choice([gaussian(0.1), sign_flip(scale=2.0), no_attack], 1)",
-        "delayed(sign_flip, num_rounds=1)",
+        "delayed(sign_flip, first_round=1)",
         "deviation(1.5, direction=unit)",
         "fang_krum(krum(num_byzantine=1))",
         "fang_trimmed_mean",
@@ -119,15 +122,45 @@ TEXTS: dict[type, list[str]] = {
     base.Sampler: [
         "by_weight(3, weights=[1, 2, 3, 1, 1, 1, 1])",
         "everyone",
+        "in_epochs(3)",
+        "poisson(3)",
         "uniform(5)",
         "with_root(uniform(5))",
     ],
-    base.Uplink: ["chain(clip(1.0), identity)", "clip(0.5)", "identity"],
-    base.Server: ["server_optimizer(adam(0.1))", "with_history(server_optimizer(sgd(1.0)))"],
+    base.Uplink: [
+        "chain(clip(1.0), identity)",
+        "chain(clip(1.0), gaussian_noise(0.5))",
+        "clip(0.5, per_layer=True)",
+        "gaussian_noise(0.1)",
+        "laplace_noise(scale=0.1)",
+        "drive(unbiased=false)",
+        "ef21(top_k(0.5))",
+        "eden(bits=2, block_size=1024)",
+        "error_feedback(chain(top_k(0.1), uniform_quantization(4)))",
+        "identity",
+        "qsgd(4, bucket_size=512)",
+        "random_k(0.1)",
+        "rotation",
+        "sign",
+        "top_k(0.1)",
+        "uniform_quantization(8)",
+    ],
+    base.Noise: [
+        "banded(1.0, num_bands=3)",
+        "gaussian(1.0)",
+        "laplace(0.5)",
+        "tree(1.0, num_rounds=10)",
+    ],
+    base.Server: [
+        "compressed(server_optimizer(sgd(1.0)), top_k(0.1))",
+        "server_optimizer(adam(0.1))",
+        "with_history(server_optimizer(sgd(1.0)))",
+    ],
     base.ClientRule: [
         "adapt(local_sgd(sgd(0.1)), message='{own}:same')",
         "alternating_poisoning(sgd(0.1), targets={one}, boost=2.0)",
         "ditto(sgd(0.1), personal_learning_rate=0.1, pull=1.0)",
+        "dp_sgd(sgd(0.1), max_norm=1.0, noise_multiplier=0.5)",
         "local_sgd(sgd(0.1, momentum=0.9), regularizer='{own}:penalty')",
         "local_steps('{own}:objective', sgd(0.1))",
         "malicious(local_sgd(sgd(0.1)), stealthy_poisoning(sgd(0.1), "
@@ -165,6 +198,11 @@ TEXTS: dict[type, list[str]] = {
         "averaging(worker_momentum(local_sgd(sgd(0.1)), momentum=0.9), batching=Batching(4))",
         "ditto(client_optimizer=sgd(0.1), personal_learning_rate=0.1, pull=1.0, "
         "batching=Batching(4))",
+        "dp_fedavg(client_optimizer=sgd(0.1), batching=Batching(None, num_steps=1), "
+        "cohort_size=5, max_norm=1.0, target_epsilon=2.0, num_rounds=9, "
+        "adaptive=AdaptiveClipping(0.5))",
+        "dp_ftrl(client_optimizer=sgd(0.1), batching=Batching(4), cohort_size=2, max_norm=1.0, "
+        "num_rounds=8, noise_multiplier=1.0, mechanism=tree, server=sgd(1.0, momentum=0.9))",
         "drfa(client_optimizer=sgd(0.1), mixture_step_size=0.1, cohort_size=3, "
         "batching=Batching(4, num_steps=3))",
         "fair_flearn_afl(learning_rate=0.1, mixture_step_size=0.1)",

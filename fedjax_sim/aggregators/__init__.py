@@ -12,6 +12,8 @@ turn up than there are slots, it assumes the largest f <= `num_byzantine` that i
 them. Updates that are not finite never count.
 
     means             mean, uniform_mean: sums, not robust
+    votes             majority_vote: the sign that most updates have, also a sum
+    private           private_mean: clipped, with noise for differential privacy
     coordinates       coordinate_median, trimmed_mean, meamed: each coordinate by itself
     selection         krum, multi_krum, bulyan, mda, smea, monna: choose whole updates
     centers           geometric_median, centered_clipping, caf: the middle of the cohort
@@ -37,11 +39,15 @@ from fedjax_sim.aggregators.filters import (
 )
 from fedjax_sim.aggregators.means import mean, uniform_mean
 from fedjax_sim.aggregators.preaggregation import arc, bucketing, nnm, norm_clipping
+from fedjax_sim.aggregators.private import AdaptiveClipping, PrivateState, private_mean
 from fedjax_sim.aggregators.secure import distributed_dp, secure
 from fedjax_sim.aggregators.selection import bulyan, krum, mda, monna, multi_krum, smea
+from fedjax_sim.aggregators.votes import majority_vote
 
 __all__ = [
+    "AdaptiveClipping",
     "NormHistory",
+    "PrivateState",
     "arc",
     "bucketing",
     "bulyan",
@@ -57,6 +63,7 @@ __all__ = [
     "foolsgold",
     "geometric_median",
     "krum",
+    "majority_vote",
     "mda",
     "meamed",
     "mean",
@@ -64,6 +71,7 @@ __all__ = [
     "multi_krum",
     "nnm",
     "norm_clipping",
+    "private_mean",
     "secure",
     "signguard",
     "smea",

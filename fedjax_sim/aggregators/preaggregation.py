@@ -177,4 +177,4 @@ def _before(
         own, inner = keys.split(key)
         return aggregator.apply(inner, state, *change(own, updates, weights))
 
-    return Aggregator(aggregator.init, apply)
+    return Aggregator(aggregator.init, apply, of_nobody=aggregator.of_nobody)

@@ -145,7 +145,8 @@ def secure(
             jax.tree.map(lambda x: 1.0, weights),
         )
 
-    return masked_sum(protocol, encode, decode, aggregator.init)
+    part = masked_sum(protocol, encode, decode, aggregator.init)
+    return part._replace(of_nobody=aggregator.of_nobody)
 
 
 def _levels(bits: int, num_slots: int) -> float:

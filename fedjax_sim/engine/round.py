@@ -266,9 +266,10 @@ def _step(
         served, server_info = parts.server.apply(
             keys[Stream.SERVER], state.server, aggregate, report
         )
-    empty = ~(report.weights > 0).any()
-    broken = ~empty & trees.breaks((state.server, state.statistics), (served, done.statistics))
-    stays = empty | broken
+    # Where noise hides who came, nobody is a cohort like others.
+    idle = ~(report.weights > 0).any() & (not parts.aggregator.of_nobody)
+    broken = ~idle & trees.breaks((state.server, state.statistics), (served, done.statistics))
+    stays = idle | broken
     new = state._replace(
         server=trees.where(stays, state.server, served),
         aggregator=trees.where(stays, state.aggregator, aggregated),
@@ -278,7 +279,7 @@ def _step(
         statistics=trees.where(stays, state.statistics, done.statistics),
     )
     info = RoundInfo(
-        status=_status(done.faults, empty, broken, unknown),
+        status=_status(done.faults, idle, broken, unknown),
         cohort=report,
         aggregator=aggregator_info,
         server=server_info,
@@ -365,12 +366,12 @@ def _aggregate(
     return state, jax.tree.map(lambda x, u: x.astype(u.dtype), aggregate, done.like), info
 
 
-def _status(faults: Array, empty: Array, broken: Array, unknown: Array) -> Array:
+def _status(faults: Array, idle: Array, broken: Array, unknown: Array) -> Array:
     """The bits of the round, from those of the clients [C], of the server and of the sampler."""
     # Bit by bit, by `any`: devices of a CPU cannot reduce integers by "or" among them.
     each = jnp.array(list(Status), jnp.int32)
     clients = (((faults[:, None] & each[None, :]) != 0).any(axis=0) * each).sum()
-    bits = empty * int(Status.EMPTY_COHORT) | broken * int(Status.NON_FINITE_SERVER)
+    bits = idle * int(Status.EMPTY_COHORT) | broken * int(Status.NON_FINITE_SERVER)
     bits |= unknown * int(Status.UNKNOWN_CLIENT)
     return (clients | bits).astype(jnp.int32)
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_sim.base import Array, PyTree
+from fedjax_sim.ops.coding import is_coded
 
 MAX_ADDED = 32
 """Rows up to which a sum is written out as additions: one pass, but a longer program."""
@@ -49,6 +50,46 @@ def wide(leaf: Array) -> Array:
 def norm(tree: PyTree) -> Array:
     """Euclidean norm of all leaves together, a scalar of float32 or wider."""
     return optax.tree.norm(jax.tree.map(wide, tree))
+
+
+def check_floating(name: str, tree: PyTree) -> None:
+    """Raise if a tree holds other numbers than those of floating point, such as codes."""
+    for place, leaf in flat_dict(tree).items():
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                f"{name} needs updates of floating point, got {leaf.dtype} for {place!r}: an "
+                "uplink before it has coded the update. Put it before that one in the chain."
+            )
+
+
+def clipped(
+    tree: PyTree, max_norm: Array | float, *, kind: str = "l2", by_leaf: bool = False
+) -> tuple[PyTree, Array]:
+    """A tree scaled down to a norm of at most `max_norm`, if it is longer.
+
+    Args:
+        tree: floating leaves.
+        max_norm: > 0.
+        kind: of norm: "l2", Euclidean, or "l1", the sum of absolute values.
+        by_leaf: scale each of the m leaves by itself, to max_norm / sqrt(m), in "l1" max_norm / m,
+            so that all together are no longer than `max_norm`.
+
+    Returns:
+        (tree, whether anything was too long, a bool scalar).
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    if by_leaf and len(leaves) > 1:
+        bound = max_norm / (len(leaves) if kind == "l1" else len(leaves) ** 0.5)
+        each = [clipped(leaf, bound, kind=kind) for leaf in leaves]
+        any_long = jnp.stack([is_long for _, is_long in each]).any()
+        return jax.tree.unflatten(structure, [leaf for leaf, _ in each]), any_long
+    length = norm(tree) if kind == "l2" else _sum_of_sizes(leaves)
+    is_long = length > max_norm
+    return scale(tree, jnp.where(is_long, max_norm / jnp.where(is_long, length, 1), 1)), is_long
+
+
+def _sum_of_sizes(leaves: list[Array]) -> Array:
+    return sum((jnp.abs(wide(leaf)).sum() for leaf in leaves), start=jnp.float32(0))
 
 
 def all_finite(tree: PyTree) -> Array:
@@ -194,8 +235,14 @@ def num_parameters(tree: PyTree) -> int:
 
 
 def num_bytes(tree: PyTree) -> int:
-    """How many bytes a tree holds, uncompressed (host, static)."""
-    return sum(int(leaf.size) * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
+    """How many bytes it takes to send a tree: its arrays, and each `Coded` packed (static)."""
+
+    def size(leaf: Any) -> int:
+        if is_coded(leaf):
+            return leaf.num_bytes
+        return int(leaf.size) * jnp.dtype(leaf.dtype).itemsize
+
+    return sum(map(size, jax.tree.leaves(tree, is_leaf=is_coded)))
 
 
 def flat_dict(tree: PyTree) -> dict[str, Array]:
