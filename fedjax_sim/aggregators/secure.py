@@ -65,8 +65,8 @@ def secure(
     cheats. Seeds come from the round's key. Statistics of a model travel in the clear.
 
     Args:
-        aggregator: a sum, such as `mean` or `norm_clipping(mean(), ...)`. Its terms are values
-            shaped like an update, or a tuple of them and of weights.
+        aggregator: a sum, such as `mean`, `norm_clipping(mean(), ...)` or `private_mean`. Its terms
+            are values shaped like an update, or a tuple of them and of weights.
         num_slots: C, the slots of a cohort, >= 3, or more; those that stay empty are like clients
             that drop out.
         max_abs: r > 0 of values, of an update of weight `max_weight`. May be traced.
@@ -119,8 +119,8 @@ def secure(
     ) -> tuple[PyTree, Info]:
         inner = key_of(key, Use.INNER)
         share = jnp.minimum(weight / max_weight, 1)
-        term = _split(inner_summand(inner, state, slot, update, share), update)
-        scaled = jax.tree.map(lambda x, r: x.astype(jnp.float32) * (levels / r), *_ranged(term))
+        term = _of_known_range(inner_summand(inner, state, slot, update, share), update)
+        scaled = jax.tree.map(lambda x, r: x.astype(jnp.float32) * (levels / r), term, ranges(term))
         cut = jax.tree.map(lambda y: jnp.clip(y, -levels, levels), scaled)
         rounding = key_of(key, Use.ROUNDING, slot) if stochastic else None
         beyond = jax.tree.map(lambda a, b: (a != b).sum(), scaled, cut)
@@ -133,17 +133,17 @@ def secure(
         key: Key, state: PyTree, words: PyTree, num_arrived: Array
     ) -> tuple[PyTree, PyTree, Info]:
         numbers = jax.tree.map(lambda w: centred(w, bits).astype(jnp.float32), words)
-        values, weights = jax.tree.map(lambda n, r: n * (r / levels), *_ranged(numbers))
-        total = values if weights is None else (values, *weights)
+        total, *_ = jax.tree.map(lambda n, r: n * (r / levels), numbers, ranges(numbers))
         return inner_from_sum(key_of(key, Use.INNER), state, total)
 
-    def _ranged(term: PyTree) -> tuple[PyTree, PyTree]:
-        """A term, and for every leaf the largest value that it may have."""
-        values, weights = term
-        return term, (
-            jax.tree.map(lambda x: max_abs, values),
-            jax.tree.map(lambda x: 1.0, weights),
-        )
+    def ranges(known: tuple[PyTree, ...]) -> PyTree:
+        """For every leaf of a term the largest value that it may have."""
+        term, *has_weights = known
+        values = term[0] if has_weights else term
+        leaves, form = jax.tree.flatten(known)
+        num_values = len(jax.tree.leaves(values))
+        of_leaves = [max_abs] * num_values + [1.0] * (len(leaves) - num_values)
+        return jax.tree.unflatten(form, of_leaves)
 
     part = masked_sum(protocol, encode, decode, aggregator.init)
     return part._replace(of_nobody=aggregator.of_nobody)
@@ -159,16 +159,16 @@ def _levels(bits: int, num_slots: int) -> float:
     return float(levels if int(levels) <= most else np.nextafter(levels, np.float32(0)))
 
 
-def _split(term: PyTree, update: PyTree) -> tuple[PyTree, PyTree | None]:
-    """A term as (values shaped like the update, the weights beside it or None)."""
+def _of_known_range(term: PyTree, update: PyTree) -> tuple[PyTree, ...]:
+    """(term,) of values shaped like the update, or (term, ()) of them and of weights."""
 
     def form(tree: PyTree) -> Any:
         return jax.tree.structure(tree), [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
 
     if form(term) == form(update):
-        return term, None
+        return (term,)
     if isinstance(term, tuple) and term and form(term[0]) == form(update):
-        return term[0], tuple(term[1:])
+        return term, ()
     raise ValueError(
         "aggregator must have terms whose range secure aggregation knows: values shaped like an "
         "update, or a tuple of them and of weights, got "

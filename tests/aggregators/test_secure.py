@@ -13,7 +13,7 @@ from scipy import stats
 
 import contracts
 import reference_secure as twin
-from fedjax_sim import aggregators, attacks
+from fedjax_sim import aggregators, attacks, privacy
 from fedjax_sim.aggregators import _masking
 from fedjax_sim.privacy import discrete
 
@@ -258,6 +258,29 @@ def test_the_mean_is_the_plain_one_within_half_a_step(seed, size, weights):
     half = 1 / (2 * twin.levels(BITS, COHORT))  # of a step, in units of the range
     error = (count * half * 4.0 + np.abs(plain / total) * count * half) / (total - count * half)
     assert (np.abs(flat(aggregate) - plain / total) <= error * (1 + 1e-4)).all()
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        aggregators.uniform_mean(),
+        aggregators.private_mean(privacy.gaussian(0.5), max_norm=1.0, expected_size=COHORT),
+        aggregators.majority_vote(),
+    ],
+    ids=["uniform_mean", "private_mean", "majority_vote"],
+)
+def test_other_sums_can_be_secure(inner):
+    """With the key that they get; and the noise that the server adds to a sum is its own."""
+    part = aggregators.secure(inner, **OPTIONS | {"bits": 32, "max_weight": 1.0})
+    state = inner.init(jax.tree.map(lambda u: u[0], updates()))
+    inner_key = _masking.key_of(KEY, _masking.Use.INNER)
+    found = part.apply(KEY, state, updates(), WEIGHTS)
+    expected = inner.apply(inner_key, state, updates(), WEIGHTS)
+    for a, b in zip(found[:2], expected[:2], strict=True):
+        assert jax.tree.structure(a) == jax.tree.structure(b)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), a, b)
+    assert expected[2].keys() <= found[2].keys()
+    assert part.of_nobody == inner.of_nobody
 
 
 def test_a_full_cohort_at_the_end_of_the_range_does_not_wrap_around():
