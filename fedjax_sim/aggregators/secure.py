@@ -133,15 +133,14 @@ def secure(
         key: Key, state: PyTree, words: PyTree, num_arrived: Array
     ) -> tuple[PyTree, PyTree, Info]:
         numbers = jax.tree.map(lambda w: centred(w, bits).astype(jnp.float32), words)
-        total, *_ = jax.tree.map(lambda n, r: n * (r / levels), numbers, ranges(numbers))
+        known = jax.tree.map(lambda n, r: n * (r / levels), numbers, ranges(numbers))
+        total = known[0] if isinstance(known, list) else known
         return inner_from_sum(key_of(key, Use.INNER), state, total)
 
-    def ranges(known: tuple[PyTree, ...]) -> PyTree:
+    def ranges(term: PyTree) -> PyTree:
         """For every leaf of a term the largest value that it may have."""
-        term, *has_weights = known
-        values = term[0] if has_weights else term
-        leaves, form = jax.tree.flatten(known)
-        num_values = len(jax.tree.leaves(values))
+        leaves, form = jax.tree.flatten(term)
+        num_values = len(jax.tree.leaves(term[0]))
         of_leaves = [max_abs] * num_values + [1.0] * (len(leaves) - num_values)
         return jax.tree.unflatten(form, of_leaves)
 
@@ -159,16 +158,16 @@ def _levels(bits: int, num_slots: int) -> float:
     return float(levels if int(levels) <= most else np.nextafter(levels, np.float32(0)))
 
 
-def _of_known_range(term: PyTree, update: PyTree) -> tuple[PyTree, ...]:
-    """(term,) of values shaped like the update, or (term, ()) of them and of weights."""
+def _of_known_range(term: PyTree, update: PyTree) -> PyTree:
+    """A term that is a tuple of values and weights; of values alone, a list of them."""
 
     def form(tree: PyTree) -> Any:
         return jax.tree.structure(tree), [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
 
     if form(term) == form(update):
-        return (term,)
+        return [term]
     if isinstance(term, tuple) and term and form(term[0]) == form(update):
-        return term, ()
+        return term
     raise ValueError(
         "aggregator must have terms whose range secure aggregation knows: values shaped like an "
         "update, or a tuple of them and of weights, got "
