@@ -102,7 +102,8 @@ def dp_sgd(
 
         model_keys = keys.split(model_key, batch.mask.shape[0])
         total, seen = _total(term, (batch.examples, batch.mask, model_keys))
-        total = _noised(noise_key, total, noise_multiplier * max_norm)
+        drawn = trees.random_like(jax.random.normal, noise_key, total)
+        total = trees.add(total, trees.scale(drawn, noise_multiplier * max_norm))
         size = jnp.maximum(batch.mask.sum(), 1)
         gradient = jax.tree.map(lambda g, p: (g / size).astype(p.dtype), total, work.params)
         at = at_round(optimizer, message.round)
@@ -132,12 +133,3 @@ def _total(term: Callable[[PyTree], PyTree], rows: PyTree) -> PyTree:
     shapes = jax.eval_shape(term, jax.tree.map(lambda x: x[0], rows))
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return jax.lax.scan(add, zero, rows)[0]
-
-
-def _noised(key: Key, tree: PyTree, deviation: float | Array) -> PyTree:
-    """A tree with normal noise in every number; each leaf has a key of its own."""
-    leaves, structure = jax.tree.flatten(tree)
-    for i, leaf in enumerate(leaves):
-        own_key = keys.written_out(keys.fold_in(key, i))
-        leaves[i] = leaf + deviation * jax.random.normal(own_key, leaf.shape, leaf.dtype)
-    return jax.tree.unflatten(structure, leaves)

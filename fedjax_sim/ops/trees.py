@@ -2,6 +2,7 @@
 
 import functools
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_sim.base import Array, PyTree
+from fedjax_sim.ops import keys
 from fedjax_sim.ops.coding import is_coded
 
 MAX_ADDED = 32
@@ -90,6 +92,22 @@ def clipped(
 
 def _sum_of_sizes(leaves: list[Array]) -> Array:
     return sum((jnp.abs(wide(leaf)).sum() for leaf in leaves), start=jnp.float32(0))
+
+
+def random_like(draw: Callable[..., Array], key: Array, tree: PyTree) -> PyTree:
+    """Independent numbers shaped like a tree, in float32 or wider; a key of its own for each leaf.
+
+    Args:
+        draw: draw(key, shape, dtype), such as `jax.random.normal`.
+        key: that nothing else uses.
+        tree: floating leaves.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    drawn = [
+        draw(keys.written_out(keys.fold_in(key, i)), leaf.shape, wide(leaf).dtype)
+        for i, leaf in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(structure, drawn)
 
 
 def all_finite(tree: PyTree) -> Array:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.base import Array, Key, Noise, PyTree
-from fedjax_sim.ops import checks, keys, trees
+from fedjax_sim.ops import checks, trees
 from fedjax_sim.ops.arguments import checked
 
 
@@ -185,15 +185,8 @@ def banded(noise_multiplier: float | Array, *, num_bands: int) -> Noise:
 
 
 def _drawn(draw: Callable[..., Array], key: Key, total: PyTree, scale: Array | float) -> PyTree:
-    """Independent numbers shaped like a sum, from a key of its own for each leaf."""
-    leaves, structure = jax.tree.flatten(total)
-
-    def noise(i: int, leaf: Array) -> Array:
-        dtype = trees.wide(leaf).dtype
-        own = keys.written_out(keys.fold_in(key, i))
-        return draw(own, leaf.shape, dtype) * jnp.asarray(scale, dtype)
-
-    return jax.tree.unflatten(structure, [noise(i, leaf) for i, leaf in enumerate(leaves)])
+    """Independent numbers shaped like a sum, times `scale`."""
+    return trees.scale(trees.random_like(draw, key, total), scale)
 
 
 def _zeros(total: PyTree, number: int) -> PyTree:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.base import Array, Key, Message, PyTree, Uplink
-from fedjax_sim.ops import checks, keys, trees
+from fedjax_sim.ops import checks, trees
 from fedjax_sim.ops.arguments import checked
 
 
@@ -56,12 +56,12 @@ def _adding(draw: Callable[..., Array], scale: float | Array) -> Uplink:
     def apply(
         key: Key, state: PyTree, message: Message, update: PyTree, weight: Array
     ) -> tuple[PyTree, PyTree, Array, dict[str, Array]]:
-        leaves, structure = jax.tree.flatten(update)
-        sent = []
-        for i, leaf in enumerate(leaves):
-            wide = trees.wide(leaf)
-            drawn = draw(keys.written_out(keys.fold_in(key, i)), wide.shape, wide.dtype)
-            sent.append((wide + drawn * jnp.asarray(scale, wide.dtype)).astype(leaf.dtype))
-        return state, jax.tree.unflatten(structure, sent), jnp.float32(trees.num_bytes(update)), {}
+        drawn = trees.random_like(draw, key, update)
+        sent = jax.tree.map(
+            lambda u, x: (trees.wide(u) + jnp.asarray(scale, x.dtype) * x).astype(u.dtype),
+            update,
+            drawn,
+        )
+        return state, sent, jnp.float32(trees.num_bytes(update)), {}
 
     return Uplink(lambda update: (), apply)
