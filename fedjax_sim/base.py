@@ -454,6 +454,9 @@ class Aggregator(NamedTuple):
         state of `apply`, and `from_sum(key, state, total)` finishes as `apply` does. Given both,
         the engine adds the terms up while it walks the cohort and never stacks the updates. They
         may be wider than an update, whose dtypes the aggregate gets.
+    num_bytes: num_bytes(update, C) -> what each of the C clients of a cohort sends for an update of
+        such shapes, in bytes, where it is the aggregator that says how updates travel, as secure
+        aggregation does. It may refuse a cohort of that size. None where the uplink's count holds.
     of_nobody: whether the aggregate counts where no client has a weight, as one with noise for
         privacy does: if the server stood still, all would know that nobody came. Otherwise server
         and aggregator stay as they were, and the status says EMPTY_COHORT.
@@ -463,6 +466,7 @@ class Aggregator(NamedTuple):
     apply: Callable[[Key, PyTree, PyTree, Array], tuple[PyTree, PyTree, dict[str, Array]]]
     summand: Callable[[Key, PyTree, Array, PyTree, Array], PyTree] | None = None
     from_sum: Callable[[Key, PyTree, PyTree], tuple[PyTree, PyTree, dict[str, Array]]] | None = None
+    num_bytes: Callable[[PyTree, int], float] | None = None
     of_nobody: bool = False
 
 

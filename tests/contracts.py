@@ -19,6 +19,7 @@ import optax
 import reference
 import reference_aggregators as robust
 import reference_attacks
+import reference_secure
 import reference_uplinks
 from fedjax_sim import (
     aggregators,
@@ -400,6 +401,41 @@ AGGREGATORS = {
             "updates' size, which asks for other tolerances: test_descent.py has them",
             "test_an_aggregate_scales_with_the_updates": "the size of an update does not matter",
         }
+        | _FROM_ZERO,
+    ),
+}
+
+_IN_STEPS = {
+    "test_only_ratios_of_weights_matter": "weights are sent in steps of the largest that may be",
+    "test_an_aggregate_scales_with_the_updates": "updates are sent in steps of the largest that "
+    "may be",
+}
+_SECURE: dict[str, Any] = {"num_slots": 13, "max_abs": 32.0, "max_weight": 32.0}
+AGGREGATORS |= {
+    "secure": AggregatorRow(
+        aggregators.secure,
+        _with(aggregators.secure, aggregators.mean, num_neighbors=2, masked=True, **_SECURE),
+        functools.partial(reference_secure.mean, bits=32, **_SECURE),
+        _IN_STEPS,
+    ),
+    "distributed_dp": AggregatorRow(
+        aggregators.distributed_dp,
+        _with(
+            aggregators.distributed_dp,
+            num_slots=13,
+            max_norm=2.0,
+            noise_multiplier=0.0,
+            bits=32,
+        ),
+        # A little shorter than asked for, since float32 knows no norm exactly.
+        lambda updates, weights: reference.uniform_mean(
+            robust.clipped(updates, 2.0 * (1 - 2.0**-18)), weights
+        ),
+        {
+            "test_an_aggregate_equals_the_float64_reference": "is rounded to steps in absolute "
+            "units, which show where updates are small: test_secure.py compares within them"
+        }
+        | _ABSOLUTE
         | _FROM_ZERO,
     ),
 }

@@ -74,6 +74,7 @@ TEXTS: dict[type, list[str]] = {
         "clipped_clustering(num_remembered=10)",
         "common_descent",
         "coordinate_median",
+        "distributed_dp(num_slots=7, max_norm=1.0, noise_multiplier=0.5, bits=16)",
         "dnc(num_byzantine=1)",
         "flame",
         "fltrust",
@@ -88,6 +89,7 @@ TEXTS: dict[type, list[str]] = {
         "multi_krum(num_byzantine=1, num_selected=3)",
         "nnm(krum(num_byzantine=1), num_byzantine=1)",
         "norm_clipping(mean(), max_norm=1/2)",
+        "secure(mean, num_slots=7, max_abs=1.0, max_weight=50.0, masked=True)",
         "private_mean(gaussian(1.0), max_norm=0.5, expected_size=5, "
         "adaptive=AdaptiveClipping(quantile=0.8))",
         "signguard(lower=0.2)",

@@ -21,6 +21,8 @@ them. Updates that are not finite never count.
                       sign or history
     preaggregation    norm_clipping, arc, nnm, bucketing: in front of any of them
     descent           common_descent: a direction that is good for every client
+    secure            secure, distributed_dp: sums of which the server sees nothing else, and
+                      private ones
 """
 
 from fedjax_sim.aggregators.centers import caf, centered_clipping, geometric_median
@@ -38,6 +40,7 @@ from fedjax_sim.aggregators.filters import (
 from fedjax_sim.aggregators.means import mean, uniform_mean
 from fedjax_sim.aggregators.preaggregation import arc, bucketing, nnm, norm_clipping
 from fedjax_sim.aggregators.private import AdaptiveClipping, PrivateState, private_mean
+from fedjax_sim.aggregators.secure import distributed_dp, secure
 from fedjax_sim.aggregators.selection import bulyan, krum, mda, monna, multi_krum, smea
 from fedjax_sim.aggregators.votes import majority_vote
 
@@ -53,6 +56,7 @@ __all__ = [
     "clipped_clustering",
     "common_descent",
     "coordinate_median",
+    "distributed_dp",
     "dnc",
     "flame",
     "fltrust",
@@ -68,6 +72,7 @@ __all__ = [
     "nnm",
     "norm_clipping",
     "private_mean",
+    "secure",
     "signguard",
     "smea",
     "trimmed_mean",

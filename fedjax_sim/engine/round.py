@@ -5,6 +5,7 @@ It names no concrete part; parts arrive as values.
 
 import contextlib
 import functools
+from collections.abc import Callable
 from typing import NamedTuple, TypedDict
 
 import jax
@@ -248,6 +249,8 @@ def _step(
         draft = Message(round=before.round, statistics=state.statistics, frozen=state.frozen)
         message = parts.server.broadcast(keys[Stream.BROADCAST], state.server, draft, cohort, data)
     done = _local_work(parts, keys, state, cohort, message, data, mesh)
+    if parts.aggregator.num_bytes is not None:
+        done = _sent_as_the_aggregator_says(parts.aggregator.num_bytes, cohort, done)
     with stage("attacking"), _spread(mesh):
         attacked, done, attack_info = _attacked(
             parts, keys[Stream.ATTACK], state.attack, done, message
@@ -318,6 +321,16 @@ def _local_work(
     note_width(width)
     receiver = Receiver(keys[Stream.AGGREGATOR], state.aggregator)
     return local_work.work(local, slots, shared, receiver, data, width)
+
+
+def _sent_as_the_aggregator_says(
+    num_bytes: Callable[[PyTree, int], float], cohort: Cohort, done: Outcome
+) -> Outcome:
+    """The outcome whose clients' bytes are the aggregator's count instead of the uplink's."""
+    update = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), done.like)
+    each = num_bytes(update, cohort.ids.shape[0]) + float(trees.num_bytes(done.statistics))
+    sent = jnp.where(cohort.mask, jnp.float32(each), 0.0)
+    return done._replace(report=done.report._replace(num_bytes=sent))
 
 
 def _attacked(

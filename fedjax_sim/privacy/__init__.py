@@ -6,6 +6,8 @@ bind it to the sampling that the accounting is for. The functions below need the
     accounting    epsilon, noise_multiplier: one from the other; rdp, epsilon_after: round by round;
                   sensitivity: for noise that hangs together
     noise         gaussian, laplace, tree, banded
+    discrete      distributed_epsilon: integer noise of which clients add a part each, as
+                  `aggregators.distributed_dp` has it; its samplers. Needs no extra
 """
 
 from fedjax_sim.privacy.accounting import (
@@ -16,10 +18,12 @@ from fedjax_sim.privacy.accounting import (
     rdp,
     sensitivity,
 )
+from fedjax_sim.privacy.discrete import distributed_epsilon
 from fedjax_sim.privacy.noise import banded, gaussian, laplace, tree
 
 __all__ = [
     "banded",
+    "distributed_epsilon",
     "epsilon",
     "epsilon_after",
     "gaussian",
