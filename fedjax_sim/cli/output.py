@@ -182,14 +182,14 @@ def write_numbers(
     )
     status = Status(0)
     bytes_down = bytes_up = 0.0
-    said: dict[str, np.ndarray] = {}
+    reported: dict[str, np.ndarray] = {}
     if isinstance(result.info, RoundInfo):  # an algorithm of the user's own may tell other things
         status = Status(int(np.bitwise_or.reduce(result.info.status)))
         bytes_down, bytes_up = (
             float(np.sum(sent, dtype=np.float64))
             for sent in (result.info.bytes_down, result.info.bytes_up)
         )
-        said = recorded.reported(trees.flat_dict(result.info))
+        reported = recorded.reported(trees.flat_dict(result.info))
     folder.save_json(
         "results.json",
         {
@@ -206,7 +206,7 @@ def write_numbers(
                 for split, by_name in summaries.items()
             },
             "evaluations": {"rounds": result.evaluations.rounds, **summaries},
-            "reported": {name: values[-1] for name, values in said.items() if values.size},
+            "reported": {name: values[-1] for name, values in reported.items() if values.size},
             "data": _data(dealt.dataset),
             "num_clients": dealt.train.num_clients,
             "num_test_clients": dealt.test.num_clients,
@@ -361,6 +361,8 @@ def closing(folder: RunFolder, options: Options, result: simulate.Result) -> str
     run = Recorded(folder.path)
     few = [metric for metric in run.metrics if run.worst_has_few_rows(metric)]
     said = f"worst {', '.join(few)}: of clients with fewer than {MIN_ROWS} rows\n" * bool(few)
+    reported = ", ".join(f"{name} {recorded.shown(x)}" for name, x in run.reported.items())
+    said += f"in the last round: {reported}\n" * bool(reported)
     goes_on = f"\ncontinue: fedjax-sim train --resume {shlex.quote(path)}" * resumes
     return checks.printable(
         f"{said}{why}{how} {result.num_rounds} rounds in {seconds}: {speed}, {steps}\n"

@@ -109,6 +109,8 @@ def defences() -> dict[str, Defence]:
     return {
         "none": Defence(),
         "updates clipped": Defence(uplink=uplink.clip(0.1)),
+        "clipped, noise 0.01": Defence(uplink=_clipped_and_noised(0.01)),
+        "clipped, noise 0.1": Defence(uplink=_clipped_and_noised(0.1)),
         "largest 5% sent": Defence(uplink=uplink.top_k(0.05)),
         "signs sent": Defence(uplink=uplink.sign()),
         "examples clipped": Defence(0.0),
@@ -116,6 +118,10 @@ def defences() -> dict[str, Defence]:
         "DP-SGD, noise 0.1": Defence(0.1),
         "DP-SGD, noise 1": Defence(1.0),
     }
+
+
+def _clipped_and_noised(noise_multiplier: float) -> Uplink:
+    return uplink.chain(uplink.clip(0.1), uplink.gaussian_noise(0.1 * noise_multiplier))
 
 
 def main(options: Options) -> None:
