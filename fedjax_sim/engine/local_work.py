@@ -474,7 +474,7 @@ def _send(
         sent = local.uplink.receive(uplink_key, message, sent)
         contracts.check_received(sent, upload.update)
     # A sign, or some of the numbers, would be finite; the client whose update is not is dropped.
-    finite = trees.all_finite(upload.update)
+    finite = jnp.isfinite(trees.norm(upload.update))
     sent = jax.tree.map(lambda x: jnp.where(finite, x, jnp.nan), sent)
     upload = upload._replace(update=sent)
     return ClientState(kept, own), upload, jnp.float32(size) + num_bytes, info | facts
