@@ -1,6 +1,7 @@
 """Strict settings for every test, and what tests share."""
 
 import contextlib
+import gc
 import os
 import shutil
 import tempfile
@@ -37,6 +38,11 @@ _AS_IN_CI = hypothesis.settings.get_profile("ci")
 hypothesis.settings.register_profile("fedjax_sim", _AS_IN_CI)
 hypothesis.settings.register_profile("thorough", _AS_IN_CI, derandomize=False)
 hypothesis.settings.load_profile("fedjax_sim")
+
+
+# Tracing makes millions of objects, few of them garbage that only a collection finds. With Python's
+# own thresholds a fifth of the suite's time went to looking for it.
+gc.set_threshold(100_000, 50, 100)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

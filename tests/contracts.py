@@ -1021,7 +1021,7 @@ ATTACKS = {
     ),
     "delayed": Row(
         attacks.delayed,
-        lambda: attacks.delayed(attacks.sign_flip(), num_rounds=1),
+        lambda: attacks.delayed(attacks.sign_flip(), first_round=1),
         reference_attacks.scaling(-1.0),  # of a later round
     ),
     "choice": Row(

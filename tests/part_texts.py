@@ -98,7 +98,7 @@ TEXTS: dict[type, list[str]] = {
         "adaptive(inner_product, krum(num_byzantine=1), strengths=[0.5, 2])",
         "chain(gaussian(0.1), sign_flip)",
         "choice([gaussian(0.1), sign_flip(scale=2.0), no_attack], 1)",
-        "delayed(sign_flip, num_rounds=1)",
+        "delayed(sign_flip, first_round=1)",
         "deviation(1.5, direction=unit)",
         "fang_krum(krum(num_byzantine=1))",
         "fang_trimmed_mean",

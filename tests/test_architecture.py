@@ -33,7 +33,17 @@ TIER = {room: tier for tier, rooms in enumerate(TIERS) for room in rooms}
 ONLY = {"engine": {"base", "ops", "data"}}
 # Slow to import or needed by few: imported inside the function that uses them.
 HEAVY = {
-    *("array_record", "dp_accounting", "flax", "h5py", "jinja2", "matplotlib", "msgpack", "orbax", "PIL"),
+    *(
+        "array_record",
+        "dp_accounting",
+        "flax",
+        "h5py",
+        "jinja2",
+        "matplotlib",
+        "msgpack",
+        "orbax",
+        "PIL",
+    ),
     *("mlflow", "pyarrow", "scipy", "sqlite3", "tensorboard", "tensorflow_datasets", "wandb"),
 }
 

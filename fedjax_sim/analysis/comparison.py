@@ -11,6 +11,7 @@ mean by Student's t, which takes the runs for independent draws of a normal dist
 import collections
 import csv
 import io
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -49,6 +50,7 @@ _OF_ONE_RUN = {
 }
 """Options, by the last part of their names, that do not tell one row from another."""
 
+_SENT = {"sent by clients": "bytes_up", "sent to clients": "bytes_down"}
 _WORST = {"worst": "worst", "worst_10_percent": "worst 10%"}
 
 
@@ -161,7 +163,7 @@ class Comparison(NamedTuple):
 
     def sheets(self) -> list[Sheet]:
         """The tables of all metrics; before them, where groups have numbers, what these are."""
-        return [*self.key(), *map(self.table, self.metrics)]
+        return [*self.key(), *map(self.table, self.metrics), *self.costs()]
 
     def key(self) -> list[Sheet]:
         """What the numbers of the groups are, if they have some."""
@@ -207,6 +209,26 @@ class Comparison(NamedTuple):
         headings += ["runs", "mean", "deviation", f"{100 * LEVEL:.0f}% interval", *worst.values()]
         return Sheet(metric, headings, rows, _caption(num_few, bool(worst)))
 
+    def costs(self) -> list[Sheet]:
+        """What the clients sent and were sent, and what parts reported of the last round."""
+        of = [[_costs(run) for run in group.runs] for group in self.groups]
+        names = [name for name in of[0][0] if all(name in run for runs in of for run in runs)]
+        if not names:
+            return []
+        in_columns = 0 < len(self.differing) <= MAX_COLUMNS
+        rows = []
+        for label, group, runs in zip(self.labels, self.groups, of, strict=True):
+            settings = [group.settings.get(name, "") for name in self.differing]
+            means = {name: float(np.mean([run[name] for run in runs])) for name in names}
+            cells = [
+                recorded.in_bytes(mean) if name in _SENT else shown(mean)
+                for name, mean in means.items()
+            ]
+            rows.append([*(settings if in_columns else [label]), *cells])
+        headings = [*_short(self.differing).values()] if in_columns else [""]
+        caption = "Means over runs: what is sent in the whole run, the others of the last round."
+        return [Sheet("Costs", [*headings, *names], rows, caption)]
+
     def grid(self, metric: str) -> Sheet | None:
         """A row for every value of one option, a column for every value of another.
 
@@ -245,19 +267,28 @@ class Comparison(NamedTuple):
         return (first, second) if whole and len(values[second]) > 1 else None
 
     def csv(self) -> str:
-        """All metrics and statistics of all groups, a line each, in full precision."""
+        """All metrics, statistics and costs of all groups, a line each, in full precision."""
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
         numbers = ("runs", "mean", "deviation", "low", "high")
         writer.writerow([*self.differing, "metric", "statistic", *numbers])
         for group in self.groups:
             named = [group.settings.get(name, "") for name in self.differing]
-            for metric in self.metrics:
-                for statistic in group.runs[0].final[metric]:
-                    if group.has(metric, statistic):
-                        found = group.estimate(metric, statistic)
-                        values = [repr(float(x)) if np.isfinite(x) else "" for x in found[:4]]
-                        writer.writerow([*named, metric, statistic, found.num_runs, *values])
+            found = {
+                (metric, statistic): group.estimate(metric, statistic)
+                for metric in self.metrics
+                for statistic in group.runs[0].final[metric]
+                if group.has(metric, statistic)
+            }
+            costs = [_costs(run) for run in group.runs]
+            found |= {
+                (name, "cost"): estimate([run[name] for run in costs])
+                for name in costs[0]
+                if all(name in run for run in costs)
+            }
+            for names, each in found.items():
+                values = [repr(float(x)) if np.isfinite(x) else "" for x in each[:4]]
+                writer.writerow([*named, *names, each.num_runs, *values])
         return file.getvalue()
 
     def markdown(self) -> str:
@@ -285,6 +316,12 @@ class Comparison(NamedTuple):
                 panels.setdefault(panel, {})[name] = (at, found.mean, found.low, found.high)
         band = f"band: {100 * LEVEL:.0f}% confidence\ninterval of the mean"
         return plots.bands(panels, x="round", y=metric, band=band) if panels else None
+
+
+def _costs(run: Recorded) -> dict[str, float]:
+    """Name -> value, as far as they are known."""
+    found = {name: recorded.number(run.results.get(key)) for name, key in _SENT.items()}
+    return {name: x for name, x in found.items() if not math.isnan(x)} | run.reported
 
 
 def _with_deviation(found: Estimate) -> str:

@@ -3,11 +3,12 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fedjax_sim.analysis import runfolder
 
@@ -43,6 +44,7 @@ class Recorded:
         results: results.json; empty if the run has left none.
         final: metric -> statistic over clients -> value at the end, NaN where it is not finite; a
             metric is "split/name", such as test/accuracy, and those by class are not among them.
+        reported: what its parts reported of the last round: "server.epsilon" -> value.
         rounds: [E] at which it was evaluated.
         evaluations: metric -> statistic over clients -> [E]. Of a run that has not finished, what
             metrics.jsonl has: the means.
@@ -63,6 +65,8 @@ class Recorded:
         self._clients: dict[str, Clients | None] = {}
         self.results: dict[str, Any] = self._json("results.json") or {}
         try:
+            found = self.results.get("reported", {})
+            self.reported = {str(name): number(value) for name, value in found.items()}
             self.final = _final(self.results)
             self.rounds, self.evaluations = (
                 _evaluations(self.results, self.final) if self.results else self._logged()
@@ -107,14 +111,22 @@ class Recorded:
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         return [record for record in map(runfolder.record, lines) if record is not None]
 
+    def reported_by_round(self) -> dict[str, np.ndarray]:
+        """What its parts reported, "server.epsilon" -> [R], if the arrays of rounds are there."""
+        found = self._read(lambda name: name.startswith("rounds/"))
+        return reported({name.removeprefix("rounds/"): values for name, values in found.items()})
+
     def read(self, name: str) -> np.ndarray | None:
         """An array of per_client.npz, None if it is not there."""
+        return self._read(lambda other: other == name).get(name)
+
+    def _read(self, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
         path = self.path / "per_client.npz"
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                return archive[name] if name in archive.files else None
+                return {name: archive[name] for name in archive.files if wanted(name)}
         except FileNotFoundError:
-            return None
+            return {}
         except Exception as error:  # NumPy and zipfile raise all kinds on a damaged file
             raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}.") from error
 
@@ -160,6 +172,33 @@ class Recorded:
         sign = 1 if self.higher_is_better(metric) else -1
         badness = np.where(np.isfinite(clients.values), -sign * clients.values, -np.inf)
         return bool(clients.few[badness == badness.max()].all())
+
+
+def reported(rounds: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
+    """What the parts of an algorithm report of its rounds, as far as it is a number a round.
+
+    Args:
+        rounds: the arrays of a RoundInfo by their paths: "server/epsilon" [R],
+            "cohort/clients/is_clipped" [R, C]. What clients report is averaged over those whose
+            update counted.
+
+    Returns:
+        "server.epsilon" -> float64 [R].
+    """
+    found = {}
+    counted = np.asarray(rounds.get("cohort/weights", ())) > 0
+    for path, leaf in rounds.items():
+        part, _, name = path.rpartition("/")
+        values = np.asarray(leaf)
+        if values.dtype.kind not in "biuf":
+            continue
+        if part in ("aggregator", "server", "attack") and values.ndim == 1:
+            found[f"{part}.{name}"] = values.astype(float)
+        elif part == "cohort/clients" and values.shape == counted.shape:
+            total = np.where(counted, values, 0).sum(axis=1, dtype=float)
+            with np.errstate(invalid="ignore"):
+                found[f"client.{name}"] = total / counted.sum(axis=1)
+    return found
 
 
 def _final(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
@@ -251,3 +290,14 @@ def shown(value: float | np.ndarray) -> str:
         return f"{value:.3f}"
     mantissa, _, exponent = f"{value:.4g}".partition("e")
     return f"{mantissa}e{int(exponent)}" if exponent else mantissa
+
+
+def in_bytes(number: float) -> str:
+    """A number of bytes.
+
+    >>> in_bytes(0), in_bytes(1_234_567)
+    ('0 bytes', '1.23 MB')
+    """
+    power = min(int(math.log10(number) // 3), 5) if number >= 1 else 0
+    unit = ("bytes", "kB", "MB", "GB", "TB", "PB")[power]
+    return f"{number / 1000**power:.3g} {unit}" if power else f"{number:.0f} {unit}"

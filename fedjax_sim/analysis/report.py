@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 NUM_WORST = 10
 """Clients that are named as the worst."""
+MAX_PANELS = 6
+"""Numbers that parts report and that are drawn by round; all stand in the table."""
 MAX_LISTED = 500
 """Clients that are listed; of more, the worst."""
 
@@ -52,6 +54,7 @@ def of_run(folder: str | os.PathLike[str], figures: "Mapping[str, Figure] | None
         Section("What was run", [("facts", _facts(run)), *_options(run)]),
         *_results(run, figures),
         *_left_behind(run, figures),
+        *_reported(run),
         *_costs(run),
         Section("How to repeat it", _repeat(run)),
         Section("Files", [("files", _files(run))]),
@@ -87,6 +90,8 @@ def of_comparison(comparison: Comparison, *, title: str, notes: Sequence[str] = 
             shown_of.append(("picture", Picture(plots.svg(figure), f"{metric} by round")))
         shown_of.append(("table", comparison.table(metric)._replace(title="")))
         sections.append(Section(metric, shown_of))
+    costs = [("table", sheet._replace(title="")) for sheet in comparison.costs()]
+    sections += [Section("Costs", costs)] if costs else []
     pairs = zip(comparison.labels, comparison.groups, strict=True)
     runs = [
         (name, label, _seed(run), f"{run.results.get('rounds', '')}")
@@ -455,20 +460,43 @@ def _labels(run: Recorded) -> list[Block]:
     return [("picture", Picture(plots.svg(figure), "Training examples by client and class"))]
 
 
+# What the parts report
+
+
+def _reported(run: Recorded) -> list[Section]:
+    by_round = {name: x for name, x in run.reported_by_round().items() if x.size}
+    if not by_round:
+        return []
+    rows = [
+        (name, *(shown(x) for x in (values[0], values[-1], values.mean(), values.max())))
+        for name, values in by_round.items()
+    ]
+    headings = ("", "first round", "last round", "mean", "largest")
+    caption = "Client: mean over the clients whose update counted."
+    blocks: list[Block] = [("table", Sheet("", headings, rows, caption))]
+    moving = {name: values for name, values in by_round.items() if np.ptp(values) > 0}
+    if moving:
+        rounds = np.arange(1, len(next(iter(moving.values()))) + 1)
+        drawn = {name: {"mean": values} for name, values in [*moving.items()][:MAX_PANELS]}
+        figure = plots.titled(plots.learning_curves(rounds, drawn), _title(run))
+        blocks.append(("picture", Picture(plots.svg(figure), "By round")))
+    return [Section("What the parts report", blocks)]
+
+
 # What it cost
 
 
 def _costs(run: Recorded) -> list[Section]:
     results = run.results
     formats = {
-        "bytes_down": ("sent to clients", _bytes),
-        "bytes_up": ("sent by clients", _bytes),
+        "bytes_down": ("sent to clients", recorded.in_bytes),
+        "bytes_up": ("sent by clients", recorded.in_bytes),
         "client_steps": ("steps of clients", lambda value: f"{value:,.0f}"),
         "seconds": ("time", lambda value: f"{value:,.1f} s"),
         "compile_seconds": ("compilation", lambda value: f"{value:,.1f} s"),
         "rounds_per_second": ("rounds a second", lambda value: f"{value:,.1f}"),
         "client_steps_per_second": ("steps a second", lambda value: f"{value:,.0f}"),
-        "peak_memory_bytes": ("most memory", _bytes),
+        "peak_memory_bytes": ("most memory", recorded.in_bytes),
     }
     facts = {
         name: show(value)
@@ -476,17 +504,6 @@ def _costs(run: Recorded) -> list[Section]:
         if math.isfinite(value := recorded.number(results.get(key)))
     }
     return [Section("Bytes and time", [("facts", facts)])] if facts else []
-
-
-def _bytes(number: float) -> str:
-    """A number of bytes.
-
-    >>> _bytes(0), _bytes(1_234_567)
-    ('0 bytes', '1.23 MB')
-    """
-    power = min(int(math.log10(number) // 3), 5) if number >= 1 else 0
-    unit = ("bytes", "kB", "MB", "GB", "TB", "PB")[power]
-    return f"{number / 1000**power:.3g} {unit}" if power else f"{number:.0f} {unit}"
 
 
 # How to repeat it

@@ -38,19 +38,19 @@ def chain(*attacks: Attack) -> Attack:
 
 
 @checked
-def delayed(attack: Attack, *, num_rounds: int) -> Attack:
+def delayed(attack: Attack, *, first_round: int) -> Attack:
     """Behave at first, then attack.
 
     Args:
         attack: any attack.
-        num_rounds: in which all behave, >= 0.
+        first_round: in which they attack, counted from 0: so many rounds all behave.
     """
-    checks.count("num_rounds", num_rounds)
+    checks.count("first_round", first_round)
 
     def apply(
         key: Key, state: PyTree, updates: PyTree, report: Report, malicious: Array, message: Message
     ) -> tuple[PyTree, PyTree, dict[str, Array]]:
-        now = malicious & (message.round >= num_rounds)
+        now = malicious & (message.round >= first_round)
         return attack.apply(key, state, updates, report, now, message)
 
     return Attack(attack.init, apply)

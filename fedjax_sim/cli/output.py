@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedjax_sim import metrics, simulate
-from fedjax_sim.analysis import plots, report
+from fedjax_sim.analysis import plots, recorded, report
 from fedjax_sim.analysis.recorded import MIN_ROWS, Recorded
 from fedjax_sim.analysis.runfolder import RunFolder, has_checkpoint
 from fedjax_sim.base import RoundInfo, Status
@@ -182,12 +182,14 @@ def write_numbers(
     )
     status = Status(0)
     bytes_down = bytes_up = 0.0
+    said: dict[str, np.ndarray] = {}
     if isinstance(result.info, RoundInfo):  # an algorithm of the user's own may tell other things
         status = Status(int(np.bitwise_or.reduce(result.info.status)))
         bytes_down, bytes_up = (
             float(np.sum(sent, dtype=np.float64))
             for sent in (result.info.bytes_down, result.info.bytes_up)
         )
+        said = recorded.reported(trees.flat_dict(result.info))
     folder.save_json(
         "results.json",
         {
@@ -204,6 +206,7 @@ def write_numbers(
                 for split, by_name in summaries.items()
             },
             "evaluations": {"rounds": result.evaluations.rounds, **summaries},
+            "reported": {name: values[-1] for name, values in said.items() if values.size},
             "data": _data(dealt.dataset),
             "num_clients": dealt.train.num_clients,
             "num_test_clients": dealt.test.num_clients,

@@ -279,7 +279,8 @@ def _of_standard(loss: Loss, dataset: datasets.Dataset) -> Loss:
 
 
 def _algorithm(options: Options, model: Model, loss: Loss, mesh: Mesh | None) -> Algorithm:
-    known = {Model: model, Loss: loss, "model": model, "loss": loss, "mesh": mesh}
+    known: dict[Any, Any] = {Model: model, Loss: loss, "model": model, "loss": loss, "mesh": mesh}
+    known["num_rounds"] = options.plain.training.rounds
     return parts.build(options.parts["algorithm"], Algorithm, known=known, where="algorithm")
 
 

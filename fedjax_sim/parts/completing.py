@@ -59,7 +59,7 @@ SLOTS = {
         frozenset({"seed"}),
     ),
     "model": Slot("Model", "mlp", frozenset({"num_classes", "num_outputs", "vocab_size"})),
-    "algorithm": Slot("Algorithm", "fedavg", frozenset({"model", "loss", "mesh"})),
+    "algorithm": Slot("Algorithm", "fedavg", frozenset({"model", "loss", "mesh", "num_rounds"})),
 }
 
 

@@ -20,7 +20,7 @@ def error_feedback(uplink: Uplink) -> Uplink:
 
     A client that takes part in few rounds carries its e until the next; so where cohorts are small
     parts of a population, it comes late. Put all that loses something inside:
-    `error_feedback(chain(top_k(0.01), qsgd(4)))`, and a clip before it.
+    `error_feedback(chain(top_k(0.01), uniform_quantization(4)))`, and a clip before it.
 
     Args:
         uplink: C, such as `top_k` or `sign`.
@@ -63,8 +63,8 @@ def ef21(uplink: Uplink) -> Uplink:
     The paper's server averages the g of all clients. Here an aggregator gets those of the cohort,
     which is the same where everybody takes part (`sampling.everyone`); of others it may be old.
 
-    Put all that loses something inside, `ef21(chain(top_k(0.01), qsgd(4)))`, and a clip before it:
-    what comes after it in a chain would act on g.
+    Put all that loses something inside, `ef21(chain(top_k(0.01), uniform_quantization(4)))`, and a
+    clip before it: what comes after it in a chain would act on g.
 
     Args:
         uplink: C, such as `top_k`.

@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +204,27 @@ def test_equal_results_make_equal_pages(runs: list[Path], tmp_path: Path) -> Non
     pages.append(report.of_comparison(comparison.of(others), title="Sweep", notes=["Why."]))
     assert pages[0] == pages[1]
     assert "0.680" in pages[0] and "<p>Why.</p>" in pages[0]
+
+
+def test_costs_stand_beside_each_other(tmp_path: Path) -> None:
+    """Means over runs; what is not finite is said, and what not all report is left out."""
+    folders = []
+    for clip, seed, sent, epsilon in [(1, 0, 100, 2.0), (1, 1, 300, 4.0), (2, 0, 8, math.inf)]:
+        path = finished(tmp_path / f"{clip}-{seed}", [0.5], clip=clip, seed=seed)
+        results = json.loads((path / "results.json").read_text())
+        results |= {"bytes_up": sent, "reported": {"server.epsilon": epsilon, f"of.{clip}": 1.0}}
+        RunFolder(path, {"clip": clip, "seed": seed}, overwrite=True).save_json(
+            "results.json", results
+        )
+        folders.append(path)
+    found = comparison.of(folders)
+    (sheet,) = found.costs()
+    assert [*sheet.columns] == ["clip", "sent by clients", "server.epsilon"]
+    assert [[*row] for row in sheet.rows] == [
+        ["1", "200 bytes", "3.000"],
+        ["2", "8 bytes", "not finite"],
+    ]
+    table = list(csv.reader(io.StringIO(found.csv())))
+    assert ["1", "sent by clients", "cost", "2", "200.0"] in [line[:5] for line in table]
+    assert "server.epsilon" in report.of_comparison(found, title="costs")
+    assert comparison.of([finished(tmp_path / "plain", [0.5])]).costs() == []

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedjax_sim import metrics
-from fedjax_sim.analysis import report
+from fedjax_sim.analysis import recorded, report
 from fedjax_sim.analysis.recorded import Recorded
 from fedjax_sim.analysis.runfolder import RunFolder
 from fedjax_sim.base import Mean, Status
@@ -192,3 +192,26 @@ def test_pages_of_many_clients_stay_small(tmp_path: Path) -> None:
     assert len(text) < 3_000_000
     page = Page(text)
     assert "The worst 500 of 19,999 clients" in page.words
+
+
+def test_what_parts_report_is_shown_without_being_named(tmp_path: Path) -> None:
+    """A mean over the clients that counted, and the numbers of a round as they are."""
+    weights = np.array([[1.0, 2.0], [1.0, 0.0]], np.float32)
+    info = {
+        "cohort/weights": weights,
+        "cohort/clients/is_clipped": np.array([[1.0, 0.0], [1.0, np.nan]], np.float32),
+        "cohort/clients/of each layer": np.zeros((2, 2, 3)),
+        "cohort/num_bytes": weights,
+        "server/epsilon": np.array([0.25, 0.75]),
+        "server/mixture": np.zeros((2, 4)),
+        "status": np.zeros(2, np.int32),
+    }
+    found = recorded.reported(info)
+    assert found.keys() == {"client.is_clipped", "server.epsilon"}
+    np.testing.assert_array_equal(found["client.is_clipped"], [0.5, 1.0])
+    folder = RunFolder(tmp_path / "run", {"algorithm": "fedavg"})
+    nested = {"cohort": {"weights": weights}, "server": {"epsilon": info["server/epsilon"]}}
+    folder.save_arrays("per_client.npz", {"rounds": nested})
+    folder.save_json("results.json", {"rounds": 2})
+    page = Page(report.of_run(folder.path))
+    assert ["server.epsilon", "0.250", "0.750", "0.500", "0.750"] in [[*row] for row in page.rows]

@@ -177,7 +177,7 @@ def test_mimic_finds_the_main_direction_and_stays_with_its_client():
 
 
 def test_delayed_attacks_begin_on_time():
-    attack = attacks.delayed(attacks.sign_flip(), num_rounds=2)
+    attack = attacks.delayed(attacks.sign_flip(), first_round=2)
     *act, message = acting()
     state = None
     for r in range(4):

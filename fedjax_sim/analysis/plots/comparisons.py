@@ -106,13 +106,16 @@ def fairness_tradeoff(points: Mapping[str, tuple[ArrayLike, ArrayLike]], *, labe
     return figure
 
 
-def tradeoff(points: Mapping[str, tuple[ArrayLike, ArrayLike]], *, x: str, y: str) -> "Figure":
+def tradeoff(
+    points: Mapping[str, tuple[ArrayLike, ArrayLike]], *, x: str, y: str, log_x: bool = False
+) -> "Figure":
     """Draw what is gained against what it costs: one mark a row, with the spread over runs.
 
     Args:
         points: row name -> (cost [G], gain [G]) over G runs, or [S, G] each, the S stages of a row,
             which a line joins.
         x, y: what cost and gain are.
+        log_x: a logarithmic axis for the cost.
 
     Returns:
         The figure.
@@ -122,7 +125,7 @@ def tradeoff(points: Mapping[str, tuple[ArrayLike, ArrayLike]], *, x: str, y: st
     """
     if not points:
         raise ValueError("points must hold at least one row, got none.")
-    with new_figure(7, 3.4) as figure:
+    with new_figure(7, max(3.4, 0.22 * len(points))) as figure:
         axes = figure.subplots()
         for i, (name, (cost, gain)) in enumerate(points.items()):
             across, up = np.asarray(cost, float), np.asarray(gain, float)
@@ -137,7 +140,7 @@ def tradeoff(points: Mapping[str, tuple[ArrayLike, ArrayLike]], *, x: str, y: st
                 across.mean(axis=-1), up.mean(axis=-1), up.std(axis=-1), across.std(axis=-1),
                 fmt=marker if across.ndim == 1 else f"{marker}-", label=name, **style,
             )  # fmt: skip
-        axes.set(xlabel=x, ylabel=y)
+        axes.set(xlabel=x, ylabel=y, xscale="log" if log_x else "linear")
         axes.grid(visible=True)
         figure.legend(loc="outside right upper")
     return figure

@@ -1,0 +1,1 @@
+"""Experiments on what compression of updates costs and saves."""
