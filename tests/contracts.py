@@ -844,7 +844,7 @@ UPLINKS = {
         uplink.drive,
         uplink.drive,
         reference_uplinks.drive(16, unbiased=True),
-        num_bytes=_rotated_bytes(1, 4096),
+        num_bytes=_rotated_bytes(1, 1024),
         longest=lambda norm, size: 4 * norm,
     ),
     "drive, biased": UplinkRow(

@@ -109,11 +109,9 @@ def clipped_sparse_quantised(max_norm: float, number: int, bits: int) -> Twin:
 def _rotations(update: np.ndarray, key: jax.Array, n: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """(block, rotation [n, n]) for every block, the last filled up."""
     padded = np.append(update, np.zeros(-len(update) % n))
-    words = np.asarray(jax.random.bits(key, (-(-len(padded) // 32),), np.uint32))
-    bits = np.unpackbits(words.astype("<u4").view(np.uint8), bitorder="little")
-    signs = 1.0 - 2.0 * bits[: len(padded)]
+    blocks = padded.reshape(-1, n)
+    signs = np.where(np.asarray(keys.quick_uniform(key, blocks.shape)) < 0.5, 1.0, -1.0)
     matrix = hadamard(n) / np.sqrt(n)
-    blocks, signs = padded.reshape(-1, n), signs.reshape(-1, n)
     return [(block, matrix * sign) for block, sign in zip(blocks, signs, strict=True)]
 
 
