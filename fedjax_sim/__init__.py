@@ -22,6 +22,7 @@ offer (`fs.federate`, `fs.run`, `fs.evaluator`).
     models, metrics                  what is trained, what is minimised and measured
     clients, uplink, aggregators     the parts of a round; their contracts are in `base`
     servers, sampling                what the server does, and who takes part
+    privacy                          what a server adds to sums, and what that is worth
     matching                         networks trained apart, merged neuron by neuron
     attacks, poisoning               what malicious clients send, and what they train on
     algorithms, engine               named algorithms, and `engine.federated`, which composes parts

@@ -454,12 +454,41 @@ class Aggregator(NamedTuple):
         state of `apply`, and `from_sum(key, state, total)` finishes as `apply` does. Given both,
         the engine adds the terms up while it walks the cohort and never stacks the updates. They
         may be wider than an update, whose dtypes the aggregate gets.
+    num_bytes: num_bytes(update, C) -> what each of the C clients of a cohort sends for an update of
+        such shapes, in bytes, where it is the aggregator that says how updates travel, as secure
+        aggregation does. It may refuse a cohort of that size. None where the uplink's count holds.
+    of_nobody: whether the aggregate counts where no client has a weight, as one with noise for
+        privacy does: if the server stood still, all would know that nobody came. Otherwise server
+        and aggregator stay as they were, and the status says EMPTY_COHORT.
     """
 
     init: Callable[[PyTree], PyTree]
     apply: Callable[[Key, PyTree, PyTree, Array], tuple[PyTree, PyTree, dict[str, Array]]]
     summand: Callable[[Key, PyTree, Array, PyTree, Array], PyTree] | None = None
     from_sum: Callable[[Key, PyTree, PyTree], tuple[PyTree, PyTree, dict[str, Array]]] | None = None
+    num_bytes: Callable[[PyTree, int], float] | None = None
+    of_nobody: bool = False
+
+
+class Noise(NamedTuple):
+    """What a server adds to the sum over a cohort, so that no client can be told from it.
+
+    init(total) -> state, from a pytree shaped like one sum.
+    apply(key, state, total, sensitivity) -> (state, noise), shaped like the sum; `sensitivity`
+        bounds, in `norm`, what one client adds to it.
+    std: the standard deviation of a fresh draw for a sensitivity of 1; may be traced.
+    norm: "l2", Euclidean, or "l1", the sum of absolute values.
+    encoder: for Gaussian noise that hangs together over rounds, encoder(num_rounds) -> a sparse
+        matrix E [R, R], lower triangular and >= 0 (SciPy): the noises of R rounds are E^-1 times
+        independent ones, so that all that is told of sums x [R] is E x with independent noise. None
+        for noise that is independent from round to round.
+    """
+
+    init: Callable[[PyTree], PyTree]
+    apply: Callable[[Key, PyTree, PyTree, Array | float], tuple[PyTree, PyTree]]
+    std: float | Array
+    norm: str = "l2"
+    encoder: Callable[[int], Any] | None = None
 
 
 class Report(NamedTuple):

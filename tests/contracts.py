@@ -19,6 +19,7 @@ import optax
 import reference
 import reference_aggregators as robust
 import reference_attacks
+import reference_secure
 import reference_uplinks
 from fedjax_sim import (
     aggregators,
@@ -28,6 +29,7 @@ from fedjax_sim import (
     engine,
     metrics,
     models,
+    privacy,
     servers,
     uplink,
 )
@@ -38,6 +40,7 @@ from fedjax_sim.base import (
     ClientRule,
     Message,
     Model,
+    Noise,
     Params,
     Report,
     Uplink,
@@ -142,6 +145,29 @@ def _weighted_geometric_median(updates: np.ndarray, weights: np.ndarray) -> np.n
 
 def _with(factory: Callable[..., Any], *args: Any, **options: Any) -> Callable[[], Aggregator]:
     return lambda: factory(*(build() for build in args), **options)
+
+
+def _fixed_denominator(
+    clip: Callable[[np.ndarray], np.ndarray],
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """`private_mean` without noise: its distribution, and what it makes of it, are tested apart."""
+
+    def mean(updates: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return clip(np.where(weights[:, None] > 0, updates, 0)).sum(axis=0) / 7
+
+    return mean
+
+
+def _clipped_by_layer(updates: np.ndarray) -> np.ndarray:
+    """Norms up to 2 / sqrt(m), by the leaves of what tests here aggregate."""
+    ends = {3: [], 11: [6, 7], 12: [3], 23: [6, 7, 11, 17]}[updates.shape[1]]
+    layers = np.split(updates, ends, axis=1)
+    bound = 2 / len(layers) ** 0.5
+    return np.concatenate([robust.clipped(layer, bound) for layer in layers], axis=1)
+
+
+def _silent() -> Noise:
+    return privacy.gaussian(0.0)
 
 
 _median = aggregators.coordinate_median
@@ -353,6 +379,20 @@ AGGREGATORS = {
         tolerates=2,
         hull=True,
     ),
+    "private_mean": AggregatorRow(
+        aggregators.private_mean,
+        _with(aggregators.private_mean, _silent, max_norm=2.0, expected_size=7),
+        _fixed_denominator(lambda x: robust.clipped(x, 2.0)),
+        _ABSOLUTE | _FROM_ZERO,
+        tolerates=5,
+    ),
+    "private_mean, per layer": AggregatorRow(
+        aggregators.private_mean,
+        _with(aggregators.private_mean, _silent, max_norm=2.0, expected_size=7, per_layer=True),
+        _fixed_denominator(_clipped_by_layer),
+        _ABSOLUTE | _FROM_ZERO,
+        tolerates=5,
+    ),
     "common_descent": AggregatorRow(
         aggregators.common_descent,
         lambda: aggregators.common_descent(0.4),
@@ -361,6 +401,41 @@ AGGREGATORS = {
             "updates' size, which asks for other tolerances: test_descent.py has them",
             "test_an_aggregate_scales_with_the_updates": "the size of an update does not matter",
         }
+        | _FROM_ZERO,
+    ),
+}
+
+_IN_STEPS = {
+    "test_only_ratios_of_weights_matter": "weights are sent in steps of the largest that may be",
+    "test_an_aggregate_scales_with_the_updates": "updates are sent in steps of the largest that "
+    "may be",
+}
+_SECURE: dict[str, Any] = {"num_slots": 13, "max_abs": 32.0, "max_weight": 32.0}
+AGGREGATORS |= {
+    "secure": AggregatorRow(
+        aggregators.secure,
+        _with(aggregators.secure, aggregators.mean, num_neighbors=2, masked=True, **_SECURE),
+        functools.partial(reference_secure.mean, bits=32, **_SECURE),
+        _IN_STEPS,
+    ),
+    "distributed_dp": AggregatorRow(
+        aggregators.distributed_dp,
+        _with(
+            aggregators.distributed_dp,
+            num_slots=13,
+            max_norm=2.0,
+            noise_multiplier=0.0,
+            bits=32,
+        ),
+        # A little shorter than asked for, since float32 knows no norm exactly.
+        lambda updates, weights: reference.uniform_mean(
+            robust.clipped(updates, 2.0 * (1 - 2.0**-18)), weights
+        ),
+        {
+            "test_an_aggregate_equals_the_float64_reference": "is rounded to steps in absolute "
+            "units, which show where updates are small: test_secure.py compares within them"
+        }
+        | _ABSOLUTE
         | _FROM_ZERO,
     ),
 }
@@ -406,6 +481,8 @@ SAMPLERS = {
         functools.partial(sampling.by_weight, replace=False),
         successive_draws(SHARES, 3),
     ),
+    "poisson": Row(sampling.poisson, sampling.poisson, np.full(len(SIZES), 3 / len(SIZES))),
+    "in_epochs": Row(sampling.in_epochs, sampling.in_epochs, np.full(len(SIZES), 3 / len(SIZES))),
     "with_root": Row(
         sampling.with_root,
         lambda cohort_size: sampling.with_root(sampling.uniform(cohort_size - 1)),
@@ -451,6 +528,16 @@ def momentum(beta: float) -> ClientRule:
 def ditto_rule(pull: float) -> ClientRule:
     return clients.ditto(
         MODEL, optax.sgd(0.2), personal_learning_rate=0.1, pull=pull, loss=metrics.cross_entropy
+    )
+
+
+def private(max_norm: float, noise_multiplier: float) -> ClientRule:
+    return clients.dp_sgd(
+        MODEL,
+        optax.sgd(0.2),
+        max_norm=max_norm,
+        noise_multiplier=noise_multiplier,
+        loss=metrics.cross_entropy,
     )
 
 
@@ -584,6 +671,13 @@ CLIENT_RULES = {
         reference=plain,
         within=lambda width: averaging(prox(0.7), width=width),
         without=lambda width: averaging(prox(0.0), width=width),
+    ),
+    "dp_sgd": RuleRow(
+        clients.dp_sgd,
+        lambda: private(0.5, 1.0),
+        reference=plain,
+        within=lambda width: averaging(private(0.5, 1.0), width=width),
+        without=lambda width: averaging(private(1e9, 0.0), width=width),
     ),
     "worker_momentum": RuleRow(
         clients.worker_momentum,
@@ -727,6 +821,17 @@ def _leafwise_bytes(bits: int, each: int, bucket_size: int = 99) -> Callable[[in
 _KEPT = 3  # of 11, and of 12, numbers by a fraction of 0.3
 _SPARSE: dict[str, Any] = {"error": lambda size: 1 - _KEPT / size, "longest": _same}
 
+
+def _with_noise(draw: Callable[..., Any], scale: float) -> Callable[[np.ndarray, Array], Any]:
+    """The leaves of test_contracts.tree, 6, 1 and 4 numbers, each with noise of its own."""
+
+    def received(update: np.ndarray, key: Array) -> np.ndarray:
+        drawn = [draw(jax.random.fold_in(key, i), (n,)) for i, n in enumerate((6, 1, 4))]
+        return update + scale * np.concatenate(drawn).astype(np.float64)[: len(update)]
+
+    return received
+
+
 UPLINKS = {
     "identity": UplinkRow(
         uplink.identity,
@@ -742,6 +847,31 @@ UPLINKS = {
         lambda update, key: robust.clipped(update[None], 1.5)[0],
         error=lambda size: 1.0,
         longest=lambda norm, size: min(norm, 1.5),
+    ),
+    "clip, l1": UplinkRow(
+        uplink.clip,
+        lambda: uplink.clip(1.5, norm="l1"),
+        lambda update, key: update * min(1, 1.5 / np.abs(update).sum()),
+    ),
+    "clip, per layer": UplinkRow(
+        uplink.clip,
+        lambda: uplink.clip(1.5, per_layer=True),
+        # The leaves of test_contracts.tree: 6, 1 and 4 numbers.
+        lambda update, key: np.concatenate(
+            [robust.clipped(x[None], 1.5 / 3**0.5)[0] for x in np.split(update, [6, 7])]
+        ),
+    ),
+    "gaussian_noise": UplinkRow(
+        uplink.gaussian_noise,
+        lambda: uplink.gaussian_noise(0.1),
+        _with_noise(jax.random.normal, 0.1),
+        unbiased=True,
+    ),
+    "laplace_noise": UplinkRow(
+        uplink.laplace_noise,
+        lambda: uplink.laplace_noise(0.1),
+        _with_noise(jax.random.laplace, 0.1),
+        unbiased=True,
     ),
     "chain": UplinkRow(
         uplink.chain,
@@ -1098,6 +1228,8 @@ def _wide(key: Array) -> Params:
     return models.mlp(CLASSES, hidden=(7,)).init(key, jnp.zeros((1, FEATURES)))
 
 
+_LOCAL: dict[str, Any] = {"client_optimizer": optax.sgd(0.2), "batching": Batching(BATCH_SIZE)}
+
 ALGORITHMS = {
     "fedavg": AlgorithmRow(
         algorithms.fedavg, lambda model: fedavg(model, width=2, server=optax.sgd(1.0, 0.9))
@@ -1178,6 +1310,50 @@ ALGORITHMS = {
         algorithms.term,
         lambda model: algorithms.term(
             model, t=2.0, client_optimizer=optax.sgd(0.2), smoothing=0.5, **SOME
+        ),
+    ),
+    "dp_fedavg": AlgorithmRow(
+        algorithms.dp_fedavg,
+        functools.partial(
+            algorithms.dp_fedavg, cohort_size=3, max_norm=0.5, noise_multiplier=1.0, **_LOCAL
+        ),
+    ),
+    "dp_fedavg, fixed and adaptive": AlgorithmRow(
+        algorithms.dp_fedavg,
+        functools.partial(
+            algorithms.dp_fedavg,
+            cohort_size=4,
+            max_norm=0.1,
+            target_epsilon=20.0,
+            num_rounds=4,
+            sampling="fixed",
+            adaptive=aggregators.AdaptiveClipping(),
+            **_LOCAL,
+        ),
+    ),
+    "dp_ftrl": AlgorithmRow(
+        algorithms.dp_ftrl,
+        functools.partial(
+            algorithms.dp_ftrl,
+            cohort_size=4,
+            max_norm=0.5,
+            num_rounds=4,
+            noise_multiplier=1.0,
+            num_bands=2,
+            **_LOCAL,
+        ),
+    ),
+    "dp_ftrl, tree": AlgorithmRow(
+        algorithms.dp_ftrl,
+        functools.partial(
+            algorithms.dp_ftrl,
+            cohort_size=4,
+            max_norm=0.5,
+            num_rounds=4,
+            target_epsilon=8.0,
+            mechanism="tree",
+            per_layer=True,
+            **_LOCAL,
         ),
     ),
     "drfa": AlgorithmRow(algorithms.drfa, drfa, opts_out=_TWICE),
@@ -1299,8 +1475,18 @@ MODELS = {
     ),
 }
 
+# build(noise multiplier) -> Noise.
+NOISES = {
+    "gaussian": Row(privacy.gaussian, privacy.gaussian),
+    "laplace": Row(privacy.laplace, privacy.laplace),
+    "tree": Row(privacy.tree, functools.partial(privacy.tree, num_rounds=5)),
+    "banded": Row(privacy.banded, functools.partial(privacy.banded, num_bands=3)),
+    "banded, one": Row(privacy.banded, functools.partial(privacy.banded, num_bands=1)),
+}
+
 ROWS: list[tuple[str, Row]] = [
     *AGGREGATORS.items(),
+    *NOISES.items(),
     *SAMPLERS.items(),
     *CLIENT_RULES.items(),
     *ATTACKS.items(),

@@ -74,6 +74,7 @@ TEXTS: dict[type, list[str]] = {
         "clipped_clustering(num_remembered=10)",
         "common_descent",
         "coordinate_median",
+        "distributed_dp(num_slots=7, max_norm=1.0, noise_multiplier=0.5, bits=16)",
         "dnc(num_byzantine=1)",
         "flame",
         "fltrust",
@@ -88,6 +89,9 @@ TEXTS: dict[type, list[str]] = {
         "multi_krum(num_byzantine=1, num_selected=3)",
         "nnm(krum(num_byzantine=1), num_byzantine=1)",
         "norm_clipping(mean(), max_norm=1/2)",
+        "secure(mean, num_slots=7, max_abs=1.0, max_weight=50.0, masked=True)",
+        "private_mean(gaussian(1.0), max_norm=0.5, expected_size=5, "
+        "adaptive=AdaptiveClipping(quantile=0.8))",
         "signguard(lower=0.2)",
         "smea(num_byzantine=1)",
         "trimmed_mean(num_byzantine=1)",
@@ -118,16 +122,21 @@ TEXTS: dict[type, list[str]] = {
     base.Sampler: [
         "by_weight(3, weights=[1, 2, 3, 1, 1, 1, 1])",
         "everyone",
+        "in_epochs(3)",
+        "poisson(3)",
         "uniform(5)",
         "with_root(uniform(5))",
     ],
     base.Uplink: [
         "chain(clip(1.0), identity)",
-        "clip(0.5)",
+        "chain(clip(1.0), gaussian_noise(0.5))",
+        "clip(0.5, per_layer=True)",
+        "gaussian_noise(0.1)",
+        "laplace_noise(scale=0.1)",
         "drive(unbiased=false)",
         "ef21(top_k(0.5))",
         "eden(bits=2, block_size=1024)",
-        "error_feedback(chain(top_k(0.1), qsgd(bits=4)))",
+        "error_feedback(chain(top_k(0.1), uniform_quantization(4)))",
         "identity",
         "qsgd(4, bucket_size=512)",
         "random_k(0.1)",
@@ -135,6 +144,12 @@ TEXTS: dict[type, list[str]] = {
         "sign",
         "top_k(0.1)",
         "uniform_quantization(8)",
+    ],
+    base.Noise: [
+        "banded(1.0, num_bands=3)",
+        "gaussian(1.0)",
+        "laplace(0.5)",
+        "tree(1.0, num_rounds=10)",
     ],
     base.Server: [
         "compressed(server_optimizer(sgd(1.0)), top_k(0.1))",
@@ -145,6 +160,7 @@ TEXTS: dict[type, list[str]] = {
         "adapt(local_sgd(sgd(0.1)), message='{own}:same')",
         "alternating_poisoning(sgd(0.1), targets={one}, boost=2.0)",
         "ditto(sgd(0.1), personal_learning_rate=0.1, pull=1.0)",
+        "dp_sgd(sgd(0.1), max_norm=1.0, noise_multiplier=0.5)",
         "local_sgd(sgd(0.1, momentum=0.9), regularizer='{own}:penalty')",
         "local_steps('{own}:objective', sgd(0.1))",
         "malicious(local_sgd(sgd(0.1)), stealthy_poisoning(sgd(0.1), "
@@ -182,6 +198,11 @@ TEXTS: dict[type, list[str]] = {
         "averaging(worker_momentum(local_sgd(sgd(0.1)), momentum=0.9), batching=Batching(4))",
         "ditto(client_optimizer=sgd(0.1), personal_learning_rate=0.1, pull=1.0, "
         "batching=Batching(4))",
+        "dp_fedavg(client_optimizer=sgd(0.1), batching=Batching(None, num_steps=1), "
+        "cohort_size=5, max_norm=1.0, target_epsilon=2.0, num_rounds=9, "
+        "adaptive=AdaptiveClipping(0.5))",
+        "dp_ftrl(client_optimizer=sgd(0.1), batching=Batching(4), cohort_size=2, max_norm=1.0, "
+        "num_rounds=8, noise_multiplier=1.0, mechanism=tree, server=sgd(1.0, momentum=0.9))",
         "drfa(client_optimizer=sgd(0.1), mixture_step_size=0.1, cohort_size=3, "
         "batching=Batching(4, num_steps=3))",
         "fair_flearn_afl(learning_rate=0.1, mixture_step_size=0.1)",

@@ -144,6 +144,16 @@ def attacks() -> tuple[list[contracts.Row], Callable[..., Numbers]]:
     return rows, trainer(make, CROWD)
 
 
+def noise(row: contracts.Row) -> Numbers:
+    """The noise of some rounds."""
+    part = row.build(1.0)
+    state, drawn = part.init(np.zeros(3, np.float32)), []
+    for r in range(NUM_ROUNDS):
+        state, each = part.apply(jax.random.fold_in(KEY, r), state, np.zeros(3, np.float32), 2.0)
+        drawn.append(each)
+    return leaves("noise", np.stack(drawn))
+
+
 def client_rule(row: contracts.RuleRow) -> Numbers:
     return trainer(lambda: row.within(1), contracts.SIZES)()
 
@@ -192,6 +202,7 @@ KINDS: dict[str, tuple[dict[str, Any], Callable[[Any], Numbers]]] = {
     "algorithm": (contracts.ALGORITHMS, algorithm),
     "aggregator": (contracts.AGGREGATORS, aggregator),
     "attack": (contracts.ATTACKS, attack),
+    "noise": (contracts.NOISES, noise),
     "client rule": (contracts.CLIENT_RULES, client_rule),
     "server": (contracts.SERVERS, server),
     "uplink": (contracts.UPLINKS, uplink),

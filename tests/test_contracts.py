@@ -23,6 +23,7 @@ from contracts import (
     ATTACKS,
     CLIENT_RULES,
     MODELS,
+    NOISES,
     SAMPLERS,
     SERVERS,
     UPLINKS,
@@ -324,7 +325,9 @@ SUMS = {name: row for name, row in AGGREGATORS.items() if row.build().summand is
 
 def test_the_sums_are_known():
     """Or the laws of sums would hold of nothing."""
-    assert SUMS.keys() == {"mean", "uniform_mean", "majority_vote", "norm_clipping, mean"}
+    private = {name for name in AGGREGATORS if name.startswith("private_mean")}
+    plain = {"mean", "uniform_mean", "majority_vote", "norm_clipping, mean"}
+    assert SUMS.keys() == plain | private | {"secure", "distributed_dp"}
 
 
 @law(SUMS)
@@ -336,12 +339,12 @@ def test_a_streamed_aggregate_equals_the_float64_reference(row):
     for leaf in jax.tree.leaves(spoilt):
         leaf[2] = np.nan  # of weight 0
     state = aggregator.init(one(updates))
-    total = None
+    summand, total = jax.jit(aggregator.summand), None
     for i in range(COHORT):
         update = jax.tree.map(lambda u: u[i], spoilt)  # noqa: B023
-        term = aggregator.summand(KEY, state, jnp.int32(i), update, weights[i])
+        term = summand(KEY, state, jnp.int32(i), update, weights[i])
         total = term if total is None else trees.add(total, term)
-    new, found, _ = aggregator.from_sum(KEY, state, total)
+    new, found, _ = jax.jit(aggregator.from_sum)(KEY, state, total)
     expected = row.reference(flat(updates), weights.astype(np.float64))
     np.testing.assert_allclose(flat(jax.tree.map(lambda u: u[None], found))[0], expected, 1e-5)
     assert shapes(new) == shapes(state)
@@ -373,9 +376,11 @@ COLLECTING = collecting()
 @pytest.mark.parametrize("width", [1, 3])
 def test_a_round_that_adds_updates_up_aggregates_the_stack_of_another(row, width):
     """The stack that another aggregator was given, aggregated by the float64 reference."""
-    moved, info = aggregated(row.build(), width)
+    aggregator = row.build()
+    moved, info = aggregated(aggregator, width)
     _, seen = aggregated(COLLECTING, width)
-    assert_equal(info.cohort, seen.cohort)
+    sent = seen.cohort.num_bytes if aggregator.num_bytes is None else info.cohort.num_bytes
+    assert_equal(info.cohort, seen.cohort._replace(num_bytes=sent))
     rows, weights = seen.aggregator["updates"], seen.aggregator["weights"]
     expected = row.reference(flat(rows), np.asarray(weights, np.float64))
     found = flat(jax.tree.map(lambda u: u[None], moved))[0]
@@ -446,6 +451,53 @@ def test_no_weight_at_all_gives_zero(row):
     for rows in (updates, spoilt):
         out = aggregate(row, rows, 0 * weights)
         assert all(not np.any(leaf) for leaf in jax.tree.leaves(out))
+
+
+# Noise.
+
+NOISE_ROUNDS = 8
+
+
+@functools.cache
+def noises(row: Row, multiplier: float = 1.5, sensitivity: float = 2.0) -> Any:
+    """What eight rounds add to a sum, leaves [8, ...], and the states before and after."""
+    part, total = row.build(multiplier), one(with_halves(cohort()[0]))
+    start = part.init(total)
+
+    def round(state: Any, key: Any) -> tuple[Any, Any]:
+        return part.apply(key, state, total, sensitivity)
+
+    end, drawn = jax.jit(jax.lax.scan, static_argnums=0)(round, start, jax.random.split(KEY, 8))
+    return drawn, start, end
+
+
+@law(NOISES)
+def test_noise_is_shaped_like_the_sum_and_its_state_is_a_stable_carry(row):
+    drawn, start, end = noises(row)
+    total = one(with_halves(cohort()[0]))
+    assert weak(start) == []
+    assert shapes(end) == shapes(start)
+    # Added to sums, which are wide whatever updates are.
+    wide = jax.tree.map(lambda x: jnp.float32(x)[None].repeat(NOISE_ROUNDS, 0), total)
+    assert shapes(drawn) == shapes(wide)
+
+
+@law(NOISES)
+def test_noise_is_as_large_as_what_it_hides(row):
+    drawn, _, _ = noises(row)
+    unit, _, _ = noises(row, 1.0, 1.0)
+    assert_close(drawn, jax.tree.map(lambda x: 3 * x, unit), 1e-5)
+    assert_equal(noises(row, 0.0)[0], jax.tree.map(lambda x: 0 * x, drawn))
+    assert row.build(1.5).std == pytest.approx(1.5 * row.build(1.0).std)
+
+
+@law({name: row for name, row in NOISES.items() if row.build(1.0).encoder is not None})
+def test_noise_that_hangs_together_is_decoded_from_independent_noise(row):
+    """E w = z for the z that `gaussian` draws from the same keys, in float64."""
+    encoder = row.build(1.0).encoder(NOISE_ROUNDS).toarray()
+    assert (encoder >= 0).all() and (np.triu(encoder, 1) == 0).all()
+    drawn, independent = flat(noises(row)[0]), flat(noises(NOISES["gaussian"])[0])
+    np.testing.assert_allclose(encoder @ drawn, independent, atol=2e-5)
 
 
 # Samplers.
@@ -1072,9 +1124,8 @@ def test_two_seeds_draw_different_batches(row):
     several = {k for k, size in enumerate(contracts.SIZES) if size > contracts.BATCH_SIZE}
     shared = several & set(a.ids[0].tolist()) & set(b.ids[0].tolist())
     assert shared
-    for k in shared:
-        losses = [c.loss[0][c.ids[0] == k] for c in (a, b)]
-        assert losses[0] != losses[1]
+    losses = [{k: c.loss[0][c.ids[0] == k].item() for k in shared} for c in (a, b)]
+    assert losses[0] != losses[1]  # a client of five may draw the same three batches twice
 
 
 # Models.

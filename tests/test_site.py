@@ -149,7 +149,7 @@ def test_a_contract_is_shown_by_its_fields(site: Path) -> None:
     signature = re.sub(r"<[^>]*>|\s", "", shown[shown.index("<pre") : shown.index("</pre>")])
     assert signature.startswith("Aggregator(init:Callable") and "from_sum:" in signature
     fields = re.findall(r"<li>\s*(?:<p>)?<strong>(.*?)</strong>", shown)
-    assert fields == ["init", "apply", "summand, from_sum"]
+    assert fields == ["init", "apply", "summand, from_sum", "num_bytes", "of_nobody"]
 
 
 def notebook_hook() -> Any:

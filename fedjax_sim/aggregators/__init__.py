@@ -13,6 +13,7 @@ them. Updates that are not finite never count.
 
     means             mean, uniform_mean: sums, not robust
     votes             majority_vote: the sign that most updates have, also a sum
+    private           private_mean: clipped, with noise for differential privacy
     coordinates       coordinate_median, trimmed_mean, meamed: each coordinate by itself
     selection         krum, multi_krum, bulyan, mda, smea, monna: choose whole updates
     centers           geometric_median, centered_clipping, caf: the middle of the cohort
@@ -20,6 +21,8 @@ them. Updates that are not finite never count.
                       sign or history
     preaggregation    norm_clipping, arc, nnm, bucketing: in front of any of them
     descent           common_descent: a direction that is good for every client
+    secure            secure, distributed_dp: sums of which the server sees nothing else, and
+                      private ones
 """
 
 from fedjax_sim.aggregators.centers import caf, centered_clipping, geometric_median
@@ -36,11 +39,15 @@ from fedjax_sim.aggregators.filters import (
 )
 from fedjax_sim.aggregators.means import mean, uniform_mean
 from fedjax_sim.aggregators.preaggregation import arc, bucketing, nnm, norm_clipping
+from fedjax_sim.aggregators.private import AdaptiveClipping, PrivateState, private_mean
+from fedjax_sim.aggregators.secure import distributed_dp, secure
 from fedjax_sim.aggregators.selection import bulyan, krum, mda, monna, multi_krum, smea
 from fedjax_sim.aggregators.votes import majority_vote
 
 __all__ = [
+    "AdaptiveClipping",
     "NormHistory",
+    "PrivateState",
     "arc",
     "bucketing",
     "bulyan",
@@ -49,6 +56,7 @@ __all__ = [
     "clipped_clustering",
     "common_descent",
     "coordinate_median",
+    "distributed_dp",
     "dnc",
     "flame",
     "fltrust",
@@ -63,6 +71,8 @@ __all__ = [
     "multi_krum",
     "nnm",
     "norm_clipping",
+    "private_mean",
+    "secure",
     "signguard",
     "smea",
     "trimmed_mean",

@@ -36,6 +36,8 @@ def norm_clipping(aggregator: Aggregator, *, max_norm: float | Array) -> Aggrega
         return _clip(updates, norms, live, max_norm), jnp.where(live, weights, 0)
 
     outer = _before(aggregator, lambda key, updates, weights: clipped(updates, weights))
+    # Clients could clip by themselves, so that they send what the aggregator wants of them.
+    outer = outer._replace(num_bytes=aggregator.num_bytes)
     summand = aggregator.summand
     if summand is None:
         return outer
@@ -175,4 +177,4 @@ def _before(
         own, inner = keys.split(key)
         return aggregator.apply(inner, state, *change(own, updates, weights))
 
-    return Aggregator(aggregator.init, apply)
+    return Aggregator(aggregator.init, apply, of_nobody=aggregator.of_nobody)

@@ -6,10 +6,13 @@ one: any client rule, any server optimizer.
 
 from fedjax_sim.algorithms._ascent import Ascent, Domains
 from fedjax_sim.algorithms._loss_weighted import WeightedState
+from fedjax_sim.algorithms._private import PrivateRounds
 from fedjax_sim.algorithms.agnostic import AgnosticState, agnostic
 from fedjax_sim.algorithms.agnostic_fedavg import AgnosticAveragingState, agnostic_fedavg
 from fedjax_sim.algorithms.averaging import averaging
 from fedjax_sim.algorithms.ditto import ditto
+from fedjax_sim.algorithms.dp_fedavg import dp_fedavg
+from fedjax_sim.algorithms.dp_ftrl import dp_ftrl
 from fedjax_sim.algorithms.drfa import DrfaState, drfa
 from fedjax_sim.algorithms.fair_flearn import FairFlearnState, fair_flearn_afl
 from fedjax_sim.algorithms.fedavg import fedavg
@@ -31,12 +34,15 @@ __all__ = [
     "FairFlearnState",
     "FedDynState",
     "PfnmState",
+    "PrivateRounds",
     "ScaffoldState",
     "WeightedState",
     "agnostic",
     "agnostic_fedavg",
     "averaging",
     "ditto",
+    "dp_fedavg",
+    "dp_ftrl",
     "drfa",
     "fair_flearn_afl",
     "fedadagrad",

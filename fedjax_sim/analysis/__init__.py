@@ -2,6 +2,8 @@
 
     plots          pictures of partitions and runs
     attribution    which inputs a model's output rests on
+    inversion      what an update tells of a client's examples
+    membership     whether a model tells which examples it was trained on
     runfolder      what a run leaves on disk
     trackers       where its numbers go while it goes on
     recorded       that folder, read

@@ -9,6 +9,7 @@ stands here. Malicious clients are rules as well: `malicious` says who follows w
     over_rounds  over_rounds: optimizers whose schedules count rounds
     prox         prox: FedProx
     scaffold     scaffold: gradients corrected by control variates
+    dp_sgd       dp_sgd: gradients clipped example by example, and noised
     ditto        ditto: a personal model beside the one that is sent
     momentum     worker_momentum: send a running mean of one's updates
     adapt        adapt: a rule made for one server, under another
@@ -19,6 +20,7 @@ stands here. Malicious clients are rules as well: `malicious` says who follows w
 from fedjax_sim.clients.adapt import adapt
 from fedjax_sim.clients.alternating_poisoning import alternating_poisoning
 from fedjax_sim.clients.ditto import ditto
+from fedjax_sim.clients.dp_sgd import dp_sgd
 from fedjax_sim.clients.local_sgd import (
     Optimizer,
     Rate,
@@ -48,6 +50,7 @@ __all__ = [
     "alternating_poisoning",
     "at_round",
     "ditto",
+    "dp_sgd",
     "local_sgd",
     "local_steps",
     "malicious",

@@ -5,6 +5,7 @@ It names no concrete part; parts arrive as values.
 
 import contextlib
 import functools
+from collections.abc import Callable
 from typing import NamedTuple, TypedDict
 
 import jax
@@ -248,6 +249,8 @@ def _step(
         draft = Message(round=before.round, statistics=state.statistics, frozen=state.frozen)
         message = parts.server.broadcast(keys[Stream.BROADCAST], state.server, draft, cohort, data)
     done = _local_work(parts, keys, state, cohort, message, data, mesh)
+    if parts.aggregator.num_bytes is not None:
+        done = _sent_as_the_aggregator_says(parts.aggregator.num_bytes, cohort, done)
     with stage("attacking"), _spread(mesh):
         attacked, done, attack_info = _attacked(
             parts, keys[Stream.ATTACK], state.attack, done, message
@@ -263,9 +266,10 @@ def _step(
         served, server_info = parts.server.apply(
             keys[Stream.SERVER], state.server, aggregate, report
         )
-    empty = ~(report.weights > 0).any()
-    broken = ~empty & trees.breaks((state.server, state.statistics), (served, done.statistics))
-    stays = empty | broken
+    # Where noise hides who came, nobody is a cohort like others.
+    idle = ~(report.weights > 0).any() & (not parts.aggregator.of_nobody)
+    broken = ~idle & trees.breaks((state.server, state.statistics), (served, done.statistics))
+    stays = idle | broken
     new = state._replace(
         server=trees.where(stays, state.server, served),
         aggregator=trees.where(stays, state.aggregator, aggregated),
@@ -275,7 +279,7 @@ def _step(
         statistics=trees.where(stays, state.statistics, done.statistics),
     )
     info = RoundInfo(
-        status=_status(done.faults, empty, broken, unknown),
+        status=_status(done.faults, idle, broken, unknown),
         cohort=report,
         aggregator=aggregator_info,
         server=server_info,
@@ -319,6 +323,16 @@ def _local_work(
     return local_work.work(local, slots, shared, receiver, data, width)
 
 
+def _sent_as_the_aggregator_says(
+    num_bytes: Callable[[PyTree, int], float], cohort: Cohort, done: Outcome
+) -> Outcome:
+    """The outcome whose clients' bytes are the aggregator's count instead of the uplink's."""
+    update = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), done.like)
+    each = num_bytes(update, cohort.ids.shape[0]) + float(trees.num_bytes(done.statistics))
+    sent = jnp.where(cohort.mask, jnp.float32(each), 0.0)
+    return done._replace(report=done.report._replace(num_bytes=sent))
+
+
 def _attacked(
     parts: _Parts, key: Key, state: PyTree, done: Outcome, message: Message
 ) -> tuple[PyTree, Outcome, dict[str, Array]]:
@@ -352,12 +366,12 @@ def _aggregate(
     return state, jax.tree.map(lambda x, u: x.astype(u.dtype), aggregate, done.like), info
 
 
-def _status(faults: Array, empty: Array, broken: Array, unknown: Array) -> Array:
+def _status(faults: Array, idle: Array, broken: Array, unknown: Array) -> Array:
     """The bits of the round, from those of the clients [C], of the server and of the sampler."""
     # Bit by bit, by `any`: devices of a CPU cannot reduce integers by "or" among them.
     each = jnp.array(list(Status), jnp.int32)
     clients = (((faults[:, None] & each[None, :]) != 0).any(axis=0) * each).sum()
-    bits = empty * int(Status.EMPTY_COHORT) | broken * int(Status.NON_FINITE_SERVER)
+    bits = idle * int(Status.EMPTY_COHORT) | broken * int(Status.NON_FINITE_SERVER)
     bits |= unknown * int(Status.UNKNOWN_CLIENT)
     return (clients | bits).astype(jnp.int32)
 

@@ -2,6 +2,7 @@
 
 import functools
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_sim.base import Array, PyTree
+from fedjax_sim.ops import keys
 from fedjax_sim.ops.coding import is_coded
 
 MAX_ADDED = 32
@@ -60,6 +62,52 @@ def check_floating(name: str, tree: PyTree) -> None:
                 f"{name} needs updates of floating point, got {leaf.dtype} for {place!r}: an "
                 "uplink before it has coded the update. Put it before that one in the chain."
             )
+
+
+def clipped(
+    tree: PyTree, max_norm: Array | float, *, kind: str = "l2", by_leaf: bool = False
+) -> tuple[PyTree, Array]:
+    """A tree scaled down to a norm of at most `max_norm`, if it is longer.
+
+    Args:
+        tree: floating leaves.
+        max_norm: > 0.
+        kind: of norm: "l2", Euclidean, or "l1", the sum of absolute values.
+        by_leaf: scale each of the m leaves by itself, to max_norm / sqrt(m), in "l1" max_norm / m,
+            so that all together are no longer than `max_norm`.
+
+    Returns:
+        (tree, whether anything was too long, a bool scalar).
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    if by_leaf and len(leaves) > 1:
+        bound = max_norm / (len(leaves) if kind == "l1" else len(leaves) ** 0.5)
+        each = [clipped(leaf, bound, kind=kind) for leaf in leaves]
+        any_long = jnp.stack([is_long for _, is_long in each]).any()
+        return jax.tree.unflatten(structure, [leaf for leaf, _ in each]), any_long
+    length = norm(tree) if kind == "l2" else _sum_of_sizes(leaves)
+    is_long = length > max_norm
+    return scale(tree, jnp.where(is_long, max_norm / jnp.where(is_long, length, 1), 1)), is_long
+
+
+def _sum_of_sizes(leaves: list[Array]) -> Array:
+    return sum((jnp.abs(wide(leaf)).sum() for leaf in leaves), start=jnp.float32(0))
+
+
+def random_like(draw: Callable[..., Array], key: Array, tree: PyTree) -> PyTree:
+    """Independent numbers shaped like a tree, in float32 or wider; a key of its own for each leaf.
+
+    Args:
+        draw: draw(key, shape, dtype), such as `jax.random.normal`.
+        key: that nothing else uses.
+        tree: floating leaves.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    drawn = [
+        draw(keys.written_out(keys.fold_in(key, i)), leaf.shape, wide(leaf).dtype)
+        for i, leaf in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(structure, drawn)
 
 
 def all_finite(tree: PyTree) -> Array:

@@ -108,6 +108,90 @@ def by_weight(
 
 
 @checked
+def poisson(cohort_size: float, *, max_cohort_size: int | None = None) -> Sampler:
+    """Let every client join by itself, with probability q = cohort_size / N, in every round.
+
+    How many come is random. It is the sampling with the best privacy at a given noise: divide by
+    the expected size, as `aggregators.private_mean` does, for how many came is private too.
+
+    Args:
+        cohort_size: q N, the expected size, in (0, N].
+        max_cohort_size: C >= 1, the slots of a cohort; of more clients that would join, some are
+            left out at random, which accounting for privacy does not foresee. None is the least C
+            that is too small in fewer than 1e-12 of rounds, by the binomial distribution: so seldom
+            that no delta in use would notice.
+
+    Raises:
+        ValueError: at `init`, if the population has fewer than `cohort_size` clients.
+
+    Cost: O(N) a round. Slots that stay empty cost next to nothing.
+    """
+    checks.in_range("cohort_size", cohort_size, 0.0, open_low=True)
+    if max_cohort_size is not None:
+        checks.positive_int("max_cohort_size", max_cohort_size)
+
+    def init(sizes: Array) -> PyTree:
+        _check_cohort(cohort_size, sizes.shape[0])
+        return ()
+
+    def apply(key: Key, state: PyTree, sizes: Array, round: Array) -> tuple[PyTree, Cohort]:
+        num_clients = sizes.shape[0]
+        num_slots = max_cohort_size or _slots_enough(num_clients, cohort_size / num_clients)
+        coin_key, first_key = keys.split(key)
+        coins = jax.random.uniform(keys.written_out(coin_key), (num_clients,), jnp.float32)
+        # Slots are filled from a random client on, so that nobody is left out more than others.
+        first = jax.random.randint(keys.written_out(first_key), (), 0, num_clients, jnp.int32)
+        joins = jnp.roll(coins < cohort_size / num_clients, -first)
+        (places,) = jnp.nonzero(joins, size=num_slots, fill_value=num_clients)
+        mask = places < num_clients
+        ids = jnp.where(mask, (places + first) % num_clients, num_clients)
+        return state, Cohort(ids.astype(jnp.int32), mask)
+
+    return Sampler(init, apply)
+
+
+def _slots_enough(num_clients: int, rate: float) -> int:
+    """The least number that more than so many join with a probability below 1e-12."""
+    from scipy import stats
+
+    return max(1, int(stats.binom.isf(1e-12, num_clients, rate)))
+
+
+@checked
+def in_epochs(cohort_size: int) -> Sampler:
+    """Take clients one cohort after another, in an order that is drawn once, over and over.
+
+    Every client takes part once in each pass over the population, every ceil(N / C) rounds, so that
+    how often it does is known and not left to chance: what `algorithms.dp_ftrl` is accounted by.
+    Where C does not divide N, the last cohort of a pass has empty slots.
+
+    Args:
+        cohort_size: C, in [1, N].
+
+    Raises:
+        ValueError: at `init`, if the population has fewer than `cohort_size` clients.
+
+    Cost: O(C) a round, whatever N is.
+    """
+    checks.positive_int("cohort_size", cohort_size)
+
+    def init(sizes: Array) -> Array:
+        _check_cohort(cohort_size, sizes.shape[0])
+        return jnp.zeros(permutation.NUM_WORDS, jnp.uint32)
+
+    def apply(key: Key, words: Array, sizes: Array, round: Array) -> tuple[Array, Cohort]:
+        num_clients = sizes.shape[0]
+        words = jnp.where(round == 0, permutation.words(key), words)
+        first = round % -(-num_clients // cohort_size) * cohort_size
+        places = first + jnp.arange(cohort_size, dtype=jnp.int32)
+        mask = places < num_clients
+        ids = permutation.permute(words, num_clients, places % num_clients, unroll=False)
+        return words, Cohort(jnp.where(mask, ids, num_clients).astype(jnp.int32), mask)
+
+    return Sampler(init, apply)
+
+
+@checked
 def with_root(sampler: Sampler) -> Sampler:
     """Let the last client of the population take part in every round, in the last slot.
 
@@ -137,7 +221,7 @@ def with_root(sampler: Sampler) -> Sampler:
     return Sampler(init, apply)
 
 
-def _check_cohort(cohort_size: int, num_clients: int) -> None:
+def _check_cohort(cohort_size: float, num_clients: int) -> None:
     if cohort_size > num_clients:
         raise ValueError(
             f"cohort_size must be <= {num_clients}, the number of clients, got {cohort_size}. "

@@ -12,12 +12,14 @@ bits. The bytes are those of the packed code.
     sparsification   top_k, random_k: a few of the numbers
     rotation         rotation, drive, eden: numbers made alike, and codes for such
     feedback         error_feedback, ef21: what is left out is sent later
+    noise            gaussian_noise, laplace_noise: for privacy from the server itself
     combinators      chain, identity: several uplinks one after another, and none
 """
 
 from fedjax_sim.uplink.clip import clip
 from fedjax_sim.uplink.combinators import chain, identity
 from fedjax_sim.uplink.feedback import ef21, error_feedback
+from fedjax_sim.uplink.noise import gaussian_noise, laplace_noise
 from fedjax_sim.uplink.quantization import qsgd, sign, uniform_quantization
 from fedjax_sim.uplink.rotation import drive, eden, rotation
 from fedjax_sim.uplink.sparsification import random_k, top_k
@@ -29,7 +31,9 @@ __all__ = [
     "eden",
     "ef21",
     "error_feedback",
+    "gaussian_noise",
     "identity",
+    "laplace_noise",
     "qsgd",
     "random_k",
     "rotation",

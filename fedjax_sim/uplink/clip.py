@@ -1,5 +1,7 @@
 """Clipping: no client's update is longer than a bound."""
 
+from typing import Literal
+
 import jax.numpy as jnp
 
 from fedjax_sim.base import Array, Key, Message, PyTree, Uplink
@@ -8,15 +10,21 @@ from fedjax_sim.ops.arguments import checked
 
 
 @checked
-def clip(max_norm: float | Array) -> Uplink:
+def clip(
+    max_norm: float | Array, *, norm: Literal["l2", "l1"] = "l2", per_layer: bool = False
+) -> Uplink:
     """Scale an update down to `max_norm`, if it is longer: update * min(1, max_norm / ||update||).
 
-    The norm is the Euclidean one of all leaves together. It bounds what one client can do to a sum,
-    which is what noise for privacy is measured by. `aggregators.norm_clipping` does the same on the
-    server, where a malicious client cannot leave it out.
+    It bounds what one client can do to a sum, which is what noise for privacy is measured by.
+    `aggregators.norm_clipping` and `private_mean` do the same on the server, where a malicious
+    client cannot leave it out.
 
     Args:
-        max_norm: > 0, may be traced.
+        max_norm: S > 0, may be traced.
+        norm: "l2", the Euclidean one of all leaves together, for Gaussian noise; "l1", the sum of
+            absolute values, for Laplace noise.
+        per_layer: scale each of the m arrays of an update by itself, to S / sqrt(m) ("l1": S / m),
+            so that all together are no longer than S.
 
     Returns:
         An Uplink without state that sends as many bytes as there were; info holds "is_clipped",
@@ -24,7 +32,7 @@ def clip(max_norm: float | Array) -> Uplink:
 
     References:
         McMahan, Ramage, Talwar, Zhang, "Learning Differentially Private Recurrent Language Models",
-        ICLR 2018, FlatClip.
+        ICLR 2018, FlatClip and PerLayerClip.
     """
     checks.in_range("max_norm", max_norm, 0.0, open_low=True)
 
@@ -32,10 +40,8 @@ def clip(max_norm: float | Array) -> Uplink:
         key: Key, state: PyTree, message: Message, update: PyTree, weight: Array
     ) -> tuple[PyTree, PyTree, Array, dict[str, Array]]:
         trees.check_floating("clip", update)
-        norm = trees.norm(update)
-        is_long = norm > max_norm
-        factor = jnp.where(is_long, max_norm / jnp.where(is_long, norm, 1), 1)
+        sent, is_long = trees.clipped(update, max_norm, kind=norm, by_leaf=per_layer)
         info = {"is_clipped": is_long.astype(jnp.float32)}
-        return state, trees.scale(update, factor), jnp.float32(trees.num_bytes(update)), info
+        return state, sent, jnp.float32(trees.num_bytes(update)), info
 
     return Uplink(lambda update: (), apply)

@@ -42,7 +42,7 @@ def make(width=1, cohort_size=4, learning_rate=0.3, **options):
         MODEL,
         client_optimizer=optax.sgd(learning_rate),
         batching=options.pop("batching", Batching(8, num_epochs=2)),
-        sampler=sampling.uniform(cohort_size),
+        sampler=options.pop("sampler", sampling.uniform(cohort_size)),
         width=width,
         **options,
     )
@@ -262,6 +262,31 @@ def test_bytes_up_and_down(key):
     _, info = jax.jit(algorithm.step)(key, algorithm.init(key, initial(key), data), data)
     model_bytes = 4 * (FEATURES * CLASSES + CLASSES)
     assert float(info.bytes_down) == float(info.bytes_up) == 3 * model_bytes
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_an_aggregator_may_say_what_clients_send(key, streamed):
+    """Of one of three slots nobody is in, who sends nothing."""
+    asked = []
+
+    def num_bytes(update, num_slots):
+        asked.append((jax.tree.map(lambda x: x.shape, update), num_slots))
+        return 7
+
+    part = aggregators.mean()._replace(num_bytes=num_bytes)
+    if not streamed:
+        part = part._replace(summand=None, from_sum=None)
+
+    def two_of_three(key, state, sizes, round):
+        return state, Cohort(jnp.array([0, 2, 1]), jnp.array([True, False, True]))
+
+    data, _ = population()
+    sampler = Sampler(lambda sizes: (), two_of_three)
+    algorithm = make(sampler=sampler, aggregator=aggregators.norm_clipping(part, max_norm=1.0))
+    _, info = jax.jit(algorithm.step)(key, algorithm.init(key, initial(key), data), data)
+    assert asked[0] == ({"kernel": (FEATURES, CLASSES), "bias": (CLASSES,)}, 3)
+    np.testing.assert_array_equal(info.cohort.num_bytes, [7, 0, 7])
+    assert float(info.bytes_up) == 14
 
 
 def test_bad_width():

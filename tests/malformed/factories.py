@@ -24,6 +24,7 @@ from fedjax_sim import (
     metrics,
     models,
     parts,
+    privacy,
     servers,
     uplink,
 )
@@ -45,6 +46,8 @@ _PARTS = {
     "Batching": Batching(2),
     "GradientTransformation": optax.sgd(0.1),
     "Ascent": algorithms.Ascent(0.1),
+    "Noise": privacy.gaussian(1.0),
+    "AdaptiveClipping": aggregators.AdaptiveClipping(),
 }
 _GOOD = {  # by the name of the argument, where its kind does not tell
     "names": "kernel",

@@ -57,6 +57,9 @@ def inside(kind: type, text: str, part: Any) -> base.Algorithm:
         given |= {"uplink": part}
     elif part.__class__ is base.ClientRule and "poisoning" in text:
         given |= {"rule": fs.clients.malicious(given["rule"], part, [0])} | HISTORY
+    elif kind is base.Noise:
+        part = fs.aggregators.private_mean(part, max_norm=1.0, expected_size=7)
+        given |= {"aggregator": part}
     elif kind is base.Server and "history" in text:
         message = fs.clients.adapt(
             given["rule"], message=lambda m: m._replace(shared=m.shared.params)

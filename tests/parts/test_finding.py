@@ -55,7 +55,7 @@ def own(tmp_path):
 def test_every_contract_is_known():
     assert parts.CONTRACTS["Aggregator"] is fs.Aggregator
     kinds = {"Sampler", "ClientRule", "Uplink", "Attack", "Server", "Algorithm", "Model"}
-    kinds |= {"ClientMetric"}
+    kinds |= {"ClientMetric", "Noise"}
     assert set(parts.CONTRACTS) == kinds | {"Aggregator"}
 
 

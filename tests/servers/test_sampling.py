@@ -114,6 +114,13 @@ def test_replacement_allows_cohorts_larger_than_the_population(key):
     [
         (lambda: sampling.uniform(0), ValueError, "cohort_size must be >= 1, got 0"),
         (lambda: sampling.uniform(2.0), TypeError, "cohort_size must be an integer"),
+        (lambda: sampling.poisson(0.0), ValueError, r"cohort_size must lie in \(0, inf\), got 0.0"),
+        (
+            lambda: sampling.poisson(1.0, max_cohort_size=0),
+            ValueError,
+            "max_cohort_size must be >= 1, got 0",
+        ),
+        (lambda: sampling.in_epochs(0), ValueError, "cohort_size must be >= 1, got 0"),
         (lambda: sampling.by_weight(-1), ValueError, "cohort_size must be >= 1, got -1"),
         (lambda: sampling.by_weight(2, [1.0, -1.0]), ValueError, r"weights.*range \[-1.0, 1.0\]"),
         (lambda: sampling.by_weight(2, [1.0, np.nan]), ValueError, "weights.*finite"),
@@ -138,6 +145,8 @@ def test_bad_options_are_named(build, error, message):
     ("sampler", "message"),
     [
         (sampling.uniform(5), "cohort_size must be <= 4, the number of clients, got 5"),
+        (sampling.poisson(4.5), "cohort_size must be <= 4, the number of clients, got 4.5"),
+        (sampling.in_epochs(5), "cohort_size must be <= 4, the number of clients, got 5"),
         (sampling.by_weight(5, replace=False), "cohort_size must be <= 4.*got 5"),
         (sampling.by_weight(2, [1.0, 1.0]), r"weights must have one entry a client \(4\), got 2"),
     ],
@@ -145,6 +154,60 @@ def test_bad_options_are_named(build, error, message):
 def test_a_population_that_does_not_fit_is_named_at_init(sampler, message):
     with pytest.raises(ValueError, match=message):
         sampler.init(SIZES)
+
+
+@pytest.mark.parametrize(("num_clients", "expected"), [(40, 10), (3000, 30), (8, 8)])
+def test_poisson_cohorts_are_independent_coins(num_clients, expected):
+    """Everyone at the same rate, sizes binomial, no two together more often than by chance."""
+    sampler = sampling.poisson(expected)
+    sizes = jnp.ones(num_clients, jnp.int32)
+    draw = jax.jit(jax.vmap(lambda key: sampler.apply(key, (), sizes, jnp.int32(0))[1]))
+    cohorts = draw(jax.random.split(jax.random.key(8), 2000))
+    ids, mask = map(np.asarray, cohorts)
+    taken = np.zeros((2000, num_clients + 1))
+    np.put_along_axis(taken, ids, 1.0, axis=1)
+    taken, rate = taken[:, :num_clients], expected / num_clients
+    np.testing.assert_array_equal(taken.sum(axis=1), mask.sum(axis=1))  # nobody twice
+    spread = np.sqrt(rate * (1 - rate) / 2000)
+    assert (np.abs(taken.mean(axis=0) - rate) <= 5.5 * spread).all()
+    variance = num_clients * rate * (1 - rate)
+    assert mask.sum(axis=1).var() == pytest.approx(variance, rel=0.15)
+    if num_clients == 40:  # where no pair is too rare
+        pairs = np.corrcoef(taken.T)[np.triu_indices(40, 1)]
+        assert np.abs(pairs).max() < 5.5 / np.sqrt(2000)
+    slots = ids.shape[1]
+    assert slots <= min(num_clients, expected + 9 * np.sqrt(variance) + 9)
+    assert stats.binom.sf(slots, num_clients, rate) < 1e-12
+
+
+def test_whom_a_full_poisson_cohort_leaves_out_is_left_to_chance():
+    sampler = sampling.poisson(4, max_cohort_size=2)
+    sizes = jnp.ones(4, jnp.int32)  # all join, two find a slot
+    draw = jax.jit(jax.vmap(lambda key: sampler.apply(key, (), sizes, jnp.int32(0))[1].ids))
+    counts = np.bincount(np.ravel(draw(jax.random.split(jax.random.key(1), 2000))), minlength=4)
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def in_turn(cohort_size, num_clients, num_rounds, seed=0):
+    """[rounds, C] ids."""
+    sampler, sizes = sampling.in_epochs(cohort_size), jnp.ones(num_clients, jnp.int32)
+
+    def round(state, r):
+        key = jax.random.fold_in(jax.random.key(seed), r)
+        state, cohort = sampler.apply(key, state, sizes, r)
+        return state, jnp.where(cohort.mask, cohort.ids, -1)
+
+    return np.asarray(jax.lax.scan(round, sampler.init(sizes), jnp.arange(num_rounds))[1])
+
+
+def test_in_epochs_everyone_comes_once_a_pass_and_always_as_many_rounds_apart():
+    ids = in_turn(3, 10, 9)
+    for start in (0, 4):
+        one_pass = ids[start : start + 4].ravel()
+        assert sorted(one_pass[one_pass >= 0]) == [*range(10)]
+        assert (ids[start + 3] >= 0).sum() == 1  # what is left of ten
+    np.testing.assert_array_equal(ids[:4], ids[4:8])
+    assert (ids[0] != in_turn(3, 10, 1, seed=1)[0]).any()
 
 
 def test_with_root_needs_others():

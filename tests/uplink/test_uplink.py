@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy import stats
 
 import contracts
 from fedjax_sim import aggregators, algorithms, attacks, clients, uplink
@@ -288,3 +289,39 @@ def test_a_bound_may_be_traced():
     assert swept[0].max() <= 0.1 + 1e-6 < swept[1].max()
     alone = jax.jit(norms)(0.1)
     np.testing.assert_allclose(swept[0], alone, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("link", "law"),
+    [
+        (uplink.gaussian_noise(0.5), stats.norm(scale=0.5)),
+        (uplink.laplace_noise(0.5), stats.laplace(scale=0.5)),
+    ],
+)
+def test_noise_of_clients_is_distributed_as_it_says_and_their_own(link, law):
+    """Over the numbers of an update, its leaves, and clients; the update is what it is around."""
+    update = {"a": jnp.full(1500, 2.0), "b": jnp.full(1500, 2.0)}
+    keys = jax.random.split(KEY, 4)
+    _, sent, _, _ = jax.vmap(lambda key: link.apply(key, (), Message(()), update, 1.0))(keys)
+    rows = np.concatenate([sent["a"], sent["b"]]).astype(np.float64) - 2.0
+    assert stats.kstest(rows.ravel(), law.cdf).pvalue > 1e-3
+    other = stats.laplace if law.dist.name == "norm" else stats.norm
+    assert stats.kstest(rows.ravel(), other(scale=0.5).cdf).pvalue < 1e-6
+    correlations = np.corrcoef(rows)[np.triu_indices(len(rows), 1)]
+    assert np.abs(correlations).max() < 5 / np.sqrt(1500)
+
+
+def test_noise_of_clients_is_new_in_every_round():
+    """And does not hang on how many train at once: that is a law."""
+    link = uplink.chain(uplink.clip(1e-6), uplink.gaussian_noise(1.0))
+    start, (first, _, _), (second, _, _) = (
+        contracts.initial_params(KEY),
+        one_round(1, uplink=link, sampler=sampling.everyone()),
+        one_round(2, uplink=link, sampler=sampling.everyone()),
+    )
+    steps = [
+        np.concatenate([np.ravel(x) for x in jax.tree.leaves(trees.subtract(*pair))])
+        for pair in ((first, start), (second, first))
+    ]
+    assert abs(np.corrcoef(*steps)[0, 1]) < 0.9
+    assert (steps[0] != steps[1]).all()

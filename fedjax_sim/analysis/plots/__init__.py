@@ -8,6 +8,7 @@ display, nothing has to be closed, and a notebook shows what is returned.
     comparisons    grouped_bars, heat_map, tradeoff, fairness_tradeoff, histograms: methods beside
                    each other
     images         image_rows, image_grid: weights and examples
+    privacy        reconstructions, roc: what attacks on privacy find
     files          save, png, svg
     _style         titled: a title above any of them
 """
@@ -24,6 +25,7 @@ from fedjax_sim.analysis.plots.comparisons import (
 from fedjax_sim.analysis.plots.curves import bands, learning_curves, minimax_path, ranges, series
 from fedjax_sim.analysis.plots.files import png, save, svg
 from fedjax_sim.analysis.plots.images import image_grid, image_rows
+from fedjax_sim.analysis.plots.privacy import reconstructions, roc
 
 __all__ = [
     "MIN_SPREAD",
@@ -40,6 +42,8 @@ __all__ = [
     "minimax_path",
     "png",
     "ranges",
+    "reconstructions",
+    "roc",
     "save",
     "series",
     "sharing",

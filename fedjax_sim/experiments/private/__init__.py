@@ -1,0 +1,1 @@
+"""Experiments of privacy: what it costs, and what it is worth."""
