@@ -145,6 +145,8 @@ def test_what_needs_numbers_says_so():
 
     with pytest.raises(TypeError, match=r"clip needs updates of floating point.*before that one"):
         send(uplink.top_k(0.1), uplink.clip(1.0))
+    with pytest.raises(TypeError, match="noise needs updates of floating point"):
+        send(uplink.qsgd(4), uplink.gaussian_noise(1.0))
     with pytest.raises(TypeError, match="error_feedback and ef21 needs updates"):
         send(uplink.top_k(0.1), uplink.error_feedback(uplink.sign()))
     with pytest.raises(ValueError, match="no numbers of floating point left to compress"):
