@@ -779,7 +779,7 @@ class UplinkRow(Row):
 
     From the first update of a client on; randomness is drawn from the key of `apply`.
 
-    num_bytes(D, width) -> what is sent of numbers of so many bytes.
+    num_bytes(D, width) -> what is sent of numbers of so many bytes, D of them in three leaves.
     unbiased: on average over keys the server receives the update.
     error(D): what ||received - update||^2 / ||update||^2 is at most, on average over keys.
     longest(norm, D): how long what is received may be for an update of this length.
@@ -802,6 +802,18 @@ def _rotated_bytes(bits: int, block: int) -> Callable[[int, int], int]:
         n = min(block, 1 << (size - 1).bit_length())
         num_blocks = -(-size // n)
         return -(-num_blocks * n * bits // 8) + 4 * num_blocks
+
+    return num_bytes
+
+
+def _leafwise_bytes(bits: int, each: int, bucket_size: int = 99) -> Callable[[int, int], int]:
+    """Codes of every leaf, and `each` bytes for every bucket."""
+
+    def num_bytes(size: int, width: int) -> int:
+        return sum(
+            -(-bits * leaf // 8) + each * -(-leaf // bucket_size)
+            for leaf in reference_uplinks.LEAVES
+        )
 
     return num_bytes
 
@@ -879,7 +891,7 @@ UPLINKS = {
         uplink.uniform_quantization,
         lambda: uplink.uniform_quantization(3),
         reference_uplinks.uniform_quantization(3, None),
-        num_bytes=lambda size, width: 8 + -(-3 * size // 8),
+        num_bytes=_leafwise_bytes(3, 8),
         unbiased=True,
         error=lambda size: size / (2 * 7**2),
         longest=lambda norm, size: np.sqrt(size) * norm,
@@ -888,7 +900,7 @@ UPLINKS = {
         uplink.uniform_quantization,
         lambda: uplink.uniform_quantization(9, bucket_size=4),
         reference_uplinks.uniform_quantization(9, 4),
-        num_bytes=lambda size, width: 8 * -(-size // 4) + -(-9 * size // 8),
+        num_bytes=_leafwise_bytes(9, 8, 4),
         unbiased=True,
         error=lambda size: 4 / (2 * 511**2),
         longest=lambda norm, size: 2 * norm,
@@ -897,7 +909,7 @@ UPLINKS = {
         uplink.qsgd,
         lambda: uplink.qsgd(3),
         reference_uplinks.qsgd(3, None),
-        num_bytes=lambda size, width: 4 + -(-3 * size // 8),
+        num_bytes=_leafwise_bytes(3, 4),
         unbiased=True,
         error=lambda size: min(size / 3**2, np.sqrt(size) / 3),
         longest=lambda norm, size: norm * (1 + np.sqrt(size) / 3),
@@ -906,7 +918,7 @@ UPLINKS = {
         uplink.qsgd,
         lambda: uplink.qsgd(2, bucket_size=4),
         reference_uplinks.qsgd(2, 4),
-        num_bytes=lambda size, width: 4 * -(-size // 4) + -(-2 * size // 8),
+        num_bytes=_leafwise_bytes(2, 4, 4),
         unbiased=True,
         error=lambda size: 2.0,
         longest=lambda norm, size: 3 * norm,
@@ -914,8 +926,8 @@ UPLINKS = {
     "sign": UplinkRow(
         uplink.sign,
         uplink.sign,
-        lambda update, key: np.abs(update).mean() * np.where(update >= 0, 1, -1),
-        num_bytes=lambda size, width: 4 + -(-size // 8),
+        reference_uplinks.sign(),
+        num_bytes=_leafwise_bytes(1, 4),
         error=lambda size: 1 - 1 / size,
         longest=_same,
     ),
@@ -923,7 +935,7 @@ UPLINKS = {
         uplink.sign,
         lambda: uplink.sign(scaled=False),
         lambda update, key: np.where(update >= 0, 1.0, -1.0),
-        num_bytes=lambda size, width: -(-size // 8),
+        num_bytes=_leafwise_bytes(1, 0),
         longest=lambda norm, size: np.sqrt(size),
     ),
     "top_k": UplinkRow(
@@ -962,7 +974,7 @@ UPLINKS = {
         uplink.drive,
         uplink.drive,
         reference_uplinks.drive(16, unbiased=True),
-        num_bytes=_rotated_bytes(1, 4096),
+        num_bytes=_rotated_bytes(1, 1024),
         longest=lambda norm, size: 4 * norm,
     ),
     "drive, biased": UplinkRow(
@@ -989,9 +1001,9 @@ UPLINKS = {
     "ef21": UplinkRow(
         uplink.ef21,
         lambda: uplink.ef21(uplink.sign()),
-        lambda update, key: np.abs(update).mean() * np.where(update >= 0, 1, -1),
+        reference_uplinks.sign(),
         {"test_bytes_are_those_of_a_packed_code": "gives what the server makes of what is sent"},
-        num_bytes=lambda size, width: 4 + -(-size // 8),
+        num_bytes=_leafwise_bytes(1, 4),
         error=lambda size: 1 - 1 / size,
         longest=_same,
     ),

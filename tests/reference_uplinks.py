@@ -10,52 +10,70 @@ import numpy as np
 from scipy.linalg import hadamard
 
 import reference_aggregators as robust
-from fedjax_sim.ops import permutation
+from fedjax_sim.ops import keys, permutation
 from fedjax_sim.uplink.rotation import normal_centroids
 
 Twin = Callable[[np.ndarray, jax.Array], np.ndarray]
 
 
-def _buckets(update: np.ndarray, size: int | None) -> list[np.ndarray]:
-    size = len(update) if size is None else size
-    return [update[i : i + size] for i in range(0, len(update), size)]
+LEAVES = (6, 1, 4)
+"""How many numbers the leaves of the updates have that the laws are tried on."""
 
 
-def _draws(update: np.ndarray, key: jax.Array, size: int | None) -> np.ndarray:
-    """[buckets, size], uniform."""
-    buckets = _buckets(update, size)
-    return np.asarray(jax.random.uniform(key, (len(buckets), len(buckets[0]))), np.float64)
+def _leafwise(twin: Twin) -> Twin:
+    """Of every leaf by itself, each with a key of its own; what is not such an update is a leaf."""
+
+    def whole(update: np.ndarray, key: jax.Array) -> np.ndarray:
+        split = LEAVES if len(update) == sum(LEAVES) else (len(update),)
+        leaves = np.split(update, np.cumsum(split)[:-1])
+        return np.concatenate(
+            [twin(leaf, jax.random.fold_in(key, i)) for i, leaf in enumerate(leaves)]
+        )
+
+    return whole
+
+
+def _coded_leaves(
+    bits: int, bucket_size: int | None, code: Callable[[np.ndarray, np.ndarray, int], np.ndarray]
+) -> Twin:
+    """Bucket by bucket, code(row, draws, bits)."""
+
+    def twin(leaf: np.ndarray, key: jax.Array) -> np.ndarray:
+        size = len(leaf) if bucket_size is None else min(bucket_size, len(leaf))
+        rows = [leaf[i : i + size] for i in range(0, len(leaf), size)]
+        draws = np.asarray(keys.quick_uniform(key, (len(rows), size)), np.float64)
+        pairs = zip(rows, draws, strict=True)
+        return np.concatenate([code(row, each[: len(row)], bits) for row, each in pairs])
+
+    return _leafwise(twin)
+
+
+def _in_range(row: np.ndarray, draws: np.ndarray, bits: int) -> np.ndarray:
+    low, step = row.min(), np.ptp(row) / (2**bits - 1)
+    level = np.zeros(len(row)) if step == 0 else (row - low) / step
+    return low + step * np.floor(level + draws)
+
+
+def _in_length(row: np.ndarray, draws: np.ndarray, bits: int) -> np.ndarray:
+    norm, most = np.linalg.norm(row), 2 ** (bits - 1) - 1
+    level = np.abs(row) / norm * most
+    if len(row) == 1:
+        return row
+    # Up where the draw is among the highest, or the lowest for a negative number.
+    up = np.where(row >= 0, draws >= 1 - level % 1, draws < level % 1)
+    return norm / most * np.sign(row) * (np.floor(level) + up)
 
 
 def uniform_quantization(bits: int, bucket_size: int | None) -> Twin:
-    def twin(update: np.ndarray, key: jax.Array) -> np.ndarray:
-        found = []
-        draws = _draws(update, key, bucket_size)
-        for row, u in zip(_buckets(update, bucket_size), draws, strict=True):
-            low, step = row.min(), np.ptp(row) / (2**bits - 1)
-            level = np.zeros(len(row)) if step == 0 else (row - low) / step
-            found.append(low + step * np.floor(level + u[: len(row)]))
-        return np.concatenate(found)
-
-    return twin
+    return _coded_leaves(bits, bucket_size, _in_range)
 
 
 def qsgd(bits: int, bucket_size: int | None) -> Twin:
-    most = 2 ** (bits - 1) - 1
+    return _coded_leaves(bits, bucket_size, _in_length)
 
-    def twin(update: np.ndarray, key: jax.Array) -> np.ndarray:
-        found = []
-        draws = _draws(update, key, bucket_size)
-        for row, whole in zip(_buckets(update, bucket_size), draws, strict=True):
-            u = whole[: len(row)]
-            norm = np.linalg.norm(row)
-            level = np.abs(row) / norm * most
-            # Up where the draw is among the highest, or the lowest for a negative number.
-            up = np.where(row >= 0, u >= 1 - level % 1, u < level % 1)
-            found.append(norm / most * np.sign(row) * (np.floor(level) + up))
-        return np.concatenate(found)
 
-    return twin
+def sign() -> Twin:
+    return _leafwise(lambda leaf, key: np.abs(leaf).mean() * np.where(leaf >= 0, 1, -1))
 
 
 def top_k(number: int) -> Twin:
@@ -91,11 +109,9 @@ def clipped_sparse_quantised(max_norm: float, number: int, bits: int) -> Twin:
 def _rotations(update: np.ndarray, key: jax.Array, n: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """(block, rotation [n, n]) for every block, the last filled up."""
     padded = np.append(update, np.zeros(-len(update) % n))
-    words = np.asarray(jax.random.bits(key, (-(-len(padded) // 32),), np.uint32))
-    bits = np.unpackbits(words.astype("<u4").view(np.uint8), bitorder="little")
-    signs = 1.0 - 2.0 * bits[: len(padded)]
+    blocks = padded.reshape(-1, n)
+    signs = np.where(np.asarray(keys.quick_uniform(key, blocks.shape)) < 0.5, 1.0, -1.0)
     matrix = hadamard(n) / np.sqrt(n)
-    blocks, signs = padded.reshape(-1, n), signs.reshape(-1, n)
     return [(block, matrix * sign) for block, sign in zip(blocks, signs, strict=True)]
 
 

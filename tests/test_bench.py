@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 import compilation
+from fedjax_sim import parts
+from fedjax_sim.base import Uplink
 
 BENCH = Path(__file__).parents[1] / "scripts" / "bench"
 
@@ -257,6 +259,19 @@ def test_cold_starts() -> None:
 def test_evaluation_of_every_client() -> None:
     (line,) = run("evaluation", "--peers")
     assert line["evaluated_clients"] == line["clients"] == 4
+
+
+def test_uplinks() -> None:
+    (line,) = run("uplinks")
+    assert (line["uplink"], line["bits"]) == ("clip(1.0)", 32)
+    assert line["seconds_without"] > 0
+
+
+def test_every_uplink_is_measured_with_what_it_needs(bench: Callable[[str], Any]) -> None:
+    needed = set(map(bench("uplinks").with_defaults, parts.find(Uplink)))
+    assert {"clip(max_norm=1)", "qsgd", "ef21(uplink=sign)"} < needed
+    for text in needed:
+        assert isinstance(parts.build(parts.parse(text), Uplink), Uplink)
 
 
 def test_robust_rules_on_several_devices() -> None:

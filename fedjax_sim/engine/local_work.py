@@ -423,14 +423,17 @@ def _finish(
 ) -> tuple[ClientState, PyTree, PyTree, Report, Array]:
     """What one client sends, its line of the Report and its faults; what is bad is dropped."""
     given = (member.state, _to(member, message), work)
-    states, upload, num_bytes, info = _send(local, member, *given)
+    states, upload, own, num_bytes, info = _send(local, member, *given)
     norm = trees.norm(upload.update)
     if local.summand is not None and local.uplink is None:
         # Whether an update counts is known after its norm. Kept until then, it would be written
         # and read twice; computed again, each time in one pass with its use, it never is. The
         # barrier hides from the compiler that both are the same.
-        _, again, _, _ = _send(local, member, *jax.lax.optimization_barrier(given))
+        _, again, *_ = _send(local, member, *jax.lax.optimization_barrier(given))
         norm = trees.norm(again.update)
+    if local.uplink is not None:
+        # A sign, or some of the numbers, may be finite where the client's own update is not.
+        norm = jnp.where(jnp.isfinite(trees.norm(own)), norm, jnp.nan)
     finite = jnp.isfinite(norm) & trees.all_finite(upload.statistics)
     weight = jnp.asarray(upload.weight, jnp.float32)
     in_range = (weight >= 0) & (weight <= MAX_WEIGHT)
@@ -456,8 +459,11 @@ def _finish(
 
 def _send(
     local: LocalWork, member: Slots, state: ClientState, message: Message, work: PyTree
-) -> tuple[ClientState, Upload, Array, dict[str, Array]]:
-    """The end of a client's work, and its update on the way to the server: as that receives it."""
+) -> tuple[ClientState, Upload, PyTree, Array, dict[str, Array]]:
+    """The end of a client's work: an Upload with the update that the server receives.
+
+    After it comes the update before the uplink, then bytes and info.
+    """
     finish_key = _key(member, _Use.FINISH)
     kept, upload, info = local.rule.finish(finish_key, state.rule, message, member.client, work)
     if upload.statistics is None:
@@ -465,7 +471,7 @@ def _send(
     size = float(trees.num_bytes(upload.statistics))
     if local.uplink is None:
         size += trees.num_bytes(upload.update)
-        return state._replace(rule=kept), upload, jnp.float32(size), info
+        return state._replace(rule=kept), upload, upload.update, jnp.float32(size), info
     uplink_key = _key(member, _Use.UPLINK)
     own, sent, num_bytes, facts = local.uplink.apply(
         uplink_key, state.uplink, message, upload.update, upload.weight
@@ -473,8 +479,5 @@ def _send(
     if local.uplink.receive is not None:
         sent = local.uplink.receive(uplink_key, message, sent)
         contracts.check_received(sent, upload.update)
-    # A sign, or some of the numbers, would be finite; the client whose update is not is dropped.
-    finite = trees.all_finite(upload.update)
-    sent = jax.tree.map(lambda x: jnp.where(finite, x, jnp.nan), sent)
-    upload = upload._replace(update=sent)
-    return ClientState(kept, own), upload, jnp.float32(size) + num_bytes, info | facts
+    arrived, num_bytes = upload._replace(update=sent), jnp.float32(size) + num_bytes
+    return ClientState(kept, own), arrived, upload.update, num_bytes, info | facts

@@ -7,10 +7,12 @@ flattened, restored  the floating-point leaves of a tree as one vector, and back
 import dataclasses
 import functools
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_sim.base import Array, PyTree
 
@@ -49,10 +51,10 @@ def index_bits(size: int) -> int:
 )
 @dataclasses.dataclass(frozen=True)
 class Rest:
-    """A tree without its leaves of floating point, which are sent as a vector; a tree itself.
+    """A tree without its leaves of floating point; a tree itself.
 
     others: the other leaves, each `Coded` as one. structure: the tree's. places: of each of its
-    leaves the shape and dtype if it is in the vector, else None.
+    leaves the shape and dtype if it has been taken out, else None.
     """
 
     others: tuple[Array | Coded, ...]
@@ -60,15 +62,13 @@ class Rest:
     places: tuple[tuple[tuple[int, ...], Any] | None, ...]
 
     @property
-    def size(self) -> int:
-        """The length D of the vector."""
-        return sum(math.prod(place[0]) for place in self.places if place is not None)
+    def sizes(self) -> list[int]:
+        """Of each leaf that has been taken out, how many numbers it has."""
+        return [math.prod(place[0]) for place in self.places if place is not None]
 
 
-def flattened(tree: PyTree) -> tuple[Array, Rest]:
-    """The leaves of floating point as one vector [D], and the rest of the tree.
-
-    The vector is of the dtype to which those of the leaves promote.
+def taken_apart(tree: PyTree) -> tuple[list[Array], Rest]:
+    """The leaves of floating point, in order, and the rest of the tree.
 
     Raises:
         ValueError: if there is no such leaf.
@@ -80,25 +80,36 @@ def flattened(tree: PyTree) -> tuple[Array, Rest]:
             "there are no numbers of floating point left to compress: the uplink before this one "
             "sends integers alone. Leave this one out, or put it first."
         )
-    dtype = jnp.result_type(*taken)
-    vector = jnp.concatenate([leaf.astype(dtype).ravel() for leaf in taken])
     others = tuple(leaf for leaf in leaves if not _is_floating(leaf))
     places = ((leaf.shape, leaf.dtype) if _is_floating(leaf) else None for leaf in leaves)
-    return vector, Rest(others, structure, tuple(places))
+    return taken, Rest(others, structure, tuple(places))
+
+
+def put_together(leaves: Iterable[Array], rest: Rest) -> PyTree:
+    """The tree whose `taken_apart` would be these, each leaf in its own shape and dtype."""
+    given, others = iter(leaves), iter(rest.others)
+    whole = [
+        next(others) if place is None else next(given).reshape(place[0]).astype(place[1])
+        for place in rest.places
+    ]
+    return jax.tree.unflatten(rest.structure, whole)
+
+
+def flattened(tree: PyTree) -> tuple[Array, Rest]:
+    """The leaves of floating point as one vector [D], and the rest of the tree.
+
+    The vector is of the dtype to which those of the leaves promote. Raises as `taken_apart` does.
+    """
+    taken, rest = taken_apart(tree)
+    dtype = jnp.result_type(*taken)
+    return jnp.concatenate([leaf.astype(dtype).ravel() for leaf in taken]), rest
 
 
 def restored(vector: Array, rest: Rest) -> PyTree:
     """The tree whose `flattened` would be these, each leaf in its own dtype."""
-    others, leaves, start = iter(rest.others), [], 0
-    for place in rest.places:
-        if place is None:
-            leaves.append(next(others))
-            continue
-        shape, dtype = place
-        stop = start + math.prod(shape)
-        leaves.append(vector[start:stop].reshape(shape).astype(dtype))
-        start = stop
-    return jax.tree.unflatten(rest.structure, leaves)
+    stops = np.cumsum(rest.sizes)
+    pieces = zip(stops - rest.sizes, stops, strict=True)
+    return put_together((vector[start:stop] for start, stop in pieces), rest)
 
 
 def is_coded(leaf: Any) -> bool:

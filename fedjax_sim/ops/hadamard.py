@@ -14,8 +14,8 @@ import numpy as np
 from fedjax_sim.base import Array, Key
 from fedjax_sim.ops import keys
 
-_FACTOR = 6
-"""A matrix has at most 2^6 rows: larger ones compute more, smaller ones move more."""
+_FACTOR = 5
+"""A matrix has at most 2^5 rows: larger ones compute more, smaller ones move more."""
 
 
 def transform(rows: Array) -> Array:
@@ -24,7 +24,7 @@ def transform(rows: Array) -> Array:
     Args:
         rows: [..., n] of floating point, n a power of two.
 
-    Cost: O(n 2^(log2(n) / f)) multiplications a row, in f = ceil(log2(n) / 6) products.
+    Cost: O(n 2^(log2(n) / f)) multiplications a row, in f = ceil(log2(n) / 5) products.
 
     References:
         Sylvester's matrices in Walsh's natural order, as `scipy.linalg.hadamard` has them.
@@ -58,22 +58,17 @@ def rotated(key: Key, vector: Array, block_size: int) -> Array:
     """
     n = min(block_size, 1 << (vector.shape[0] - 1).bit_length())
     padded = jnp.pad(vector, (0, -vector.shape[0] % n)).reshape(-1, n)
-    return transform(padded * _signs(key, padded))
+    return transform(_signed(key, padded))
 
 
 def rotated_back(key: Key, rows: Array, size: int) -> Array:
     """The vector [D = size] whose `rotated` is [blocks, n] with this key."""
-    return (transform(rows) * _signs(key, rows)).reshape(-1)[:size]
+    return _signed(key, transform(rows)).reshape(-1)[:size]
 
 
-def _signs(key: Key, like: Array) -> Array:
-    """+1 or -1 for every number, one random bit each."""
-    words = jax.random.bits(keys.written_out(key), (-(-like.size // 32),), jnp.uint32)
-    # Else the hash would be computed anew for each of a word's bits.
-    words = jax.lax.optimization_barrier(words)
-    bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)[None, :]) & 1
-    signs = 1 - 2 * bits.reshape(-1)[: like.size].astype(like.dtype)
-    return signs.reshape(like.shape)
+def _signed(key: Key, rows: Array) -> Array:
+    """Every number with a random sign."""
+    return jnp.where(keys.quick_uniform(key, rows.shape) < 0.5, rows, -rows)
 
 
 @functools.cache

@@ -16,8 +16,8 @@ NUM_WORDS = 24
 _GOLDEN = np.uint32(0x9E3779B9)
 
 
-def _mix(x: Array) -> Array:
-    """A 32-bit integer hash (xorshift-multiply, the constants of Wellons' lowbias32)."""
+def mix(x: Array) -> Array:
+    """A hash of 32-bit integers, elementwise (xorshift-multiply, Wellons' lowbias32)."""
     x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
     return x ^ (x >> 16)
@@ -32,7 +32,7 @@ def words(key: Key) -> Array:
     mixed = _GOLDEN * jnp.arange(1, NUM_WORDS + 1, dtype=jnp.uint32)
     data = jax.random.key_data(key)
     for i in range(data.shape[0]):
-        mixed = _mix(mixed ^ jax.lax.index_in_dim(data, i, keepdims=False))
+        mixed = mix(mixed ^ jax.lax.index_in_dim(data, i, keepdims=False))
     return mixed
 
 
@@ -72,14 +72,14 @@ def permute(
         Hoang, Morris, Rogaway, "An Enciphering Scheme Based on a Card Shuffle", CRYPTO 2012.
     """
     size = jnp.asarray(size).astype(jnp.uint32)
-    salted = _mix(words + _GOLDEN * jnp.asarray(epoch).astype(jnp.uint32))
+    salted = mix(words + _GOLDEN * jnp.asarray(epoch).astype(jnp.uint32))
     pivots = salted % jnp.maximum(size, 1)
-    coins = _mix(salted ^ _GOLDEN)
+    coins = mix(salted ^ _GOLDEN)
 
     def shuffle(x: Array, pivot_and_coin: tuple[Array, Array]) -> tuple[Array, None]:
         pivot, coin = pivot_and_coin
         partner = pivot - x + jnp.where(x > pivot, size, 0)
-        swap = (_mix(jnp.maximum(x, partner) ^ coin) & 1).astype(bool)
+        swap = (mix(jnp.maximum(x, partner) ^ coin) & 1).astype(bool)
         return jnp.where(swap, partner, x), None
 
     x = jnp.asarray(positions).astype(jnp.uint32)
@@ -89,5 +89,5 @@ def permute(
 
 def draw(words: Array, size: Array, counters: Array) -> Array:
     """Independent draws from 0 ... size - 1, one for each counter: [B] int32 (with replacement)."""
-    bits = _mix(_mix(jnp.asarray(counters, jnp.uint32) * _GOLDEN ^ words[0]) ^ words[1])
+    bits = mix(mix(jnp.asarray(counters, jnp.uint32) * _GOLDEN ^ words[0]) ^ words[1])
     return (bits % jnp.asarray(size, jnp.uint32)).astype(jnp.int32)

@@ -1,8 +1,9 @@
 """What happens to ONE client's update on its way to the server; see `base.Uplink`.
 
-It stands between the client rule and the aggregator: `federated(uplink=clip(1.0))`. Compressors act
-on all numbers of an update together, as one vector in the order of its leaves. In a chain each acts
-on what the one before it sends, and leaves alone what is coded already, such as indices:
+It stands between the client rule and the aggregator: `federated(uplink=clip(1.0))`. Quantisation
+acts on every leaf by itself, sparsification and rotations on all numbers of an update together, as
+one vector in the order of its leaves. In a chain each acts on what the one before it sends, and
+leaves alone what is coded already, such as indices:
 `chain(clip(1.0), top_k(0.01), uniform_quantization(4))` sends one number in a hundred, in four
 bits. The bytes are those of the packed code.
 

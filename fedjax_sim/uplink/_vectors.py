@@ -1,11 +1,11 @@
-"""What compressors have in common: each codes one vector, and leaves what is coded alone."""
+"""What compressors have in common: they code what is not coded yet, and leave the rest alone."""
 
 from collections.abc import Callable
 
 import jax.numpy as jnp
 
 from fedjax_sim.base import Array, Key, Message, PyTree, Uplink
-from fedjax_sim.ops import checks, coding, trees
+from fedjax_sim.ops import checks, coding, keys, trees
 
 
 def of_vectors(
@@ -30,18 +30,36 @@ def of_vectors(
 
     def receive(key: Key, message: Message, sent: PyTree) -> PyTree:
         code, rest = sent
-        return coding.restored(decode(key, code, rest.size), rest)
+        return coding.restored(decode(key, code, sum(rest.sizes)), rest)
 
     return Uplink(lambda update: (), apply, receive)
 
 
-def buckets(vector: Array, size: int | None, mode: str = "constant") -> Array:
-    """A vector [D] in rows [buckets, size] that are coded apart; one row for None.
+def of_leaves(
+    encode: Callable[[Key, Array], PyTree], decode: Callable[[PyTree, int], Array]
+) -> Uplink:
+    """An uplink that sends a code of every leaf of floating point.
 
-    The last row is filled up as `jnp.pad` does in this mode.
+    Without putting leaves side by side, which takes as long as the coding: nothing of a code of
+    numbers one by one is stored until it is aggregated.
+
+    Args:
+        encode: (key, vector [D]) -> the code that is sent of a leaf of D numbers.
+        decode: (code, D) -> the vector that the server makes of it.
     """
-    size = vector.shape[0] if size is None else min(size, vector.shape[0])
-    return jnp.pad(vector, (0, -vector.shape[0] % size), mode=mode).reshape(-1, size)
+
+    def apply(
+        key: Key, state: PyTree, message: Message, update: PyTree, weight: Array
+    ) -> tuple[PyTree, PyTree, Array, dict[str, Array]]:
+        leaves, rest = coding.taken_apart(update)
+        codes = [encode(keys.fold_in(key, i), leaf.ravel()) for i, leaf in enumerate(leaves)]
+        return state, (codes, rest), jnp.float32(trees.num_bytes((codes, rest))), {}
+
+    def receive(key: Key, message: Message, sent: PyTree) -> PyTree:
+        codes, rest = sent
+        return coding.put_together(map(decode, codes, rest.sizes), rest)
+
+    return Uplink(lambda update: (), apply, receive)
 
 
 def check_power(name: str, value: int) -> None:

@@ -56,6 +56,7 @@ def _adding(draw: Callable[..., Array], scale: float | Array) -> Uplink:
     def apply(
         key: Key, state: PyTree, message: Message, update: PyTree, weight: Array
     ) -> tuple[PyTree, PyTree, Array, dict[str, Array]]:
+        trees.check_floating("noise", update)
         drawn = trees.random_like(draw, key, update)
         sent = jax.tree.map(
             lambda u, x: (trees.wide(u) + jnp.asarray(scale, x.dtype) * x).astype(u.dtype),

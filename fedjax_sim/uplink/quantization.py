@@ -2,14 +2,13 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from fedjax_sim.base import Array, Key, Uplink
 from fedjax_sim.ops import checks, keys, trees
 from fedjax_sim.ops.arguments import checked
 from fedjax_sim.ops.coding import Coded
-from fedjax_sim.uplink._vectors import buckets, of_vectors
+from fedjax_sim.uplink._vectors import of_leaves
 
 _MOST_BITS = 16
 
@@ -26,17 +25,18 @@ class _Ranged(NamedTuple):
 def uniform_quantization(bits: int = 8, *, bucket_size: int | None = None) -> Uplink:
     """Round every number at random to one of 2^bits levels between the least and the largest.
 
-    With low and high the range of the numbers of a bucket and s = (high - low) / (2^bits - 1),
+    Leaf by leaf: with low and high the range of the numbers of a leaf, or of a bucket of one, and
+    s = (high - low) / (2^bits - 1),
 
         Q(x) = low + s (floor(u) + [with probability u - floor(u)]),   u = (x - low) / s
 
-    which is x on average. The error of a vector of D numbers is at most
-    D / (2 (2^bits - 1)^2) ||x||^2 on average, and usually far less; that of a vector with few large
+    which is x on average. The error of a leaf of d numbers is at most
+    d / (2 (2^bits - 1)^2) ||x||^2 on average, and usually far less; that of one with few large
     numbers gets smaller by `rotation` before.
 
     Args:
         bits: of every number, in [1, 16].
-        bucket_size: how many numbers share a range, in the order of the leaves; None is all.
+        bucket_size: how many numbers of a leaf share a range; None is all.
 
     Returns:
         An Uplink without state that sends D * bits bits, and two numbers a bucket.
@@ -51,18 +51,18 @@ def uniform_quantization(bits: int = 8, *, bucket_size: int | None = None) -> Up
     most = 2**bits - 1
 
     def encode(key: Key, vector: Array) -> _Ranged:
-        rows = buckets(trees.wide(vector), bucket_size, "edge")
+        rows = _buckets(trees.wide(vector), bucket_size, "edge")
         low, high = rows.min(axis=1), rows.max(axis=1)
         span = high - low
         scaled = (rows - low[:, None]) * (most / jnp.where(span > 0, span, 1))[:, None]
         return _Ranged(low, high, Coded.of(_rounded(key, scaled, most, vector.shape[0]), bits))
 
-    def decode(key: Key, code: _Ranged, size: int) -> Array:
+    def decode(code: _Ranged, size: int) -> Array:
         step = (code.high - code.low) / most
-        levels = buckets(code.levels.values.astype(step.dtype), bucket_size)
+        levels = _buckets(code.levels.values.astype(step.dtype), bucket_size)
         return (code.low[:, None] + step[:, None] * levels).reshape(-1)[:size]
 
-    return of_vectors(encode, decode)
+    return of_leaves(encode, decode)
 
 
 class _Scaled(NamedTuple):
@@ -76,7 +76,8 @@ class _Scaled(NamedTuple):
 def qsgd(bits: int = 4, *, bucket_size: int | None = None) -> Uplink:
     """Round every number at random to a multiple of a fraction of the vector's length.
 
-    With s = 2^(bits - 1) - 1 levels a sign and l the Euclidean length of a bucket,
+    Leaf by leaf: with s = 2^(bits - 1) - 1 levels a sign and l the Euclidean length of a leaf, or a
+    bucket of one,
 
         Q(x) = l / s sign(x) (floor(u) + [with probability u - floor(u)]),   u = s |x| / l
 
@@ -86,7 +87,7 @@ def qsgd(bits: int = 4, *, bucket_size: int | None = None) -> Uplink:
 
     Args:
         bits: of every number, its sign among them, in [2, 16].
-        bucket_size: how many numbers share a length, in the order of the leaves; None is all.
+        bucket_size: how many numbers of a leaf share a length; None is all.
 
     Returns:
         An Uplink without state that sends D * bits bits and one number a bucket. The paper's codes
@@ -101,18 +102,18 @@ def qsgd(bits: int = 4, *, bucket_size: int | None = None) -> Uplink:
     most = 2 ** (bits - 1) - 1
 
     def encode(key: Key, vector: Array) -> _Scaled:
-        rows = buckets(trees.wide(vector), bucket_size)
+        rows = _buckets(trees.wide(vector), bucket_size)
         norm = jnp.sqrt((rows * rows).sum(axis=1))
         scaled = rows * (most / jnp.where(norm > 0, norm, 1))[:, None]
         # Of u and -u one is rounded up by as much as the other is rounded down.
         levels = _rounded(key, scaled + most, 2 * most, vector.shape[0])
         return _Scaled(norm, Coded.of(levels, bits))
 
-    def decode(key: Key, code: _Scaled, size: int) -> Array:
+    def decode(code: _Scaled, size: int) -> Array:
         levels = code.levels.values.astype(code.norm.dtype) - most
-        return (buckets(levels, bucket_size) * (code.norm / most)[:, None]).reshape(-1)[:size]
+        return (_buckets(levels, bucket_size) * (code.norm / most)[:, None]).reshape(-1)[:size]
 
-    return of_vectors(encode, decode)
+    return of_leaves(encode, decode)
 
 
 @checked
@@ -120,14 +121,14 @@ def sign(*, scaled: bool = True) -> Uplink:
     """Send the signs alone, one bit a number: +1 from 0 on, else -1.
 
     Args:
-        scaled: send the mean of |x| as well, by which the server multiplies the signs; that is the
-            best factor for one vector. Signs are biased, the more the less alike the numbers are in
-            size: train with `error_feedback(sign())`. Without the factor, which loses the size of
-            an update, combine the signs with `aggregators.majority_vote` and a server's learning
-            rate: signSGD.
+        scaled: send the mean of |x| of every leaf as well, by which the server multiplies its
+            signs; that is the best factor for one update. Signs are biased, the more the less
+            alike the numbers are in size: train with `error_feedback(sign())`. Without the factor,
+            which loses the size of an update, combine the signs with `aggregators.majority_vote`
+            and a server's learning rate: signSGD.
 
     Returns:
-        An Uplink without state that sends D bits, and one number if `scaled`.
+        An Uplink without state that sends D bits, and one number a leaf if `scaled`.
 
     References:
         Bernstein, Wang, Azizzadenesheli, Anandkumar, "signSGD: Compressed Optimisation for
@@ -139,19 +140,28 @@ def sign(*, scaled: bool = True) -> Uplink:
         factor = jnp.abs(trees.wide(vector)).mean() if scaled else None
         return factor, Coded.of(vector >= 0, 1)
 
-    def decode(key: Key, code: tuple[Array | None, Coded], size: int) -> Array:
+    def decode(code: tuple[Array | None, Coded], size: int) -> Array:
         factor, bits = code
         factor = jnp.float32(1) if factor is None else factor
         return jnp.where(bits.values > 0, factor, -factor)
 
-    return of_vectors(encode, decode)
+    return of_leaves(encode, decode)
 
 
 def _rounded(key: Key, rows: Array, most: int, size: int) -> Array:
     """Rows to whole numbers in [0, most], up or down at random: the first `size` of them, flat."""
-    draws = jax.random.uniform(keys.written_out(key), rows.shape, rows.dtype)
+    draws = keys.quick_uniform(key, rows.shape).astype(rows.dtype)
     # A rounding error may lead beyond the last level.
     return jnp.clip(jnp.floor(rows + draws), 0, most).reshape(-1)[:size]
+
+
+def _buckets(vector: Array, size: int | None, mode: str = "constant") -> Array:
+    """A vector [D] in rows [buckets, size] that are coded apart; one row for None.
+
+    The last row is filled up as `jnp.pad` does in this mode.
+    """
+    size = vector.shape[0] if size is None else min(size, vector.shape[0])
+    return jnp.pad(vector, (0, -vector.shape[0] % size), mode=mode).reshape(-1, size)
 
 
 def _check_buckets(bucket_size: int | None) -> None:

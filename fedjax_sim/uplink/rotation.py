@@ -14,7 +14,7 @@ from fedjax_sim.uplink._vectors import check_power, of_vectors
 
 
 @checked
-def rotation(*, block_size: int = 4096) -> Uplink:
+def rotation(*, block_size: int = 1024) -> Uplink:
     """Rotate an update at random; the server, which knows the key, rotates it back.
 
     Nothing is lost, and nothing saved, by itself: what comes after it in a chain meets numbers that
@@ -55,7 +55,7 @@ class _Levels(NamedTuple):
 
 
 @checked
-def drive(*, unbiased: bool = True, block_size: int = 4096) -> Uplink:
+def drive(*, unbiased: bool = True, block_size: int = 1024) -> Uplink:
     """DRIVE: rotate an update at random, and send the signs and one scale.
 
     About one bit a number. With R the rotation, the server has scale * R^-1 sign(R x).
@@ -82,7 +82,7 @@ def drive(*, unbiased: bool = True, block_size: int = 4096) -> Uplink:
 
 
 @checked
-def eden(bits: int = 2, *, block_size: int = 4096) -> Uplink:
+def eden(bits: int = 2, *, block_size: int = 1024) -> Uplink:
     """EDEN: rotate an update at random, and send each number as the nearest of 2^bits centroids.
 
     The centroids are those of the normal distribution (Lloyd and Max), to which rotated numbers

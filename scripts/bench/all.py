@@ -56,6 +56,8 @@ TABLES = {
     "streaming": ("streaming.py --rounds 150",),
     "matching": ("matching.py --what pfnm",),
     "assignment": ("matching.py --what assignment",),
+    "uplinks": ("uplinks.py --repeats 9",),
+    "uplinks-peers": ("uplinks.py --peers",),
     "simplex": ("simplex.py --repeats 9",),
     "aggregators": ("aggregators.py",),
     "aggregators-memory": ("aggregators.py --memory --clients 1000",),

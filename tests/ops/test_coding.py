@@ -19,7 +19,7 @@ TREE = {
 
 def test_a_tree_is_its_vector_and_the_rest():
     vector, rest = coding.flattened(TREE)
-    assert vector.tolist() == [0, 1, 2, 3, 4, 5, 1.5, 2.5, 7] and rest.size == 9
+    assert vector.tolist() == [0, 1, 2, 3, 4, 5, 1.5, 2.5, 7] and rest.sizes == [6, 2, 1]
     assert vector.dtype == jnp.float32
     back = coding.restored(2 * vector, rest)
     assert jax.tree.structure(back) == jax.tree.structure(TREE)

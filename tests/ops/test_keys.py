@@ -110,3 +110,28 @@ def test_a_program_without_loops(key) -> None:
 def test_more_numbers_than_a_word_can_count_are_refused(key) -> None:
     with pytest.raises(ValueError, match=r"2\^32 numbers"):
         jax.jit(lambda k: jax.random.bits(keys.written_out(k), (2**17, 2**16))).lower(key)
+
+
+def test_quick_numbers_are_uniform_and_apart(key) -> None:
+    many = jax.random.split(key, 8)
+    found = np.asarray(jax.jit(jax.vmap(lambda k: keys.quick_uniform(k, (50, 400))))(many))
+    assert found.dtype == np.float32 and found.min() >= 0 and found.max() < 1
+    size = found[0].size
+    for each in found:
+        counts, _ = np.histogram(each, 64, (0, 1))
+        # Chi-squared of 63 degrees of freedom: mean 63, deviation 11.
+        assert ((counts - size / 64) ** 2 / (size / 64)).sum() < 63 + 5 * 11.3
+        assert len(np.unique(each)) > 0.99 * size
+    # Neither neighbours nor keys go together.
+    flat = found.reshape(8, -1).astype(np.float64)
+    apart = np.corrcoef(flat) - np.eye(8)
+    assert np.abs(apart).max() < 5 / np.sqrt(size)
+    for step in (1, 2, 400):
+        together = np.corrcoef(flat[:, step:].ravel(), flat[:, :-step].ravel())[0, 1]
+        assert abs(together) < 5 / np.sqrt(8 * size)
+
+
+def test_quick_numbers_of_a_key_are_those_of_its_words(key) -> None:
+    whole = keys.quick_uniform(key, (3, 5))
+    np.testing.assert_array_equal(whole.reshape(-1), keys.quick_uniform(key, (15,)))
+    assert (whole != keys.quick_uniform(jax.random.fold_in(key, 1), (3, 5))).all()

@@ -30,7 +30,7 @@ def received(link: Uplink, update, key):
 def error_of(link: Uplink, update=GAUSSIAN) -> float:
     """||received - update||^2 / ||update||^2, the mean over a few keys."""
     several = jax.jit(jax.vmap(functools.partial(received, link), (None, 0)))
-    found = np.asarray(several(update, jax.random.split(KEY, 4)), np.float64)
+    found = np.asarray(several(update, jax.random.split(KEY, 16)), np.float64)
     return float((((found - update) ** 2).sum(axis=1) / (update.astype(float) ** 2).sum()).mean())
 
 
@@ -128,7 +128,7 @@ def test_a_chain_codes_what_is_not_coded_yet():
     link = uplink.chain(uplink.top_k(0.01), uplink.qsgd(8))
     _, sent, num_bytes, _ = link.apply(KEY, link.init(GAUSSIAN), Message(), GAUSSIAN, 1.0)
     number = round(0.01 * SIZE)
-    # A length, then one number of 8 bits and an index of 15 for each.
+    # A length, and one number of 8 bits and an index of 15 for each.
     assert float(num_bytes) == 4 + number + -(-15 * number // 8)
     assert trees.num_bytes(sent) == float(num_bytes)
     found = np.asarray(link.receive(KEY, Message(), sent))
@@ -145,6 +145,8 @@ def test_what_needs_numbers_says_so():
 
     with pytest.raises(TypeError, match=r"clip needs updates of floating point.*before that one"):
         send(uplink.top_k(0.1), uplink.clip(1.0))
+    with pytest.raises(TypeError, match="noise needs updates of floating point"):
+        send(uplink.qsgd(4), uplink.gaussian_noise(1.0))
     with pytest.raises(TypeError, match="error_feedback and ef21 needs updates"):
         send(uplink.top_k(0.1), uplink.error_feedback(uplink.sign()))
     with pytest.raises(ValueError, match="no numbers of floating point left to compress"):
@@ -253,7 +255,7 @@ def test_signs_and_a_vote_are_signsgd():
     found = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(moved)])
     np.testing.assert_allclose(found, np.sign(votes.sum(axis=0)), atol=1e-6)
     assert set(np.round(found)) == {-1, 0, 1}  # ties, of four clients
-    assert float(info.bytes_up) == 4 * -(-len(found) // 8)
+    assert float(info.bytes_up) == 4 * (2 + 1)  # of leaves of 9 and 3 signs
 
 
 @functools.cache
