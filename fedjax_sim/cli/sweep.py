@@ -246,7 +246,7 @@ def _compare(
     """Show all runs beside each other, and write that down."""
     found = comparison.of(runs)
     metric = next((name for name in found.metrics if name.startswith("test/")), found.metrics[0])
-    for sheet in (*found.key(), found.grid(metric) or found.table(metric)):
+    for sheet in (*found.key(), found.grid(metric) or found.table(metric), *found.costs()):
         console.print(sheet.rich())
     for name, why in found.left_out.items():
         console.print(checks.printable(f"left out: {name}: {why}"), markup=False)

@@ -73,8 +73,13 @@ def check(args: Sequence[str], options: type, *, command: str) -> None:
         from_words(name, words, kinds[name])
 
 
+ADDED_UP = {"over"}
+
+
 def split(args: Sequence[str], kinds: Mapping[str, Any]) -> dict[str, list[str]]:
     """Option -> the words that follow it; what is no option by itself is one by its name's dashes.
+
+    Of an option that is given twice the last words count, but axes of a sweep add up.
 
     Raises:
         ValueError: a word that follows nothing.
@@ -94,7 +99,7 @@ def split(args: Sequence[str], kinds: Mapping[str, Any]) -> dict[str, list[str]]
         one = name in kinds and not _is_listing(kinds[name])
         while rest and not equals and not rest[0].startswith("--") and not (one and words):
             words.append(rest.pop(0))
-        found[name] = words
+        found[name] = found.get(name, []) + words if name in ADDED_UP else words
     return found
 
 

@@ -18,6 +18,7 @@ import contextlib
 import functools
 import logging
 import math
+import threading
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -362,16 +363,20 @@ def _enough(
     return bound * math.sqrt(num_rounds / 2) / root
 
 
+_LOGGING = threading.RLock()
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep dp_accounting from logging every order that it leaves out."""
     log = logging.getLogger("absl")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
+    with _LOGGING:  # runs of a sweep account in threads of their own
+        before = log.level
+        log.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            log.setLevel(before)
 
 
 @functools.lru_cache(maxsize=256)

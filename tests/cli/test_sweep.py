@@ -14,7 +14,7 @@ from pages import Page
 
 SMALL = ["--num-clients", "8", "--cohort-size", "5", "--model", "logistic", "--rounds", "2"]
 FILES = {"config.json", "config.toml", "per_client.npz", "report.html", "results.json"}
-OVER = ["--over", "seed=0..1", "aggregator=mean,coordinate_median"]
+OVER = ["--over", "seed=0..1", "--over", "aggregator=mean,coordinate_median"]
 
 
 def run(*args):

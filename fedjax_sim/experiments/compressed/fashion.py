@@ -82,7 +82,7 @@ def compressions() -> dict[str, Uplink]:
         "uniform, 8 bits": uplink.uniform_quantization(8),
         "uniform, 4 bits": uplink.uniform_quantization(4),
         "rotated, uniform, 4 bits": uplink.chain(
-            uplink.rotation(), uplink.uniform_quantization(4, bucket_size=4096)
+            uplink.rotation(), uplink.uniform_quantization(4, bucket_size=1024)
         ),
         "QSGD, 4 bits": uplink.qsgd(4, bucket_size=512),
         "EDEN, 4 bits": uplink.eden(4),
