@@ -225,7 +225,7 @@ def part_peers(run: Runner) -> None:
             x = x.astype(np.float32) / 255
         path = run.options.output / "population.npz"
         facts = {"sizes": np.full(clients, size), "cohort": cohort, "batch_size": batch_size}
-        np.savez(path, x=x, y=y, **facts)
+        np.savez(path, x=x, y=y, private=False, **facts)
         for name in ("fedjax_sim", "fedjax", "pfl"):
             script = HERE / "peers" / f"{name}_round.py"
             rounds = 1 if run.options.quick else 3

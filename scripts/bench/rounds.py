@@ -24,12 +24,15 @@ is not installed or trains a model of another size is a line and a cell that say
         transformer] [--clients 100 1000] [--cohort 10] [--sizes equal lognormal]
         [--peers fedjax pfl pfl-thread pfl-processes flower] [--repeats 3] [--rounds 5]
         [--timeout 900] [--folder IDX_FOLDER] [--quick]
+    .venv/bin/python scripts/bench/rounds.py --private --peers pfl pfl-thread
+
+With --private every update is clipped and the sum gets Gaussian noise, here and in pfl-research.
 """
 
 import itertools
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import harness
 import numpy as np
@@ -40,6 +43,8 @@ from fedjax_sim.data import datasets
 
 SIZES = {"equal": harness.equal_sizes, "lognormal": harness.lognormal_sizes}
 BATCH_SIZE = 20
+PRIVATE = {"pfl", "pfl-thread", "pfl-processes"}
+"""Peers with a Gaussian mechanism."""
 
 
 class Work(NamedTuple):
@@ -63,6 +68,9 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=["equal"], choices=list(SIZES))
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each process")
     parser.add_argument("--folder", type=Path, help="Fashion-MNIST as IDX files")
+    parser.add_argument(
+        "--private", action="store_true", help="clip updates and add noise: fedjax_sim and pfl"
+    )
     options = parser.parse_args()
     if options.quick:
         options.models, options.clients = ["logistic"], [4]
@@ -73,10 +81,12 @@ def main() -> None:
             options.clients, options.sizes, options.models
         )
     ]
+    if options.private and not {*options.peers} <= PRIVATE:
+        parser.error(f"--private has these peers: {', '.join(sorted(PRIVATE))}; name them.")
     commands = simulators.commands("round", options.peers)
     lines = []
     with tempfile.TemporaryDirectory() as folder:
-        paths = {work: save(work, Path(folder), options.folder) for work in works}
+        paths = {work: save(work, Path(folder), options) for work in works}
 
         def once(work: Work, name: str) -> simulators.Found:
             arguments = (work.model, paths[work], options.rounds)
@@ -86,6 +96,7 @@ def main() -> None:
         ways = itertools.product(works, commands)
         for (work, name), turn, found in simulators.turns(ways, options.repeats, once):
             facts = simulators.identity(name) | {"turn": turn, **work._asdict(), **found}
+            facts["private"] = options.private
             lines.append(harness.emit("rounds", uses_jax=False, **facts))
     harness.show("median seconds a round (times ours)", *table(lines))
 
@@ -96,14 +107,15 @@ def table(lines: list[harness.Line]) -> harness.Table:
     return simulators.table(lines, keys)
 
 
-def save(work: Work, folder: Path, fashion: Path | None) -> Path:
+def save(work: Work, folder: Path, options: Any) -> Path:
     """Write the clients: x [M, ...] (images float32 in [0, 1], or tokens), y, sizes [N]."""
     shape = harness.workload(work.model).shape
     path = folder / f"{'-'.join(map(str, (*shape, *work[1:])))}.npz"
     if not path.exists():
         sizes = SIZES[work.sizes](work.clients)
-        x, y = examples(work.model, int(sizes.sum()), fashion)
-        np.savez(path, x=x, y=y, sizes=sizes, cohort=work.cohort, batch_size=BATCH_SIZE)
+        x, y = examples(work.model, int(sizes.sum()), options.folder)
+        facts = {"cohort": work.cohort, "batch_size": BATCH_SIZE, "private": options.private}
+        np.savez(path, x=x, y=y, sizes=sizes, **facts)
     return path
 
 

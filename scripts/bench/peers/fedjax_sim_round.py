@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from workloads import WORKLOADS
 
-from fedjax_sim import algorithms
+from fedjax_sim import aggregators, algorithms, privacy
 from fedjax_sim.data import Batching, federate
 from fedjax_sim.servers import sampling
 
@@ -24,6 +24,7 @@ model_name, path, num_rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
 with np.load(path) as file:
     x, y, sizes = file["x"], file["y"], file["sizes"]
     cohort_size, batch_size = int(file["cohort"]), int(file["batch_size"])
+    private = bool(file["private"])
 mesh = devices.mesh()
 rows = np.split(np.arange(len(y)), np.cumsum(sizes)[:-1])
 data = devices.replicate(federate({"x": x, "y": y}, rows), mesh)
@@ -33,6 +34,11 @@ algorithm = algorithms.fedavg(
     client_optimizer=optax.sgd(0.1),
     batching=Batching(batch_size),
     sampler=sampling.everyone() if cohort_size == len(sizes) else sampling.uniform(cohort_size),
+    aggregator=aggregators.private_mean(
+        privacy.gaussian(1.0), max_norm=1.0, expected_size=cohort_size
+    )
+    if private
+    else None,
     mesh=mesh,
 )
 key = jax.random.key(0)

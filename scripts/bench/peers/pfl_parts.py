@@ -18,6 +18,8 @@ from pfl.data.sampling import get_user_sampler
 from pfl.hyperparam import NNEvalHyperParams, NNTrainHyperParams
 from pfl.metrics import Weighted
 from pfl.model.pytorch import PyTorchModel
+from pfl.privacy.gaussian_mechanism import GaussianMechanism
+from pfl.privacy.privacy_mechanism import CentrallyAppliedPrivacyMechanism
 from torch import nn
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count()))
@@ -72,8 +74,9 @@ def users(file):
     }
 
 
-def train(model, users, *, num_rounds, cohort_size, batch_size, callbacks):
-    """FedAvg with SGD, one local epoch."""
+def train(model, users, *, num_rounds, cohort_size, batch_size, callbacks, private=False):
+    """FedAvg with SGD, one local epoch; private: updates clipped to 1, noise of deviation 1."""
+    mechanism = CentrallyAppliedPrivacyMechanism(GaussianMechanism(1.0, 1.0))
     federated = FederatedDataset(users.__getitem__, get_user_sampler("minimize_reuse", list(users)))
     FederatedAveraging().run(
         NNAlgorithmParams(
@@ -82,7 +85,11 @@ def train(model, users, *, num_rounds, cohort_size, batch_size, callbacks):
             train_cohort_size=cohort_size,
             val_cohort_size=0,
         ),
-        SimulatedBackend(training_data=federated, val_data=federated),
+        SimulatedBackend(
+            training_data=federated,
+            val_data=federated,
+            postprocessors=[mechanism] if private else [],
+        ),
         model,
         NNTrainHyperParams(
             local_num_epochs=1, local_learning_rate=0.1, local_batch_size=batch_size

@@ -34,6 +34,7 @@ model_name, path, num_rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
 with np.load(path) as file:
     users = pfl_parts.users(file)
     cohort_size, batch_size = int(file["cohort"]), int(file["batch_size"])
+    private = bool(file["private"])
 model = pfl_parts.model(model_name)
 timer = Timer()
 pfl_parts.train(
@@ -43,6 +44,7 @@ pfl_parts.train(
     cohort_size=cohort_size,
     batch_size=batch_size,
     callbacks=[timer],
+    private=private,
 )
 if os.environ.get("RANK", "0") == "0":
     line = {
