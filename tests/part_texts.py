@@ -149,7 +149,7 @@ TEXTS: dict[type, list[str]] = {
         "banded(1.0, num_bands=3)",
         "gaussian(1.0)",
         "laplace(0.5)",
-        "tree(1.0, num_rounds=10)",
+        "tree(1.0)",
     ],
     base.Server: [
         "compressed(server_optimizer(sgd(1.0)), top_k(0.1))",
@@ -199,10 +199,10 @@ TEXTS: dict[type, list[str]] = {
         "ditto(client_optimizer=sgd(0.1), personal_learning_rate=0.1, pull=1.0, "
         "batching=Batching(4))",
         "dp_fedavg(client_optimizer=sgd(0.1), batching=Batching(None, num_steps=1), "
-        "cohort_size=5, max_norm=1.0, target_epsilon=2.0, num_rounds=9, "
+        "cohort_size=5, max_norm=1.0, target_epsilon=2.0, "
         "adaptive=AdaptiveClipping(0.5))",
         "dp_ftrl(client_optimizer=sgd(0.1), batching=Batching(4), cohort_size=2, max_norm=1.0, "
-        "num_rounds=8, noise_multiplier=1.0, mechanism=tree, server=sgd(1.0, momentum=0.9))",
+        "noise_multiplier=1.0, mechanism=tree, server=sgd(1.0, momentum=0.9))",
         "drfa(client_optimizer=sgd(0.1), mixture_step_size=0.1, cohort_size=3, "
         "batching=Batching(4, num_steps=3))",
         "fair_flearn_afl(learning_rate=0.1, mixture_step_size=0.1)",

@@ -248,12 +248,15 @@ PLACES = {
     base.Model: "model",
     base.Algorithm: "algorithm",
     base.ClientMetric: "metrics",
+    base.Noise: "aggregator",
 }
 
 
 def around(kind: type, text: str) -> dict[str, Any]:
     """The options by which a part stands in an experiment."""
     settings: dict[str, Any] = {PLACES[kind]: [text] if kind is base.ClientMetric else text}
+    if kind is base.Noise:
+        settings = {"aggregator": f"private_mean({text}, max_norm=1.0, expected_size=10)"}
     if kind is base.Attack:
         settings |= {"malicious": [0, 1]}
     if kind is base.ClientRule:

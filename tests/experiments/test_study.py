@@ -107,7 +107,14 @@ def test_experiments_are_named_by_their_place() -> None:
         *("agnostic-adult", "agnostic-fashion", "agnostic-language", "backdoor-fashion"),
         "compressed-fashion",
         *("fair-adult", "fair-shakespeare", "fedma-fashion", "lens-adult", "lens-fashion"),
-        *("pfnm-cifar10", "pfnm-mnist", "private-fashion", "private-leakage", "robust-mnist"),
+        *(
+            "pfnm-cifar10",
+            "pfnm-mnist",
+            "private-fashion",
+            "private-leakage",
+            "private-robust",
+            "robust-mnist",
+        ),
     ]
 
 

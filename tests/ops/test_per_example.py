@@ -181,6 +181,9 @@ ARGUMENTS: dict[str, Any] = {
     "batching": fs.Batching(4, num_steps=2),
     "batch_size": 4,
     "cohort_size": 2,
+    "max_norm": 1.0,
+    "noise_multiplier": 1.0,
+    "num_rounds": 3,
     "boost": 2.0,
     "targets": TARGETS,
     "names": "kernel",
@@ -200,7 +203,10 @@ def factories(argument: str) -> Iterator[tuple[str, Callable[..., Any]]]:
             if argument not in [p.name for p in parameters]:
                 continue
             needed = [
-                p.name for p in parameters if p.default is p.empty and p.kind != p.VAR_KEYWORD
+                p.name
+                for p in parameters
+                if p.name == "noise_multiplier"
+                or (p.default is p.empty and p.kind != p.VAR_KEYWORD)
             ]
             bound = {n: ARGUMENTS[n] for n in needed if n in ARGUMENTS and n != argument}
             yield f"{room.__name__.split('.')[-1]}.{name}", functools.partial(function, **bound)

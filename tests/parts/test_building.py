@@ -30,6 +30,7 @@ KNOWN = {
     "num_classes": 3,
     "num_outputs": 3,
     "vocab_size": 90,
+    "num_rounds": 9,
 }
 
 

@@ -34,10 +34,11 @@ def test_compressed_fashion_counts_bytes_and_learns(tmp_path, monkeypatch):
     monkeypatch.setattr(compressed, "compressions", lambda: kept)
     rows = results(compressed, tmp_path)["rows"]
     sent = {name: row["bytes_a_round"] for name, row in rows.items()}
-    size = 784 * 100 + 100 + 100 * 10 + 10
+    leaves = (784 * 100, 100, 100 * 10, 10)
+    size = sum(leaves)
     one_per_cent = round(size / 100)
     assert sent["none"] == 4 * size
-    assert sent["signs"] == -(-size // 8) + 4
+    assert sent["signs"] == sum(-(-n // 8) + 4 for n in leaves)  # and a factor for each
     assert sent["top 1%, error feedback"] == 4 * one_per_cent + -(-one_per_cent * 17 // 8)
     assert all(row["accuracy"]["mean"] > 0.5 for row in rows.values())
 
