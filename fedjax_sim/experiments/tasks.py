@@ -106,6 +106,44 @@ def whole(examples: Examples) -> FederatedData:
     return federate(examples, [np.arange(len(examples["y"]))])
 
 
+def swept_accuracy(
+    name: str,
+    make: Callable[..., Algorithm],
+    model: Model,
+    train: FederatedData,
+    test: FederatedData,
+    *,
+    seeds: Sequence[int],
+    axes: Mapping[str, Sequence[float]],
+    **options: Any,
+) -> tuple[np.ndarray, simulate.Result]:
+    """What a sweep's models are right on of one client's test examples, and the sweep's result.
+
+    Args:
+        name, make, train, seeds, axes, **options: as in `study.sweep`; among them `num_rounds` and
+            `eval_every`.
+        model: takes and is tested on images.
+        test: one client.
+
+    Returns:
+        [E, *axes, G] test accuracy, and the result.
+    """
+    result = study.sweep(
+        name,
+        make,
+        lambda key: model.init(key, jnp.zeros((1, 28, 28, 1))),
+        train,
+        seeds=seeds,
+        axes=axes,
+        evaluate=engine.evaluator(model, {"accuracy": metrics.accuracy}),
+        eval_data={"test": test},
+        **options,
+    )
+    found = result.evaluations.values["test"]["accuracy"]
+    accuracy = np.asarray(found.total / found.count)[..., 0]
+    return accuracy.reshape(len(accuracy), *map(len, axes.values()), len(seeds)), result
+
+
 def ridge(strength: float) -> Callable[[Params], Array]:
     """regularizer(params) = strength / 2 * ||params||^2."""
     return lambda params: strength / 2 * optax.tree.norm(params, squared=True)

@@ -16,11 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_sim import algorithms, engine, metrics, models, uplink
+from fedjax_sim import algorithms, models, uplink
 from fedjax_sim.analysis import plots
 from fedjax_sim.base import Algorithm, Uplink
 from fedjax_sim.data import Batching, FederatedData, federate, partition
@@ -109,20 +108,18 @@ def _train(
             MODEL, client_optimizer=optax.sgd(0.05), batching=Batching(32), uplink=link
         )
 
-    result = study.sweep(
+    accuracy, result = tasks.swept_accuracy(
         name,
         make,
-        lambda key: MODEL.init(key, jnp.zeros((1, 28, 28, 1))),
+        MODEL,
         train,
+        test,
         seeds=options.seeds,
+        axes={},
         num_rounds=options.rounds,
         eval_every=max(1, options.rounds // 10),
-        evaluate=engine.evaluator(MODEL, {"accuracy": metrics.accuracy}),
-        eval_data={"test": test},
         keep=("cohort.num_bytes",),
     )
-    found = result.evaluations.values["test"]["accuracy"]
-    accuracy = np.asarray(found.total / found.count)[..., 0]  # one client has the test set
     return Row(float(np.mean(result.info.cohort.num_bytes)), accuracy, result.seconds)
 
 

@@ -21,11 +21,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_sim import aggregators, algorithms, engine, metrics, models, simulate
+from fedjax_sim import aggregators, algorithms, models, simulate
 from fedjax_sim.analysis import plots
 from fedjax_sim.base import Algorithm, Array, Examples
 from fedjax_sim.data import Batching, FederatedData, federate, partition
@@ -176,21 +175,18 @@ def _accuracy(
     options: Options,
 ) -> tuple[np.ndarray, simulate.Result]:
     """Test accuracy at the end, [*axes, G], and the result of the sweep."""
-    result = study.sweep(
+    accuracy, result = tasks.swept_accuracy(
         name,
         make,
-        lambda key: MODEL.init(key, jnp.zeros((1, 28, 28, 1))),
+        MODEL,
         train,
+        test,
         seeds=options.seeds,
         axes=axes,
         num_rounds=options.rounds,
         eval_every=options.rounds,
-        evaluate=engine.evaluator(MODEL, {"accuracy": metrics.accuracy}),
-        eval_data={"test": test},
     )
-    found = result.evaluations.values["test"]["accuracy"]
-    last = np.asarray(found.total / found.count)[-1, :, 0]
-    return last.reshape([*map(len, axes.values()), len(options.seeds)]), result
+    return accuracy[-1], result
 
 
 def _curve(

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_sim import aggregators, algorithms, attacks, engine, metrics, models, privacy, uplink
+from fedjax_sim import aggregators, algorithms, attacks, models, privacy, uplink
 from fedjax_sim.analysis import plots
 from fedjax_sim.base import Aggregator, Algorithm, Array, Attack
 from fedjax_sim.data import Batching, FederatedData, federate, partition
@@ -126,23 +126,19 @@ def _train(
             malicious=range(NUM_MALICIOUS),
         )
 
-    axes = {"noise_multiplier": options.noise_multipliers, "attack": range(len(ways))}
-    result = study.sweep(
+    accuracy, _ = tasks.swept_accuracy(
         name,
         make,
-        lambda key: MODEL.init(key, jnp.zeros((1, 28, 28, 1))),
+        MODEL,
         train,
+        test,
         seeds=options.seeds,
-        axes=axes,
+        axes={"noise_multiplier": options.noise_multipliers, "attack": range(len(ways))},
         num_rounds=options.rounds,
         eval_every=options.rounds,
-        evaluate=engine.evaluator(MODEL, {"accuracy": metrics.accuracy}),
-        eval_data={"test": test},
         on_error="continue",  # an attack may succeed as far as that
     )
-    found = result.evaluations.values["test"]["accuracy"]
-    last = np.asarray(found.total / found.count)[-1, :, 0]
-    return last.reshape([*map(len, axes.values()), len(options.seeds)])
+    return accuracy[-1]
 
 
 def _table(
