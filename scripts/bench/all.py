@@ -56,7 +56,10 @@ TABLES = {
     "streaming": ("streaming.py --rounds 150",),
     "matching": ("matching.py --what pfnm",),
     "assignment": ("matching.py --what assignment",),
-    "uplinks": ("uplinks.py --repeats 9",),
+    "rounds-private": (
+        "rounds.py --private --models logistic mlp --peers pfl pfl-thread --repeats 2",
+    ),
+    "uplinks": ("uplinks.py --repeats 5",),
     "uplinks-peers": ("uplinks.py --peers",),
     "simplex": ("simplex.py --repeats 9",),
     "aggregators": ("aggregators.py",),
