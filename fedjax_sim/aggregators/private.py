@@ -97,10 +97,15 @@ def private_mean(
     def summand(
         key: Key, state: PrivateState, slot: Array, update: PyTree, weight: Array
     ) -> _Terms:
-        counts = (weight > 0) & trees.all_finite(update)
-        wide = jax.tree.map(lambda u: jnp.where(counts, trees.wide(u), 0), update)
-        kept, is_clipped = trees.clipped(wide, state.max_norm, kind=noise.norm, by_leaf=per_layer)
-        return _Terms(kept, counts.astype(jnp.float32), is_clipped.astype(jnp.float32))
+        wide = jax.tree.map(trees.wide, update)
+        clipped = trees.clipped(wide, state.max_norm, kind=noise.norm, by_leaf=per_layer)
+        kept, is_long, is_finite = clipped
+        counts = (weight > 0) & is_finite
+        return _Terms(
+            jax.tree.map(lambda u: jnp.where(counts, u, 0), kept),
+            counts.astype(jnp.float32),
+            (counts & is_long).astype(jnp.float32),
+        )
 
     def from_sum(
         key: Key, state: PrivateState, total: _Terms

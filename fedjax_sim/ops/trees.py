@@ -66,7 +66,7 @@ def check_floating(name: str, tree: PyTree) -> None:
 
 def clipped(
     tree: PyTree, max_norm: Array | float, *, kind: str = "l2", by_leaf: bool = False
-) -> tuple[PyTree, Array]:
+) -> tuple[PyTree, Array, Array]:
     """A tree scaled down to a norm of at most `max_norm`, if it is longer.
 
     Args:
@@ -77,17 +77,20 @@ def clipped(
             so that all together are no longer than `max_norm`.
 
     Returns:
-        (tree, whether anything was too long, a bool scalar).
+        (tree, whether anything was too long, whether all lengths are finite), two bool scalars.
+        With a NaN or an infinity in it no length is finite, and what is scaled is of no use.
     """
     leaves, structure = jax.tree.flatten(tree)
     if by_leaf and len(leaves) > 1:
         bound = max_norm / (len(leaves) if kind == "l1" else len(leaves) ** 0.5)
         each = [clipped(leaf, bound, kind=kind) for leaf in leaves]
-        any_long = jnp.stack([is_long for _, is_long in each]).any()
-        return jax.tree.unflatten(structure, [leaf for leaf, _ in each]), any_long
+        kept, is_long, is_finite = zip(*each, strict=True)
+        any_long, all_finite = jnp.stack(is_long).any(), jnp.stack(is_finite).all()
+        return jax.tree.unflatten(structure, kept), any_long, all_finite
     length = norm(tree) if kind == "l2" else _sum_of_sizes(leaves)
     is_long = length > max_norm
-    return scale(tree, jnp.where(is_long, max_norm / jnp.where(is_long, length, 1), 1)), is_long
+    factor = jnp.where(is_long, max_norm / jnp.where(is_long, length, 1), 1)
+    return scale(tree, factor), is_long, jnp.isfinite(length)
 
 
 def _sum_of_sizes(leaves: list[Array]) -> Array:

@@ -40,7 +40,7 @@ def clip(
         key: Key, state: PyTree, message: Message, update: PyTree, weight: Array
     ) -> tuple[PyTree, PyTree, Array, dict[str, Array]]:
         trees.check_floating("clip", update)
-        sent, is_long = trees.clipped(update, max_norm, kind=norm, by_leaf=per_layer)
+        sent, is_long, _ = trees.clipped(update, max_norm, kind=norm, by_leaf=per_layer)
         info = {"is_clipped": is_long.astype(jnp.float32)}
         return state, sent, jnp.float32(trees.num_bytes(update)), info
 
