@@ -84,9 +84,9 @@ def clipped(
     if by_leaf and len(leaves) > 1:
         bound = max_norm / (len(leaves) if kind == "l1" else len(leaves) ** 0.5)
         each = [clipped(leaf, bound, kind=kind) for leaf in leaves]
-        kept, is_long, is_finite = zip(*each, strict=True)
-        any_long, all_finite = jnp.stack(is_long).any(), jnp.stack(is_finite).all()
-        return jax.tree.unflatten(structure, kept), any_long, all_finite
+        any_long = jnp.stack([is_long for _, is_long, _ in each]).any()
+        all_finite = jnp.stack([is_finite for _, _, is_finite in each]).all()
+        return jax.tree.unflatten(structure, [kept for kept, _, _ in each]), any_long, all_finite
     length = norm(tree) if kind == "l2" else _sum_of_sizes(leaves)
     is_long = length > max_norm
     factor = jnp.where(is_long, max_norm / jnp.where(is_long, length, 1), 1)
