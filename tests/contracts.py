@@ -1274,6 +1274,30 @@ ALGORITHMS = {
         lambda model: algorithms.feddyn(model, alpha=0.3, client_optimizer=optax.sgd(0.2), **SOME),
     ),
     "scaffold": AlgorithmRow(algorithms.scaffold, scaffold),
+    "fednova": AlgorithmRow(
+        algorithms.fednova,
+        lambda model: algorithms.fednova(
+            model, client_learning_rate=0.2, client_momentum=0.5, mu=0.1, **SOME
+        ),
+    ),
+    "fedexp": AlgorithmRow(
+        algorithms.fedexp,
+        lambda model: algorithms.fedexp(model, client_optimizer=optax.sgd(0.2), **SOME),
+    ),
+    "scaffnew": AlgorithmRow(
+        algorithms.scaffnew,
+        lambda model: algorithms.scaffnew(
+            model,
+            client_learning_rate=0.2,
+            probability=0.4,
+            batching=Batching(BATCH_SIZE, num_steps=4),
+        ),
+        opts_out={"test_two_seeds_draw_different_cohorts": "everyone takes part in every round"},
+    ),
+    "fedcm": AlgorithmRow(
+        algorithms.fedcm,
+        lambda model: algorithms.fedcm(model, alpha=0.4, client_learning_rate=0.2, **SOME),
+    ),
     "agnostic, per domain": AlgorithmRow(
         algorithms.agnostic,
         lambda model: agnostic(model, batch_size=2),

@@ -215,6 +215,10 @@ TEXTS: dict[type, list[str]] = {
         "fedadam(client_optimizer=sgd(0.1), batching=Batching(4), server_learning_rate=0.1)",
         "fedyogi(client_optimizer=sgd(0.1), batching=Batching(4))",
         "fedadagrad(client_optimizer=sgd(0.1), batching=Batching(4))",
+        "fednova(client_learning_rate=0.1, client_momentum=0.5, batching=Batching(4))",
+        "fedexp(client_optimizer=sgd(0.1), server_epsilon=0.1, batching=Batching(4))",
+        "scaffnew(client_learning_rate=0.1, probability=0.5, batching=Batching(4, num_steps=3))",
+        "fedcm(alpha=0.1, client_learning_rate=0.1, batching=Batching(4))",
         "fedmgda(client_optimizer=sgd(0.1), server_learning_rate=1.0, batching=Batching(4))",
         "fedprox(mu=0.1, client_optimizer=adamw(cosine_decay_schedule(0.1, 10)), "
         "batching={{batch_size: 4, num_epochs: 2}})",
