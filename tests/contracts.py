@@ -586,6 +586,10 @@ HONEST = clients.local_sgd(MODEL, optax.sgd(0.2), loss=metrics.cross_entropy)
 SGD = optax.sgd(0.2)
 
 
+def sharpness_aware(rho: float, **options: Any) -> ClientRule:
+    return clients.sharpness_aware(MODEL, SGD, rho=rho, loss=metrics.cross_entropy, **options)
+
+
 def adapted(factor: float) -> ClientRule:
     """`local_sgd` whose updates are multiplied, with other weights of equal proportions."""
     return clients.adapt(
@@ -671,6 +675,13 @@ CLIENT_RULES = {
         reference=plain,
         within=lambda width: averaging(prox(0.7), width=width),
         without=lambda width: averaging(prox(0.0), width=width),
+    ),
+    "sharpness_aware": RuleRow(
+        clients.sharpness_aware,
+        lambda: sharpness_aware(0.3, adaptivity=0.1),
+        reference=plain,
+        within=lambda width: averaging(sharpness_aware(0.3, adaptivity=0.1), width=width),
+        without=lambda width: averaging(sharpness_aware(0.0), width=width),
     ),
     "dp_sgd": RuleRow(
         clients.dp_sgd,
@@ -1293,6 +1304,16 @@ ALGORITHMS = {
             batching=Batching(BATCH_SIZE, num_steps=4),
         ),
         opts_out={"test_two_seeds_draw_different_cohorts": "everyone takes part in every round"},
+    ),
+    "fedsam": AlgorithmRow(
+        algorithms.fedsam,
+        lambda model: algorithms.fedsam(model, rho=0.3, client_optimizer=optax.sgd(0.2), **SOME),
+    ),
+    "fedlc": AlgorithmRow(
+        algorithms.fedlc,
+        lambda model: algorithms.fedlc(
+            model, temperature=0.5, client_optimizer=optax.sgd(0.2), **SOME
+        ),
     ),
     "fedcm": AlgorithmRow(
         algorithms.fedcm,

@@ -19,10 +19,12 @@ from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.fedcm import FedCmState, fedcm
 from fedjax_sim.algorithms.feddyn import FedDynState, feddyn
 from fedjax_sim.algorithms.fedexp import FedExpState, fedexp
+from fedjax_sim.algorithms.fedlc import fedlc
 from fedjax_sim.algorithms.fedmgda import fedmgda
 from fedjax_sim.algorithms.fednova import fednova
 from fedjax_sim.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
 from fedjax_sim.algorithms.fedprox import fedprox
+from fedjax_sim.algorithms.fedsam import fedsam
 from fedjax_sim.algorithms.pfnm import PfnmState, pfnm
 from fedjax_sim.algorithms.q_fedavg import q_fedavg
 from fedjax_sim.algorithms.scaffnew import ScaffnewClient, scaffnew
@@ -59,9 +61,11 @@ __all__ = [
     "fedcm",
     "feddyn",
     "fedexp",
+    "fedlc",
     "fedmgda",
     "fednova",
     "fedprox",
+    "fedsam",
     "fedyogi",
     "pfnm",
     "q_fedavg",
