@@ -1315,6 +1315,12 @@ ALGORITHMS = {
             model, temperature=0.5, client_optimizer=optax.sgd(0.2), **SOME
         ),
     ),
+    **{
+        each.__name__: AlgorithmRow(
+            each, functools.partial(each, client_optimizer=optax.adam(0.05, eps=0.1), **SOME)
+        )
+        for each in (algorithms.mime, algorithms.mimelite)
+    },
     "fedcm": AlgorithmRow(
         algorithms.fedcm,
         lambda model: algorithms.fedcm(model, alpha=0.4, client_learning_rate=0.2, **SOME),

@@ -221,6 +221,8 @@ TEXTS: dict[type, list[str]] = {
         "scaffnew(client_learning_rate=0.1, probability=0.5, batching=Batching(4, num_steps=3))",
         "fedsam(rho=0.05, client_optimizer=sgd(0.1), batching=Batching(4))",
         "fedlc(temperature=1.0, client_optimizer=sgd(0.1), batching=Batching(4))",
+        "mime(client_optimizer=sgd(0.1, momentum=0.9), batching=Batching(4))",
+        "mimelite(client_optimizer=adam(0.01), batching=Batching(4))",
         "fedcm(alpha=0.1, client_learning_rate=0.1, batching=Batching(4))",
         "fedmgda(client_optimizer=sgd(0.1), server_learning_rate=1.0, batching=Batching(4))",
         "fedprox(mu=0.1, client_optimizer=adamw(cosine_decay_schedule(0.1, 10)), "

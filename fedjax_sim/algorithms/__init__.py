@@ -25,6 +25,7 @@ from fedjax_sim.algorithms.fednova import fednova
 from fedjax_sim.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
 from fedjax_sim.algorithms.fedprox import fedprox
 from fedjax_sim.algorithms.fedsam import fedsam
+from fedjax_sim.algorithms.mime import mime, mimelite
 from fedjax_sim.algorithms.pfnm import PfnmState, pfnm
 from fedjax_sim.algorithms.q_fedavg import q_fedavg
 from fedjax_sim.algorithms.scaffnew import ScaffnewClient, scaffnew
@@ -67,6 +68,8 @@ __all__ = [
     "fedprox",
     "fedsam",
     "fedyogi",
+    "mime",
+    "mimelite",
     "pfnm",
     "q_fedavg",
     "scaffnew",
