@@ -1427,6 +1427,12 @@ ALGORITHMS = {
             **SOME,
         ),
     ),
+    "moon": AlgorithmRow(
+        algorithms.moon,
+        lambda model: algorithms.moon(model, client_optimizer=optax.sgd(0.2), **SOME),
+        model=models.mlp(CLASSES, hidden=(7,)),
+        params=_wide,
+    ),
     "pfnm": AlgorithmRow(
         algorithms.pfnm,
         lambda model: algorithms.pfnm(

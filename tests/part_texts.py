@@ -237,5 +237,6 @@ UNFINISHED = ("local_steps", "scaffold(learning_rate")
 """Rules that need an objective, or a server, of their own."""
 WITHOUT = {
     "from_nnx": "takes a module that is made with keys of its own",
+    "moon": "needs a model with a hidden layer, which is below",
     "pfnm": "needs a model of bare layers, which is below",
 }

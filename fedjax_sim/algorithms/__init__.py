@@ -26,6 +26,7 @@ from fedjax_sim.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
 from fedjax_sim.algorithms.fedprox import fedprox
 from fedjax_sim.algorithms.fedsam import fedsam
 from fedjax_sim.algorithms.mime import mime, mimelite
+from fedjax_sim.algorithms.moon import MoonClient, moon
 from fedjax_sim.algorithms.pfnm import PfnmState, pfnm
 from fedjax_sim.algorithms.q_fedavg import q_fedavg
 from fedjax_sim.algorithms.scaffnew import ScaffnewClient, scaffnew
@@ -42,6 +43,7 @@ __all__ = [
     "FedCmState",
     "FedDynState",
     "FedExpState",
+    "MoonClient",
     "PfnmState",
     "PrivateRounds",
     "ScaffnewClient",
@@ -70,6 +72,7 @@ __all__ = [
     "fedyogi",
     "mime",
     "mimelite",
+    "moon",
     "pfnm",
     "q_fedavg",
     "scaffnew",
