@@ -586,6 +586,10 @@ HONEST = clients.local_sgd(MODEL, optax.sgd(0.2), loss=metrics.cross_entropy)
 SGD = optax.sgd(0.2)
 
 
+def sharpness_aware(rho: float, **options: Any) -> ClientRule:
+    return clients.sharpness_aware(MODEL, SGD, rho=rho, loss=metrics.cross_entropy, **options)
+
+
 def adapted(factor: float) -> ClientRule:
     """`local_sgd` whose updates are multiplied, with other weights of equal proportions."""
     return clients.adapt(
@@ -671,6 +675,13 @@ CLIENT_RULES = {
         reference=plain,
         within=lambda width: averaging(prox(0.7), width=width),
         without=lambda width: averaging(prox(0.0), width=width),
+    ),
+    "sharpness_aware": RuleRow(
+        clients.sharpness_aware,
+        lambda: sharpness_aware(0.3, adaptivity=0.1),
+        reference=plain,
+        within=lambda width: averaging(sharpness_aware(0.3, adaptivity=0.1), width=width),
+        without=lambda width: averaging(sharpness_aware(0.0), width=width),
     ),
     "dp_sgd": RuleRow(
         clients.dp_sgd,
@@ -1274,6 +1285,46 @@ ALGORITHMS = {
         lambda model: algorithms.feddyn(model, alpha=0.3, client_optimizer=optax.sgd(0.2), **SOME),
     ),
     "scaffold": AlgorithmRow(algorithms.scaffold, scaffold),
+    "fednova": AlgorithmRow(
+        algorithms.fednova,
+        lambda model: algorithms.fednova(
+            model, client_learning_rate=0.2, client_momentum=0.5, mu=0.1, **SOME
+        ),
+    ),
+    "fedexp": AlgorithmRow(
+        algorithms.fedexp,
+        lambda model: algorithms.fedexp(model, client_optimizer=optax.sgd(0.2), **SOME),
+    ),
+    "scaffnew": AlgorithmRow(
+        algorithms.scaffnew,
+        lambda model: algorithms.scaffnew(
+            model,
+            client_learning_rate=0.2,
+            probability=0.4,
+            batching=Batching(BATCH_SIZE, num_steps=4),
+        ),
+        opts_out={"test_two_seeds_draw_different_cohorts": "everyone takes part in every round"},
+    ),
+    "fedsam": AlgorithmRow(
+        algorithms.fedsam,
+        lambda model: algorithms.fedsam(model, rho=0.3, client_optimizer=optax.sgd(0.2), **SOME),
+    ),
+    "fedlc": AlgorithmRow(
+        algorithms.fedlc,
+        lambda model: algorithms.fedlc(
+            model, temperature=0.5, client_optimizer=optax.sgd(0.2), **SOME
+        ),
+    ),
+    **{
+        each.__name__: AlgorithmRow(
+            each, functools.partial(each, client_optimizer=optax.adam(0.05, eps=0.1), **SOME)
+        )
+        for each in (algorithms.mime, algorithms.mimelite)
+    },
+    "fedcm": AlgorithmRow(
+        algorithms.fedcm,
+        lambda model: algorithms.fedcm(model, alpha=0.4, client_learning_rate=0.2, **SOME),
+    ),
     "agnostic, per domain": AlgorithmRow(
         algorithms.agnostic,
         lambda model: agnostic(model, batch_size=2),
@@ -1375,6 +1426,12 @@ ALGORITHMS = {
             pull=0.5,
             **SOME,
         ),
+    ),
+    "moon": AlgorithmRow(
+        algorithms.moon,
+        lambda model: algorithms.moon(model, client_optimizer=optax.sgd(0.2), **SOME),
+        model=models.mlp(CLASSES, hidden=(7,)),
+        params=_wide,
     ),
     "pfnm": AlgorithmRow(
         algorithms.pfnm,

@@ -167,6 +167,7 @@ TEXTS: dict[type, list[str]] = {
         "targets={one}, boost=2.0), [0, 1])",
         "prox(sgd(0.1), mu=0.1)",
         "scaffold(learning_rate=cosine_decay_schedule(0.1, 10))",
+        "sharpness_aware(sgd(0.1), rho=0.05, adaptivity=0.2)",
         "stealthy_poisoning(sgd(0.1), targets={one}, boost=2.0)",
         "targeted_poisoning(sgd(0.1), targets={one}, boost=2.0)",
         "worker_momentum(local_sgd(adamw(0.1)), momentum=0.9)",
@@ -215,6 +216,14 @@ TEXTS: dict[type, list[str]] = {
         "fedadam(client_optimizer=sgd(0.1), batching=Batching(4), server_learning_rate=0.1)",
         "fedyogi(client_optimizer=sgd(0.1), batching=Batching(4))",
         "fedadagrad(client_optimizer=sgd(0.1), batching=Batching(4))",
+        "fednova(client_learning_rate=0.1, client_momentum=0.5, batching=Batching(4))",
+        "fedexp(client_optimizer=sgd(0.1), server_epsilon=0.1, batching=Batching(4))",
+        "scaffnew(client_learning_rate=0.1, probability=0.5, batching=Batching(4, num_steps=3))",
+        "fedsam(rho=0.05, client_optimizer=sgd(0.1), batching=Batching(4))",
+        "fedlc(temperature=1.0, client_optimizer=sgd(0.1), batching=Batching(4))",
+        "mime(client_optimizer=sgd(0.1, momentum=0.9), batching=Batching(4))",
+        "mimelite(client_optimizer=adam(0.01), batching=Batching(4))",
+        "fedcm(alpha=0.1, client_learning_rate=0.1, batching=Batching(4))",
         "fedmgda(client_optimizer=sgd(0.1), server_learning_rate=1.0, batching=Batching(4))",
         "fedprox(mu=0.1, client_optimizer=adamw(cosine_decay_schedule(0.1, 10)), "
         "batching={{batch_size: 4, num_epochs: 2}})",
@@ -228,5 +237,6 @@ UNFINISHED = ("local_steps", "scaffold(learning_rate")
 """Rules that need an objective, or a server, of their own."""
 WITHOUT = {
     "from_nnx": "takes a module that is made with keys of its own",
+    "moon": "needs a model with a hidden layer, which is below",
     "pfnm": "needs a model of bare layers, which is below",
 }

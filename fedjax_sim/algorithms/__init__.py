@@ -16,12 +16,20 @@ from fedjax_sim.algorithms.dp_ftrl import dp_ftrl
 from fedjax_sim.algorithms.drfa import DrfaState, drfa
 from fedjax_sim.algorithms.fair_flearn import FairFlearnState, fair_flearn_afl
 from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.algorithms.fedcm import FedCmState, fedcm
 from fedjax_sim.algorithms.feddyn import FedDynState, feddyn
+from fedjax_sim.algorithms.fedexp import FedExpState, fedexp
+from fedjax_sim.algorithms.fedlc import fedlc
 from fedjax_sim.algorithms.fedmgda import fedmgda
+from fedjax_sim.algorithms.fednova import fednova
 from fedjax_sim.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
 from fedjax_sim.algorithms.fedprox import fedprox
+from fedjax_sim.algorithms.fedsam import fedsam
+from fedjax_sim.algorithms.mime import mime, mimelite
+from fedjax_sim.algorithms.moon import MoonClient, moon
 from fedjax_sim.algorithms.pfnm import PfnmState, pfnm
 from fedjax_sim.algorithms.q_fedavg import q_fedavg
+from fedjax_sim.algorithms.scaffnew import ScaffnewClient, scaffnew
 from fedjax_sim.algorithms.scaffold import ScaffoldState, scaffold
 from fedjax_sim.algorithms.term import term
 
@@ -32,9 +40,13 @@ __all__ = [
     "Domains",
     "DrfaState",
     "FairFlearnState",
+    "FedCmState",
     "FedDynState",
+    "FedExpState",
+    "MoonClient",
     "PfnmState",
     "PrivateRounds",
+    "ScaffnewClient",
     "ScaffoldState",
     "WeightedState",
     "agnostic",
@@ -49,12 +61,21 @@ __all__ = [
     "fedadam",
     "fedavg",
     "fedavgm",
+    "fedcm",
     "feddyn",
+    "fedexp",
+    "fedlc",
     "fedmgda",
+    "fednova",
     "fedprox",
+    "fedsam",
     "fedyogi",
+    "mime",
+    "mimelite",
+    "moon",
     "pfnm",
     "q_fedavg",
+    "scaffnew",
     "scaffold",
     "term",
 ]

@@ -289,10 +289,11 @@ def test_every_public_part_was_placed() -> None:
     for kind in parts.CONTRACTS.values():
         placed = {text.partition("(")[0] for text in TEXTS[kind]}
         assert parts.find(kind).keys() - placed <= WITHOUT.keys()
-    resolved = options_of.resolve(
-        options_of.from_mapping({"algorithm": "pfnm", "global_model": "mlp(hidden=[300, 300])"})
-    )
-    described.check(resolved)
+    for settings in (
+        {"algorithm": "pfnm", "global_model": "mlp(hidden=[300, 300])"},
+        {"algorithm": "moon", "model": "mlp", "hidden": 8},
+    ):
+        described.check(options_of.resolve(options_of.from_mapping(settings)))
 
 
 PARTITIONS = {
