@@ -1312,6 +1312,24 @@ ALGORITHMS = {
             model, t=2.0, client_optimizer=optax.sgd(0.2), smoothing=0.5, **SOME
         ),
     ),
+    "simplicial_fl": AlgorithmRow(
+        algorithms.simplicial_fl,
+        lambda model: algorithms.simplicial_fl(
+            model, theta=0.6, client_optimizer=optax.sgd(0.2), **SOME
+        ),
+    ),
+    "propfair": AlgorithmRow(
+        algorithms.propfair,
+        lambda model: algorithms.propfair(
+            model, baseline=2.0, client_optimizer=optax.sgd(0.2), **SOME
+        ),
+    ),
+    "fedfv": AlgorithmRow(
+        algorithms.fedfv,
+        lambda model: algorithms.fedfv(
+            model, alpha=0.3, tau=2, client_optimizer=optax.sgd(0.2), **SOME
+        ),
+    ),
     "dp_fedavg": AlgorithmRow(
         algorithms.dp_fedavg,
         functools.partial(

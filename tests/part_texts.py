@@ -215,12 +215,15 @@ TEXTS: dict[type, list[str]] = {
         "fedadam(client_optimizer=sgd(0.1), batching=Batching(4), server_learning_rate=0.1)",
         "fedyogi(client_optimizer=sgd(0.1), batching=Batching(4))",
         "fedadagrad(client_optimizer=sgd(0.1), batching=Batching(4))",
+        "fedfv(client_optimizer=sgd(0.1), batching=Batching(4))",
         "fedmgda(client_optimizer=sgd(0.1), server_learning_rate=1.0, batching=Batching(4))",
         "fedprox(mu=0.1, client_optimizer=adamw(cosine_decay_schedule(0.1, 10)), "
         "batching={{batch_size: 4, num_epochs: 2}})",
+        "propfair(baseline=3.0, client_optimizer=sgd(0.1), batching=Batching(4))",
         "q_fedavg(q=1.0, client_learning_rate=cosine_decay_schedule(0.1, 10), "
         "batching=Batching(4))",
         "scaffold(client_learning_rate=0.1, batching=Batching(4))",
+        "simplicial_fl(theta=0.5, client_optimizer=sgd(0.1), batching=Batching(4))",
         "term(t=1.0, client_optimizer=sgd(0.1), batching=Batching(4))",
     ],
 }

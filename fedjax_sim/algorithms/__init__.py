@@ -17,12 +17,15 @@ from fedjax_sim.algorithms.drfa import DrfaState, drfa
 from fedjax_sim.algorithms.fair_flearn import FairFlearnState, fair_flearn_afl
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.feddyn import FedDynState, feddyn
+from fedjax_sim.algorithms.fedfv import FedFvState, fedfv
 from fedjax_sim.algorithms.fedmgda import fedmgda
 from fedjax_sim.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
 from fedjax_sim.algorithms.fedprox import fedprox
 from fedjax_sim.algorithms.pfnm import PfnmState, pfnm
+from fedjax_sim.algorithms.propfair import propfair
 from fedjax_sim.algorithms.q_fedavg import q_fedavg
 from fedjax_sim.algorithms.scaffold import ScaffoldState, scaffold
+from fedjax_sim.algorithms.simplicial_fl import simplicial_fl
 from fedjax_sim.algorithms.term import term
 
 __all__ = [
@@ -33,6 +36,7 @@ __all__ = [
     "DrfaState",
     "FairFlearnState",
     "FedDynState",
+    "FedFvState",
     "PfnmState",
     "PrivateRounds",
     "ScaffoldState",
@@ -50,11 +54,14 @@ __all__ = [
     "fedavg",
     "fedavgm",
     "feddyn",
+    "fedfv",
     "fedmgda",
     "fedprox",
     "fedyogi",
     "pfnm",
+    "propfair",
     "q_fedavg",
     "scaffold",
+    "simplicial_fl",
     "term",
 ]
