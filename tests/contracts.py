@@ -1330,6 +1330,18 @@ ALGORITHMS = {
             model, alpha=0.3, tau=2, client_optimizer=optax.sgd(0.2), **SOME
         ),
     ),
+    "feddf": AlgorithmRow(
+        algorithms.feddf,
+        lambda model: algorithms.feddf(
+            model,
+            unlabelled=np.linspace(-1, 1, 5 * FEATURES, dtype=np.float32).reshape(5, FEATURES),
+            client_optimizer=optax.sgd(0.2),
+            distillation_optimizer=optax.sgd(0.2),
+            num_distillation_steps=2,
+            distillation_batch_size=3,
+            **SOME,
+        ),
+    ),
     "dp_fedavg": AlgorithmRow(
         algorithms.dp_fedavg,
         functools.partial(

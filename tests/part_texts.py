@@ -208,6 +208,8 @@ TEXTS: dict[type, list[str]] = {
         "fair_flearn_afl(learning_rate=0.1, mixture_step_size=0.1)",
         "fedavg(client_optimizer=sgd(0.1), batching=Batching(4), sampler=uniform(5), "
         "aggregator=krum(num_byzantine=1), attack=little_is_enough, malicious=[0])",
+        "feddf(unlabelled=[[0.0, 0.0, 0.0, 0.0, 0.0, 1.0]], client_optimizer=sgd(0.1), "
+        "batching=Batching(4), num_distillation_steps=2)",
         "feddyn(alpha=0.1, client_optimizer=sgd(0.1), batching=Batching(4))",
         "federated(rule=local_sgd(sgd(0.1)), sampler=everyone, aggregator=mean, "
         "server=server_optimizer(sgd(1.0)), batching=Batching(4), uplink=clip(1.0))",

@@ -16,6 +16,7 @@ from fedjax_sim.algorithms.dp_ftrl import dp_ftrl
 from fedjax_sim.algorithms.drfa import DrfaState, drfa
 from fedjax_sim.algorithms.fair_flearn import FairFlearnState, fair_flearn_afl
 from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.algorithms.feddf import FedDfState, feddf
 from fedjax_sim.algorithms.feddyn import FedDynState, feddyn
 from fedjax_sim.algorithms.fedfv import FedFvState, fedfv
 from fedjax_sim.algorithms.fedmgda import fedmgda
@@ -35,6 +36,7 @@ __all__ = [
     "Domains",
     "DrfaState",
     "FairFlearnState",
+    "FedDfState",
     "FedDynState",
     "FedFvState",
     "PfnmState",
@@ -53,6 +55,7 @@ __all__ = [
     "fedadam",
     "fedavg",
     "fedavgm",
+    "feddf",
     "feddyn",
     "fedfv",
     "fedmgda",
