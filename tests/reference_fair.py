@@ -1,11 +1,8 @@
 """Plain NumPy float64 twins of simplicial FL, PropFair, FedFV and FedDF, on rows of numbers."""
 
-import itertools
-
 import numpy as np
 
 import reference
-import reference_fairness as fairness
 from reference_fairness import Clients, Params
 
 
@@ -30,7 +27,7 @@ def propfair_steps(
     """One local epoch of client k on the huberised logarithm, with its derivative by hand."""
     x, y = clients[k]
     words = reference.client_words(round_key, k)
-    for rows in itertools.chain(reference.epoch_batches(words, len(y), batch_size, 0)):
+    for rows in reference.epoch_batches(words, len(y), batch_size, 0):
         loss, *gradient = reference.softmax_gradient(*params, x[rows], y[rows])
         slope = 1 / (m - loss) if m - loss >= epsilon else 1 / epsilon
         params = [v - learning_rate * slope * g for v, g in zip(params, gradient, strict=True)]
@@ -87,6 +84,3 @@ def distilled(
     for _ in range(num_steps):
         start = start - rate * inputs.T @ (softmax(inputs @ start) - target) / len(inputs)
     return start
-
-
-local_steps = fairness.local_steps

@@ -50,7 +50,7 @@ def test_it_equals_its_twin():
     for key, info, state in trajectory(feddf, temperature=1.0):
         ids = reference.uniform_cohort(key, len(SIZES), COHORT)
         steps = {"batch_size": BATCH, "learning_rate": 0.3}
-        ends = [twin.local_steps(key, w, people(), k, **steps)[-1] for k in ids]
+        ends = [fairness.local_steps(key, w, people(), k, **steps)[-1] for k in ids]
         sizes = np.array(SIZES)[ids]
         mean = fairness.combine(ends, sizes / sizes.sum())
         found = twin.distilled(

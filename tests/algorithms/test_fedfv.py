@@ -44,7 +44,7 @@ def test_it_equals_its_twin(make, tau, alpha):
         ids = reference.uniform_cohort(key, len(SIZES), COHORT)
         losses = np.array([fairness.loss(w, *people()[k]) for k in ids])
         steps = {"batch_size": BATCH, "learning_rate": 0.6}
-        ends = [twin.local_steps(key, w, people(), k, **steps)[-1] for k in ids]
+        ends = [fairness.local_steps(key, w, people(), k, **steps)[-1] for k in ids]
         updates = np.stack([twin.flat(fairness.minus(end, w)) for end in ends])
         last |= {k: (r, update) for k, update in zip(ids, updates, strict=True)}
         history = [(r - when, update) for when, update in last.values()]

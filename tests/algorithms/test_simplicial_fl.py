@@ -27,7 +27,7 @@ def test_it_equals_its_twin(theta):
         losses = np.array([fairness.loss(w, *people()[k]) for k in ids])
         weights = twin.superquantile_weights(losses, np.array(SIZES)[ids], theta)
         steps = {"batch_size": BATCH, "learning_rate": 0.3}
-        ends = [twin.local_steps(key, w, people(), k, **steps)[-1] for k in ids]
+        ends = [fairness.local_steps(key, w, people(), k, **steps)[-1] for k in ids]
         w = fairness.combine(ends, weights)
         np.testing.assert_allclose(info.cohort.weights, weights, atol=1e-5)
         assert_model(state.server.params, w)
