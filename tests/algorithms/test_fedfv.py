@@ -146,7 +146,8 @@ def test_without_conflicts_it_is_fedavg_with_equal_weights():
     """From far away all clients want the same."""
     far = np.array([30.0, -20.0])
     algorithm, data = on_quadratics(tau=1)
-    state, info = algorithm.step(KEY, algorithm.init(KEY, jnp.float32(far), data), data)
+    start = algorithm.init(KEY, jnp.float32(far), data)
+    state, info = jax.jit(algorithm.step)(KEY, start, data)
     expected = far + np.mean(0.2 * CURVATURES[:, None] * (CENTRES - far), axis=0)
     np.testing.assert_allclose(algorithm.params(state), expected, rtol=1e-6)
     assert info.server["projected"] == pytest.approx(1.0)

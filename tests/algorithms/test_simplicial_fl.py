@@ -85,7 +85,8 @@ def test_whole_clients_are_those_that_the_authors_code_chooses(theta, kept):
         quantile_client="whole",
         client_optimizer=optax.sgd(0.1),
     )
-    _, info = algorithm.step(KEY, algorithm.init(KEY, jnp.zeros(()), data), data)
+    start = algorithm.init(KEY, jnp.zeros(()), data)
+    _, info = jax.jit(algorithm.step)(KEY, start, data)
     expected = kept * sizes / (kept * sizes).sum()
     np.testing.assert_allclose(info.cohort.weights, expected, atol=1e-6)
 
