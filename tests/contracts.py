@@ -1363,6 +1363,36 @@ ALGORITHMS = {
             model, t=2.0, client_optimizer=optax.sgd(0.2), smoothing=0.5, **SOME
         ),
     ),
+    "simplicial_fl": AlgorithmRow(
+        algorithms.simplicial_fl,
+        lambda model: algorithms.simplicial_fl(
+            model, theta=0.6, client_optimizer=optax.sgd(0.2), **SOME
+        ),
+    ),
+    "propfair": AlgorithmRow(
+        algorithms.propfair,
+        lambda model: algorithms.propfair(
+            model, baseline=2.0, client_optimizer=optax.sgd(0.2), **SOME
+        ),
+    ),
+    "fedfv": AlgorithmRow(
+        algorithms.fedfv,
+        lambda model: algorithms.fedfv(
+            model, alpha=0.3, tau=2, client_optimizer=optax.sgd(0.2), **SOME
+        ),
+    ),
+    "feddf": AlgorithmRow(
+        algorithms.feddf,
+        lambda model: algorithms.feddf(
+            model,
+            unlabelled=np.linspace(-1, 1, 5 * FEATURES, dtype=np.float32).reshape(5, FEATURES),
+            client_optimizer=optax.sgd(0.2),
+            distillation_optimizer=optax.sgd(0.2),
+            num_distillation_steps=2,
+            distillation_batch_size=3,
+            **SOME,
+        ),
+    ),
     "dp_fedavg": AlgorithmRow(
         algorithms.dp_fedavg,
         functools.partial(

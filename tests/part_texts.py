@@ -209,6 +209,8 @@ TEXTS: dict[type, list[str]] = {
         "fair_flearn_afl(learning_rate=0.1, mixture_step_size=0.1)",
         "fedavg(client_optimizer=sgd(0.1), batching=Batching(4), sampler=uniform(5), "
         "aggregator=krum(num_byzantine=1), attack=little_is_enough, malicious=[0])",
+        "feddf(unlabelled=[[0.0, 0.0, 0.0, 0.0, 0.0, 1.0]], client_optimizer=sgd(0.1), "
+        "batching=Batching(4), num_distillation_steps=2)",
         "feddyn(alpha=0.1, client_optimizer=sgd(0.1), batching=Batching(4))",
         "federated(rule=local_sgd(sgd(0.1)), sampler=everyone, aggregator=mean, "
         "server=server_optimizer(sgd(1.0)), batching=Batching(4), uplink=clip(1.0))",
@@ -224,12 +226,15 @@ TEXTS: dict[type, list[str]] = {
         "mime(client_optimizer=sgd(0.1, momentum=0.9), batching=Batching(4))",
         "mimelite(client_optimizer=adam(0.01), batching=Batching(4))",
         "fedcm(alpha=0.1, client_learning_rate=0.1, batching=Batching(4))",
+        "fedfv(client_optimizer=sgd(0.1), batching=Batching(4))",
         "fedmgda(client_optimizer=sgd(0.1), server_learning_rate=1.0, batching=Batching(4))",
         "fedprox(mu=0.1, client_optimizer=adamw(cosine_decay_schedule(0.1, 10)), "
         "batching={{batch_size: 4, num_epochs: 2}})",
+        "propfair(baseline=3.0, client_optimizer=sgd(0.1), batching=Batching(4))",
         "q_fedavg(q=1.0, client_learning_rate=cosine_decay_schedule(0.1, 10), "
         "batching=Batching(4))",
         "scaffold(client_learning_rate=0.1, batching=Batching(4))",
+        "simplicial_fl(theta=0.5, client_optimizer=sgd(0.1), batching=Batching(4))",
         "term(t=1.0, client_optimizer=sgd(0.1), batching=Batching(4))",
     ],
 }

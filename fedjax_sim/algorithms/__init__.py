@@ -17,8 +17,10 @@ from fedjax_sim.algorithms.drfa import DrfaState, drfa
 from fedjax_sim.algorithms.fair_flearn import FairFlearnState, fair_flearn_afl
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.fedcm import FedCmState, fedcm
+from fedjax_sim.algorithms.feddf import FedDfState, feddf
 from fedjax_sim.algorithms.feddyn import FedDynState, feddyn
 from fedjax_sim.algorithms.fedexp import FedExpState, fedexp
+from fedjax_sim.algorithms.fedfv import FedFvState, fedfv
 from fedjax_sim.algorithms.fedlc import fedlc
 from fedjax_sim.algorithms.fedmgda import fedmgda
 from fedjax_sim.algorithms.fednova import fednova
@@ -28,9 +30,11 @@ from fedjax_sim.algorithms.fedsam import fedsam
 from fedjax_sim.algorithms.mime import mime, mimelite
 from fedjax_sim.algorithms.moon import MoonClient, moon
 from fedjax_sim.algorithms.pfnm import PfnmState, pfnm
+from fedjax_sim.algorithms.propfair import propfair
 from fedjax_sim.algorithms.q_fedavg import q_fedavg
 from fedjax_sim.algorithms.scaffnew import ScaffnewClient, scaffnew
 from fedjax_sim.algorithms.scaffold import ScaffoldState, scaffold
+from fedjax_sim.algorithms.simplicial_fl import simplicial_fl
 from fedjax_sim.algorithms.term import term
 
 __all__ = [
@@ -41,8 +45,10 @@ __all__ = [
     "DrfaState",
     "FairFlearnState",
     "FedCmState",
+    "FedDfState",
     "FedDynState",
     "FedExpState",
+    "FedFvState",
     "MoonClient",
     "PfnmState",
     "PrivateRounds",
@@ -62,8 +68,10 @@ __all__ = [
     "fedavg",
     "fedavgm",
     "fedcm",
+    "feddf",
     "feddyn",
     "fedexp",
+    "fedfv",
     "fedlc",
     "fedmgda",
     "fednova",
@@ -74,8 +82,10 @@ __all__ = [
     "mimelite",
     "moon",
     "pfnm",
+    "propfair",
     "q_fedavg",
     "scaffnew",
     "scaffold",
+    "simplicial_fl",
     "term",
 ]

@@ -1,4 +1,4 @@
-"""What q-FedAvg and TERM share: clients are weighed by their losses at the incoming model."""
+"""What q-FedAvg, TERM and simplicial FL share: clients weigh by losses at the old model."""
 
 from collections.abc import Callable
 from typing import NamedTuple, Unpack
@@ -24,7 +24,7 @@ from fedjax_sim.base import (
     screen,
 )
 from fedjax_sim.data import Batching, FederatedData
-from fedjax_sim.ops import optimizers
+from fedjax_sim.ops import optimizers, trees
 from fedjax_sim.servers import ServerState, sampling, stepped
 
 
@@ -54,7 +54,7 @@ def loss_weighted(
     model: Model,
     *,
     optimizer: clients.Optimizer,
-    log_weights: Callable[[Array], Array],
+    log_weights: Callable[[Array, Array], Array],
     scale: Callable[[WeightedState, Report], tuple[Array, Array]],
     batching: Batching,
     sampler: Sampler | None,
@@ -64,7 +64,10 @@ def loss_weighted(
     info: Callable[[Message], dict[str, Array]] = lambda message: {},
     **options: Unpack[engine.Options],
 ) -> Algorithm:
-    """FedAvg with weights exp(log_weights(losses)) and the mean update times `scale`."""
+    """FedAvg with weights exp(log_weights(losses, sizes)) and the mean update times `scale`.
+
+    `log_weights` sees all slots [C]; those that do not count have a loss and a size of 0.
+    """
     losses_of = engine.cohort_loss(model, loss, num_examples=loss_examples)
     after = optax.sgd(1.0) if server is None else server
 
@@ -77,8 +80,10 @@ def loss_weighted(
         key: Key, state: WeightedState, draft: Message, cohort: Cohort, data: FederatedData
     ) -> Message:
         losses = losses_of(key, draft.params(state.params), cohort, data).value
-        scores = log_weights(losses)
-        usable = cohort.mask & jnp.isfinite(scores)
+        sizes = trees.rows(data.sizes, cohort.ids).astype(jnp.float32)
+        known = cohort.mask & jnp.isfinite(losses)
+        scores = log_weights(*(jnp.where(known, x, 0) for x in (losses, sizes)))
+        usable = known & (scores < jnp.inf)
         # Only ratios of weights matter, and those of a softmax neither overflow nor all vanish.
         weights = jax.nn.softmax(jnp.where(usable, scores, -jnp.inf))
         weights = jnp.where(usable | ~cohort.mask, weights, jnp.nan)  # whose loss is not finite

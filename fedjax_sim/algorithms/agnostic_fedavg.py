@@ -97,6 +97,10 @@ def agnostic_fedavg(
     a client's batches. The server averages the updates by beta_k and moves the mixture by
     L_d / N_d. Prefer it to `agnostic` for many clients that hold examples of several domains.
 
+    With everyone in every round, `Batching(None, num_steps=1)`, `Ascent(..., "projected")` and the
+    domains' numbers of examples as `initial_window` it is FedMinMax: a step along the gradient of
+    sum_d lambda_d L_d(w) over groups whose members are spread over the clients.
+
     Args:
         model, batching, sampler, server, loss, **options: as in `fedavg`.
         client_optimizer: optimizer of the local steps, as in `fedavg`.
@@ -116,7 +120,9 @@ def agnostic_fedavg(
     References:
         Ro, Chen, Mathews, Mohri, Suresh, "Communication-Efficient Agnostic Federated Averaging",
         INTERSPEECH 2021, as FedJAX implements it; a domain that the whole window lacks gets
-        alpha_d = 0 here, and a division by zero there.
+        alpha_d = 0 here, and a division by zero there. Papadaki, Martinez, Bertran, Sapiro,
+        Rodrigues, "Minimax Demographic Group Fairness in Federated Learning", FAccT 2022
+        (FedMinMax).
     """
     check_domains(domains)
     ascent = ascent.checked("exponentiated")

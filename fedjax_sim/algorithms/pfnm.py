@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim import clients, engine, matching, metrics
+from fedjax_sim.algorithms._stack import stack
 from fedjax_sim.base import (
-    Aggregator,
     Algorithm,
     Array,
     Client,
@@ -190,9 +190,7 @@ def pfnm(
     return engine.federated(
         rule=_sub_network_sgd(model, client_optimizer, loss, regularizer),
         sampler=sampler or sampling.everyone(),
-        aggregator=Aggregator(
-            lambda update: (), lambda key, state, sent, weights: (state, sent, {})
-        ),
+        aggregator=stack(),
         server=Server(init, broadcast, apply, lambda state: state.params),
         batching=batching,
         **options,

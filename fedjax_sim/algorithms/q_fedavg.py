@@ -63,7 +63,7 @@ def q_fedavg(
     def rate(round: Array | int) -> Array:
         return jnp.asarray(clients.at_round(client_learning_rate, round), jnp.float32)
 
-    def log_weights(losses: Array) -> Array:
+    def log_weights(losses: Array, sizes: Array) -> Array:
         return q * jnp.log(losses + 1e-10)
 
     def scale(state: WeightedState, report: Report) -> tuple[Array, Array]:

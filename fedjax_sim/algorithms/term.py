@@ -69,7 +69,7 @@ def term(
     return loss_weighted(
         model,
         optimizer=client_optimizer,
-        log_weights=lambda losses: t * losses,
+        log_weights=lambda losses, sizes: t * losses,
         scale=scale,
         batching=batching,
         sampler=sampler,

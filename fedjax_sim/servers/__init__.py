@@ -5,18 +5,22 @@ Most algorithms use `server_optimizer`; see `base.Server` and `base.Sampler` for
     optimizer     server_optimizer: the aggregate is a gradient of an optax optimizer
     compression   compressed: the change of the model is sent, compressed
     history       with_history: clients are also told where the model was a round ago
+    distillation  distil: a model learns to answer as several do together
     sampling      who takes part
 """
 
 from fedjax_sim.servers.compression import CompressedState, compressed
+from fedjax_sim.servers.distillation import Distilled, distil
 from fedjax_sim.servers.history import HistoryState, with_history
 from fedjax_sim.servers.optimizer import ServerState, server_optimizer, stepped
 
 __all__ = [
     "CompressedState",
+    "Distilled",
     "HistoryState",
     "ServerState",
     "compressed",
+    "distil",
     "server_optimizer",
     "stepped",
     "with_history",

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+import reference
 import reference_fairness as twin
 from fedjax_sim import algorithms, metrics, simulate
 from fedjax_sim.algorithms import Ascent, Domains
@@ -151,3 +152,32 @@ def test_a_domain_that_nobody_had_lately_has_no_weight_but_a_share_of_the_mixtur
 def test_bad_options_are_named(options: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         agnostic_fedavg(**options).init(KEY, params(), population())
+
+
+def test_with_one_step_of_everyone_it_is_fedminmax():
+    """Papadaki et al., FAccT 2022: groups over clients, a step on w and a projected one on mu.
+
+    w <- w - eta sum_a mu_a grad r_a(w), mu <- project(mu + eta_mu r(w)), with r_a the mean loss of
+    group a over all clients.
+    """
+    examples, _ = arrays()
+    x, y, domain = examples["x"].astype(float), examples["y"], examples["domain"]
+    groups = [domain == a for a in range(DOMAINS)]
+    counts = np.array([group.sum() for group in groups])
+    algorithm = agnostic_fedavg(
+        ascent=Ascent(0.2, "projected"),
+        batching=Batching(None, num_steps=1),
+        domains=Domains("domain", DOMAINS),
+        initial_window=counts[None],
+    )
+    step, state = jax.jit(algorithm.step), algorithm.init(KEY, params(), population())
+    w, mixture = point(), np.full(DOMAINS, 1 / DOMAINS)
+    for r in range(4):
+        state, _ = step(jax.random.fold_in(KEY, r), state, population())
+        parts = [reference.softmax_gradient(*w, x[g], y[g]) for g in groups]
+        gradient = twin.combine([list(part[1:]) for part in parts], mixture)
+        w = [v - 0.5 * g for v, g in zip(w, gradient, strict=True)]
+        risks = np.array([part[0] for part in parts])
+        mixture = reference.project_simplex(mixture + 0.2 * risks)
+        assert_model(state.server.params, w)
+        np.testing.assert_allclose(state.server.mixture, mixture, atol=1e-5)
