@@ -1376,6 +1376,12 @@ ALGORITHMS = {
             **SOME,
         ),
     ),
+    "ifca": AlgorithmRow(
+        algorithms.ifca,
+        lambda model: algorithms.ifca(
+            model, num_clusters=2, spread=1.0, client_optimizer=optax.sgd(0.2), **SOME
+        ),
+    ),
     "pfnm": AlgorithmRow(
         algorithms.pfnm,
         lambda model: algorithms.pfnm(

@@ -218,6 +218,7 @@ TEXTS: dict[type, list[str]] = {
         "fedmgda(client_optimizer=sgd(0.1), server_learning_rate=1.0, batching=Batching(4))",
         "fedprox(mu=0.1, client_optimizer=adamw(cosine_decay_schedule(0.1, 10)), "
         "batching={{batch_size: 4, num_epochs: 2}})",
+        "ifca(num_clusters=2, client_optimizer=sgd(0.1), batching=Batching(4), spread=1.0)",
         "q_fedavg(q=1.0, client_learning_rate=cosine_decay_schedule(0.1, 10), "
         "batching=Batching(4))",
         "scaffold(client_learning_rate=0.1, batching=Batching(4))",

@@ -20,6 +20,7 @@ from fedjax_sim.algorithms.feddyn import FedDynState, feddyn
 from fedjax_sim.algorithms.fedmgda import fedmgda
 from fedjax_sim.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
 from fedjax_sim.algorithms.fedprox import fedprox
+from fedjax_sim.algorithms.ifca import IfcaState, ifca
 from fedjax_sim.algorithms.pfnm import PfnmState, pfnm
 from fedjax_sim.algorithms.q_fedavg import q_fedavg
 from fedjax_sim.algorithms.scaffold import ScaffoldState, scaffold
@@ -33,6 +34,7 @@ __all__ = [
     "DrfaState",
     "FairFlearnState",
     "FedDynState",
+    "IfcaState",
     "PfnmState",
     "PrivateRounds",
     "ScaffoldState",
@@ -53,6 +55,7 @@ __all__ = [
     "fedmgda",
     "fedprox",
     "fedyogi",
+    "ifca",
     "pfnm",
     "q_fedavg",
     "scaffold",
