@@ -9,6 +9,7 @@ from fedjax_sim.algorithms._loss_weighted import WeightedState
 from fedjax_sim.algorithms._private import PrivateRounds
 from fedjax_sim.algorithms.agnostic import AgnosticState, agnostic
 from fedjax_sim.algorithms.agnostic_fedavg import AgnosticAveragingState, agnostic_fedavg
+from fedjax_sim.algorithms.apfl import ApflState, apfl
 from fedjax_sim.algorithms.averaging import averaging
 from fedjax_sim.algorithms.ditto import ditto
 from fedjax_sim.algorithms.dp_fedavg import dp_fedavg
@@ -21,6 +22,8 @@ from fedjax_sim.algorithms.fedmgda import fedmgda
 from fedjax_sim.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
 from fedjax_sim.algorithms.fedprox import fedprox
 from fedjax_sim.algorithms.ifca import IfcaState, ifca
+from fedjax_sim.algorithms.per_fedavg import per_fedavg
+from fedjax_sim.algorithms.pfedme import pfedme
 from fedjax_sim.algorithms.pfnm import PfnmState, pfnm
 from fedjax_sim.algorithms.q_fedavg import q_fedavg
 from fedjax_sim.algorithms.scaffold import ScaffoldState, scaffold
@@ -29,6 +32,7 @@ from fedjax_sim.algorithms.term import term
 __all__ = [
     "AgnosticAveragingState",
     "AgnosticState",
+    "ApflState",
     "Ascent",
     "Domains",
     "DrfaState",
@@ -41,6 +45,7 @@ __all__ = [
     "WeightedState",
     "agnostic",
     "agnostic_fedavg",
+    "apfl",
     "averaging",
     "ditto",
     "dp_fedavg",
@@ -56,6 +61,8 @@ __all__ = [
     "fedprox",
     "fedyogi",
     "ifca",
+    "per_fedavg",
+    "pfedme",
     "pfnm",
     "q_fedavg",
     "scaffold",
