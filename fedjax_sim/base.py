@@ -250,12 +250,32 @@ class Model(NamedTuple):
         themselves (batch normalisation); None for all others. Rows where `mask` [B] is False fill a
         batch up and must not enter the statistics. Only leaves that are statistics are taken.
     kinds: which leaves are trained, statistics or frozen; None if all are trained.
+    body, head: for methods that look at the representation of an example, the model in two: a Model
+        of the same params, whose outputs are the features [B, F] that the last layer sees, and
+        head(params, features) -> outputs, so that `apply` is the head after the body. None for
+        models that do not say. Give them with `_replace` to a model of your own.
     """
 
     init: Callable[[Key, Array], Params]
     apply: Callable[..., Array]
     apply_train: Callable[[Params, Array, Key, Array], tuple[Array, Params]] | None = None
     kinds: Kinds | None = None
+    body: "Model | None" = None
+    head: Callable[[Params, Array], Array] | None = None
+
+    def in_two(self) -> "tuple[Model, Callable[[Params, Array], Array]]":
+        """Body and head.
+
+        Raises:
+            ValueError: the model does not say what they are.
+        """
+        if self.body is None or self.head is None:
+            raise ValueError(
+                "model does not say its representation: take a network with a hidden layer, such "
+                "as mlp, or give yours its parts: model._replace(body=from_functions(init, "
+                "features), head=lambda params, features: outputs)."
+            )
+        return self.body, self.head
 
     def train(
         self, params: Params, inputs: Array, key: Key, mask: Array | None = None

@@ -6,6 +6,7 @@ import jax
 
 from fedjax_sim.base import Array, Key, Model, Params
 from fedjax_sim.models import layers
+from fedjax_sim.models._halves import joined
 from fedjax_sim.ops import checks, keys
 from fedjax_sim.ops.arguments import checked
 
@@ -166,7 +167,7 @@ def _cnn(
             for k, (name, shape) in zip(layer_keys, shapes.items(), strict=True)
         }
 
-    def apply(params: Params, inputs: Array, key: Key | None = None) -> Array:
+    def features(params: Params, inputs: Array, key: Key | None) -> Array:
         def drop(number: int, x: Array) -> Array:
             rate = dropout[number]
             if key is None or (not checks.is_traced(rate) and rate == 0):
@@ -180,10 +181,9 @@ def _cnn(
         x = layers.conv(params["conv_1"], x)
         x = activation(x) if second_relu else x
         x = drop(0, layers.max_pool(x) if pool else x)
-        x = drop(1, activation(layers.dense(params["dense_0"], layers.flatten(x))))
-        return layers.dense(params["dense_1"], x)
+        return drop(1, activation(layers.dense(params["dense_0"], layers.flatten(x))))
 
-    return Model(layers.from_shapes(init), apply)
+    return joined(layers.from_shapes(init), features, _last_layer)
 
 
 @checked
@@ -232,15 +232,18 @@ def lenet(num_classes: int, *, channels: tuple[int, int] = (20, 50), hidden: int
             for k, (name, shape) in zip(layer_keys, shapes.items(), strict=True)
         }
 
-    def apply(params: Params, inputs: Array, key: Key | None = None) -> Array:
+    def features(params: Params, inputs: Array, key: Key | None) -> Array:
         del key
         x = layers.as_float(inputs).reshape(_image_shape(inputs, 16))
         for name in ("conv_0", "conv_1"):
             x = jax.nn.relu(layers.max_pool(layers.conv(params[name], x)))
-        x = jax.nn.relu(layers.dense(params["dense_0"], layers.flatten(x)))
-        return layers.dense(params["dense_1"], x)
+        return jax.nn.relu(layers.dense(params["dense_0"], layers.flatten(x)))
 
-    return Model(layers.from_shapes(init), apply)
+    return joined(layers.from_shapes(init), features, _last_layer)
+
+
+def _last_layer(params: Params, features: Array) -> Array:
+    return layers.dense(params["dense_1"], features)
 
 
 def _image_shape(inputs: Array, least: int) -> tuple[int, int, int, int]:

@@ -52,4 +52,5 @@ def freeze(model: Model, names: str | Sequence[str]) -> Model:
         marked = [Kind.FROZEN if f else k for f, k in zip(frozen, leaves, strict=True)]
         return jax.tree.unflatten(structure, marked)
 
-    return model._replace(kinds=kinds)
+    body = None if model.body is None else model.body._replace(kinds=kinds)
+    return model._replace(kinds=kinds, body=body)

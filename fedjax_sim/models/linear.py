@@ -8,6 +8,7 @@ import jax
 
 from fedjax_sim.base import Array, Key, Model, Params
 from fedjax_sim.models import layers
+from fedjax_sim.models._halves import joined
 from fedjax_sim.ops import checks, keys
 from fedjax_sim.ops.arguments import checked
 
@@ -98,11 +99,16 @@ def mlp(
             for name, k, shape in zip(names, layer_keys, shapes, strict=True)
         }
 
-    def apply(params: Params, inputs: Array, key: Key | None = None) -> Array:
+    def features(params: Params, inputs: Array, key: Key | None) -> Array:
         del key
         x = layers.flatten(layers.as_float(inputs))
         for name in names[:-1]:
             x = activation(layers.dense(params[name], x))
-        return layers.dense(params[names[-1]], x)
+        return x
 
-    return Model(layers.from_shapes(init), apply)
+    def head(params: Params, features: Array) -> Array:
+        return layers.dense(params[names[-1]], features)
+
+    model = joined(layers.from_shapes(init), features, head)
+    # Without a hidden layer the features would be the inputs, of which nothing is learned.
+    return model if hidden else model._replace(body=None, head=None)

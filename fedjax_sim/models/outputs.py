@@ -79,6 +79,9 @@ def scaled_outputs(model: Model, *, shift: ArrayLike, scale: ArrayLike) -> Model
     def apply(params: Params, inputs: Array, key: Key | None = None) -> Array:
         return in_units(model.apply(params, inputs, key))
 
+    head = model.head
+    if head is not None:
+        model = model._replace(head=lambda params, features: in_units(head(params, features)))
     apply_train = model.apply_train
     if apply_train is None:
         return model._replace(apply=apply)

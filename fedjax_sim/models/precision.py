@@ -66,7 +66,15 @@ def mixed_precision(model: Model, dtype: Any = jnp.bfloat16) -> Model:
         return outputs.astype(jnp.float32), leaves._replace(statistics=kept).params
 
     trains = None if model.apply_train is None else apply_train
-    return Model(model.init, apply, trains, model.kinds)
+    half_model = Model(model.init, apply, trains, model.kinds)
+    if model.body is None or model.head is None:
+        return half_model
+    last = model.head
+
+    def head(params: Params, features: Array) -> Array:
+        return last(rounded(params), features.astype(half)).astype(jnp.float32)
+
+    return half_model._replace(body=mixed_precision(model.body, dtype), head=head)
 
 
 def _half(dtype: Any) -> jnp.dtype:

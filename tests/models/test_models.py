@@ -244,6 +244,40 @@ def test_models_train_under_vmap_and_scan(name: str) -> None:
             np.testing.assert_allclose(both[n], leaf, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model,
+        lambda model: models.freeze(model, "dense_0/*"),
+        models.mixed_precision,
+        lambda model: models.scaled_outputs(model, shift=3.0, scale=2.0),
+    ],
+)
+@pytest.mark.parametrize("name", ["mlp", "emnist_cnn", "lenet"])
+def test_a_network_is_its_head_after_its_body(name: str, change: Callable[[Model], Model]) -> None:
+    small: dict[str, dict[str, Any]] = {
+        "mlp": {"hidden": (6, 5)},
+        "lenet": {"channels": (2, 2), "hidden": 5},
+    }
+    model = change(models.build(name, 3, **small.get(name, {})))
+    images = np.tile(IMAGES, (1, 3, 3, 1))
+    params = drawn(model, images)
+    body, head = model.in_two()
+    features, statistics = jax.jit(body.train)(params, images, KEY)
+    width = params["dense_2" if name == "mlp" else "dense_1"]["kernel"].shape[0]
+    assert features.shape == (len(images), width) and features.dtype == np.float32
+    assert not jax.tree.leaves(statistics)
+    expected = jax.jit(model.apply)(params, images, KEY)
+    np.testing.assert_allclose(jax.jit(head)(params, features), expected, rtol=1e-5, atol=1e-5)
+    assert body.kinds is model.kinds
+
+
+def test_a_model_without_a_hidden_layer_has_no_representation() -> None:
+    for model in (models.logistic(3), models.mlp(3, hidden=())):
+        with pytest.raises(ValueError, match="take a network with a hidden layer"):
+            model.in_two()
+
+
 def test_init_under_vmap_follows_its_keys() -> None:
     model = models.mlp(3, hidden=(5,))
     init = jax.jit(jax.vmap(model.init, in_axes=(0, None)))
