@@ -1463,6 +1463,33 @@ ALGORITHMS = {
         model=models.mlp(CLASSES, hidden=(7,)),
         params=_wide,
     ),
+    "ifca": AlgorithmRow(
+        algorithms.ifca,
+        lambda model: algorithms.ifca(
+            model, num_clusters=2, spread=1.0, client_optimizer=optax.sgd(0.2), **SOME
+        ),
+    ),
+    "pfedme": AlgorithmRow(
+        algorithms.pfedme,
+        lambda model: algorithms.pfedme(
+            model,
+            pull=2.0,
+            personal_learning_rate=0.2,
+            client_learning_rate=0.4,
+            num_personal_steps=1,
+            **SOME,
+        ),
+    ),
+    "per_fedavg": AlgorithmRow(
+        algorithms.per_fedavg,
+        lambda model: algorithms.per_fedavg(model, alpha=0.1, client_learning_rate=0.2, **SOME),
+    ),
+    "apfl": AlgorithmRow(
+        algorithms.apfl,
+        lambda model: algorithms.apfl(
+            model, alpha=0.5, client_learning_rate=0.2, alpha_learning_rate=0.2, **SOME
+        ),
+    ),
     "pfnm": AlgorithmRow(
         algorithms.pfnm,
         lambda model: algorithms.pfnm(

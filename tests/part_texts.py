@@ -231,6 +231,12 @@ TEXTS: dict[type, list[str]] = {
         "fedprox(mu=0.1, client_optimizer=adamw(cosine_decay_schedule(0.1, 10)), "
         "batching={{batch_size: 4, num_epochs: 2}})",
         "propfair(baseline=3.0, client_optimizer=sgd(0.1), batching=Batching(4))",
+        "ifca(num_clusters=2, client_optimizer=sgd(0.1), batching=Batching(4), spread=1.0)",
+        "apfl(alpha=0.5, client_learning_rate=0.1, batching=Batching(4), alpha_learning_rate=0.1)",
+        "per_fedavg(alpha=0.1, client_learning_rate=0.1, variant=hessian_free, "
+        "batching=Batching(4))",
+        "pfedme(pull=15.0, personal_learning_rate=0.01, client_learning_rate=0.01, "
+        "batching=Batching(4), beta=2.0)",
         "q_fedavg(q=1.0, client_learning_rate=cosine_decay_schedule(0.1, 10), "
         "batching=Batching(4))",
         "scaffold(client_learning_rate=0.1, batching=Batching(4))",

@@ -9,6 +9,7 @@ from fedjax_sim.algorithms._loss_weighted import WeightedState
 from fedjax_sim.algorithms._private import PrivateRounds
 from fedjax_sim.algorithms.agnostic import AgnosticState, agnostic
 from fedjax_sim.algorithms.agnostic_fedavg import AgnosticAveragingState, agnostic_fedavg
+from fedjax_sim.algorithms.apfl import ApflState, apfl
 from fedjax_sim.algorithms.averaging import averaging
 from fedjax_sim.algorithms.ditto import ditto
 from fedjax_sim.algorithms.dp_fedavg import dp_fedavg
@@ -27,8 +28,11 @@ from fedjax_sim.algorithms.fednova import fednova
 from fedjax_sim.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
 from fedjax_sim.algorithms.fedprox import fedprox
 from fedjax_sim.algorithms.fedsam import fedsam
+from fedjax_sim.algorithms.ifca import IfcaState, ifca
 from fedjax_sim.algorithms.mime import mime, mimelite
 from fedjax_sim.algorithms.moon import MoonClient, moon
+from fedjax_sim.algorithms.per_fedavg import per_fedavg
+from fedjax_sim.algorithms.pfedme import pfedme
 from fedjax_sim.algorithms.pfnm import PfnmState, pfnm
 from fedjax_sim.algorithms.propfair import propfair
 from fedjax_sim.algorithms.q_fedavg import q_fedavg
@@ -40,6 +44,7 @@ from fedjax_sim.algorithms.term import term
 __all__ = [
     "AgnosticAveragingState",
     "AgnosticState",
+    "ApflState",
     "Ascent",
     "Domains",
     "DrfaState",
@@ -49,6 +54,7 @@ __all__ = [
     "FedDynState",
     "FedExpState",
     "FedFvState",
+    "IfcaState",
     "MoonClient",
     "PfnmState",
     "PrivateRounds",
@@ -57,6 +63,7 @@ __all__ = [
     "WeightedState",
     "agnostic",
     "agnostic_fedavg",
+    "apfl",
     "averaging",
     "ditto",
     "dp_fedavg",
@@ -78,9 +85,12 @@ __all__ = [
     "fedprox",
     "fedsam",
     "fedyogi",
+    "ifca",
     "mime",
     "mimelite",
     "moon",
+    "per_fedavg",
+    "pfedme",
     "pfnm",
     "propfair",
     "q_fedavg",

@@ -12,6 +12,7 @@ stands here. Malicious clients are rules as well: `malicious` says who follows w
     sharpness_aware  sharpness_aware: FedSAM
     dp_sgd       dp_sgd: gradients clipped example by example, and noised
     ditto        ditto: a personal model beside the one that is sent
+    own_model    to_keep, kept_leaves, whole_leaves: a model that a client keeps between rounds
     momentum     worker_momentum: send a running mean of one's updates
     adapt        adapt: a rule made for one server, under another
     malicious    malicious; targeted_poisoning, stealthy_poisoning, alternating_poisoning: what
@@ -35,6 +36,7 @@ from fedjax_sim.clients.local_sgd import (
 from fedjax_sim.clients.malicious import malicious
 from fedjax_sim.clients.momentum import MomentumState, worker_momentum
 from fedjax_sim.clients.over_rounds import over_rounds
+from fedjax_sim.clients.own_model import kept_leaves, to_keep, whole_leaves
 from fedjax_sim.clients.prox import prox
 from fedjax_sim.clients.scaffold import ControlledModel, scaffold
 from fedjax_sim.clients.sharpness_aware import sharpness_aware
@@ -53,6 +55,7 @@ __all__ = [
     "at_round",
     "ditto",
     "dp_sgd",
+    "kept_leaves",
     "local_sgd",
     "local_steps",
     "malicious",
@@ -63,5 +66,7 @@ __all__ = [
     "sharpness_aware",
     "stealthy_poisoning",
     "targeted_poisoning",
+    "to_keep",
+    "whole_leaves",
     "worker_momentum",
 ]

@@ -28,6 +28,7 @@ from fedjax_sim.clients.local_sgd import (
     local_sgd,
     mean_loss,
 )
+from fedjax_sim.clients.own_model import kept_leaves, to_keep, whole_leaves
 from fedjax_sim.ops import checks
 from fedjax_sim.ops.arguments import checked
 
@@ -78,14 +79,12 @@ def ditto(
     gradient_of = jax.grad(value, has_aux=True)
 
     def begin(key: Key, personal: Params, message: Message, client: Client) -> DittoWork:
-        frozen = message.leaves(personal).frozen
-        whole = Leaves(personal, frozen, frozen).params
-        own = split(whole, model.kinds)
-        return DittoWork(base.begin(key, (), message, client), own._replace(frozen=none(frozen)))
+        own = kept_leaves(personal, message, model.kinds)
+        return DittoWork(base.begin(key, (), message, client), own)
 
     def step(key: Key, work: DittoWork, message: Message, batch: Batch) -> DittoWork:
         own = work.personal
-        whole = own._replace(frozen=message.leaves(own.trained).frozen)
+        whole = whole_leaves(own, message)
         gradient, statistics = gradient_of(own.trained, whole, batch, key)
         rate = at_round(personal_learning_rate, message.round)
         trained = jax.tree.map(
@@ -101,10 +100,6 @@ def ditto(
         return work.personal.params, upload, info
 
     def init(params: Params) -> Params:
-        leaves = split(params, model.kinds)
-        return leaves._replace(frozen=none(leaves.frozen)).params
-
-    def none(tree: PyTree) -> PyTree:
-        return jax.tree.map(lambda _: None, tree)
+        return to_keep(split(params, model.kinds))
 
     return base._replace(init=init, begin=begin, step=step, finish=finish)
