@@ -1404,6 +1404,16 @@ ALGORITHMS = {
         model=_NET,
         params=_net,
     ),
+    "fedbabu": AlgorithmRow(
+        algorithms.fedbabu,
+        functools.partial(algorithms.fedbabu, client_optimizer=optax.sgd(0.2), **SOME),
+        model=_NET,
+        params=_net,
+    ),
+    "fine_tuned": AlgorithmRow(
+        algorithms.fine_tuned,
+        lambda model: algorithms.fine_tuned(fedavg(model), HONEST, batching=Batching(BATCH_SIZE)),
+    ),
     "fedbn": AlgorithmRow(
         algorithms.fedbn,
         functools.partial(

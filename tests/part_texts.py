@@ -212,6 +212,10 @@ TEXTS: dict[type, list[str]] = {
         "feddyn(alpha=0.1, client_optimizer=sgd(0.1), batching=Batching(4))",
         "federated(rule=local_sgd(sgd(0.1)), sampler=everyone, aggregator=mean, "
         "server=server_optimizer(sgd(1.0)), batching=Batching(4), uplink=clip(1.0))",
+        "fedbabu(client_optimizer=sgd(0.1), batching=Batching(4), head='*bias', "
+        "personal_optimizer=adam(0.01), personal_batching=Batching(4, num_epochs=5))",
+        "fine_tuned(fedavg(client_optimizer=sgd(0.1), batching=Batching(4)), local_sgd(sgd(0.1)), "
+        "batching=Batching(4))",
         "fedbn(client_optimizer=sgd(0.1), batching=Batching(4), local='*bias')",
         "fedper(client_optimizer=sgd(0.1), batching=Batching(4), head='*bias')",
         "fedrep(client_optimizer=sgd(0.1), batching=Batching(4), head_fraction=0.7, head='*bias')",

@@ -16,6 +16,7 @@ from fedjax_sim.algorithms.dp_ftrl import dp_ftrl
 from fedjax_sim.algorithms.drfa import DrfaState, drfa
 from fedjax_sim.algorithms.fair_flearn import FairFlearnState, fair_flearn_afl
 from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.algorithms.fedbabu import fedbabu
 from fedjax_sim.algorithms.fedbn import fedbn
 from fedjax_sim.algorithms.feddyn import FedDynState, feddyn
 from fedjax_sim.algorithms.fedmgda import fedmgda
@@ -23,6 +24,7 @@ from fedjax_sim.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
 from fedjax_sim.algorithms.fedper import fedper
 from fedjax_sim.algorithms.fedprox import fedprox
 from fedjax_sim.algorithms.fedrep import fedrep
+from fedjax_sim.algorithms.fine_tuned import fine_tuned
 from fedjax_sim.algorithms.lg_fedavg import lg_fedavg
 from fedjax_sim.algorithms.pfnm import PfnmState, pfnm
 from fedjax_sim.algorithms.q_fedavg import q_fedavg
@@ -53,6 +55,7 @@ __all__ = [
     "fedadam",
     "fedavg",
     "fedavgm",
+    "fedbabu",
     "fedbn",
     "feddyn",
     "fedmgda",
@@ -60,6 +63,7 @@ __all__ = [
     "fedprox",
     "fedrep",
     "fedyogi",
+    "fine_tuned",
     "lg_fedavg",
     "pfnm",
     "q_fedavg",
