@@ -86,6 +86,7 @@ class Stream(enum.IntEnum):
     SERVER = 3
     BROADCAST = 4
     ATTACK = 5
+    EVALUATION = 6
 
 
 class Status(enum.IntFlag):
@@ -591,6 +592,9 @@ class Algorithm(NamedTuple):
     personal_params(state) -> every client's own model, for methods that keep one: shaped like
         `params(state)` with leaves [N, ...], and None in place of leaves that all clients share,
         which are those of `params(state)`. None where there are no such models.
+    adapted(key, state, data) -> every client's own model in the same form, made for evaluation from
+        the examples of training, as fine-tuning does. Evaluated in place of `personal_params`; None
+        where nothing is made.
     """
 
     init: Callable[[Key, Params, Any], PyTree]
@@ -598,6 +602,7 @@ class Algorithm(NamedTuple):
     params: Callable[[PyTree], Params]
     sample: Callable[[Key, PyTree, Any], tuple[PyTree, Cohort]] | None = None
     personal_params: Callable[[PyTree], PyTree | None] = lambda state: None
+    adapted: Callable[[Key, PyTree, Any], PyTree] | None = None
 
 
 class RoundInfo(NamedTuple):

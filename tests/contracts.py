@@ -758,6 +758,15 @@ CLIENT_RULES = {
         within=personalised,
         without=personalised,  # sends what it sends
     ),
+    "local_parts": RuleRow(
+        clients.local_parts,
+        lambda: clients.local_parts(HONEST, "bias"),
+        within=lambda width: averaging(clients.local_parts(HONEST, "bias"), width=width),
+        opts_out={
+            "test_a_zero_coefficient_is_local_sgd": "there is none; test_local_parts.py has a leaf "
+            "of no use as the local part"
+        },
+    ),
 }
 
 
@@ -1239,6 +1248,13 @@ def _wide(key: Array) -> Params:
     return models.mlp(CLASSES, hidden=(7,)).init(key, jnp.zeros((1, FEATURES)))
 
 
+_NET = models.mlp(CLASSES, hidden=(3,))
+
+
+def _net(key: Array) -> Params:
+    return _NET.init(key, jnp.zeros((1, FEATURES)))
+
+
 _LOCAL: dict[str, Any] = {"client_optimizer": optax.sgd(0.2), "batching": Batching(BATCH_SIZE)}
 
 ALGORITHMS = {
@@ -1489,6 +1505,42 @@ ALGORITHMS = {
         lambda model: algorithms.apfl(
             model, alpha=0.5, client_learning_rate=0.2, alpha_learning_rate=0.2, **SOME
         ),
+    ),
+    "fedper": AlgorithmRow(
+        algorithms.fedper,
+        functools.partial(algorithms.fedper, client_optimizer=optax.sgd(0.2), **SOME),
+        model=_NET,
+        params=_net,
+    ),
+    "lg_fedavg": AlgorithmRow(
+        algorithms.lg_fedavg,
+        functools.partial(algorithms.lg_fedavg, client_optimizer=optax.sgd(0.2), **SOME),
+        model=_NET,
+        params=_net,
+    ),
+    "fedbabu": AlgorithmRow(
+        algorithms.fedbabu,
+        functools.partial(algorithms.fedbabu, client_optimizer=optax.sgd(0.2), **SOME),
+        model=_NET,
+        params=_net,
+    ),
+    "fine_tuned": AlgorithmRow(
+        algorithms.fine_tuned,
+        lambda model: algorithms.fine_tuned(fedavg(model), HONEST, batching=Batching(BATCH_SIZE)),
+    ),
+    "fedbn": AlgorithmRow(
+        algorithms.fedbn,
+        functools.partial(
+            algorithms.fedbn, client_optimizer=optax.sgd(0.2), local="dense_0/bias", **SOME
+        ),
+        model=_NET,
+        params=_net,
+    ),
+    "fedrep": AlgorithmRow(
+        algorithms.fedrep,
+        functools.partial(algorithms.fedrep, client_optimizer=optax.sgd(0.2), **SOME),
+        model=_NET,
+        params=_net,
     ),
     "pfnm": AlgorithmRow(
         algorithms.pfnm,

@@ -161,6 +161,7 @@ TEXTS: dict[type, list[str]] = {
         "alternating_poisoning(sgd(0.1), targets={one}, boost=2.0)",
         "ditto(sgd(0.1), personal_learning_rate=0.1, pull=1.0)",
         "dp_sgd(sgd(0.1), max_norm=1.0, noise_multiplier=0.5)",
+        "local_parts(local_sgd(sgd(0.1)), '*bias')",
         "local_sgd(sgd(0.1, momentum=0.9), regularizer='{own}:penalty')",
         "local_steps('{own}:objective', sgd(0.1))",
         "malicious(local_sgd(sgd(0.1)), stealthy_poisoning(sgd(0.1), "
@@ -214,6 +215,14 @@ TEXTS: dict[type, list[str]] = {
         "feddyn(alpha=0.1, client_optimizer=sgd(0.1), batching=Batching(4))",
         "federated(rule=local_sgd(sgd(0.1)), sampler=everyone, aggregator=mean, "
         "server=server_optimizer(sgd(1.0)), batching=Batching(4), uplink=clip(1.0))",
+        "fedbabu(client_optimizer=sgd(0.1), batching=Batching(4), head='*bias', "
+        "personal_optimizer=adam(0.01), personal_batching=Batching(4, num_epochs=5))",
+        "fine_tuned(fedavg(client_optimizer=sgd(0.1), batching=Batching(4)), local_sgd(sgd(0.1)), "
+        "batching=Batching(4))",
+        "fedbn(client_optimizer=sgd(0.1), batching=Batching(4), local='*bias')",
+        "fedper(client_optimizer=sgd(0.1), batching=Batching(4), head='*bias')",
+        "fedrep(client_optimizer=sgd(0.1), batching=Batching(4), head_fraction=0.7, head='*bias')",
+        "lg_fedavg(client_optimizer=sgd(0.1), batching=Batching(4), head='*kernel')",
         "fedavgm(client_optimizer=sgd(0.1), batching=Batching(4))",
         "fedadam(client_optimizer=sgd(0.1), batching=Batching(4), server_learning_rate=0.1)",
         "fedyogi(client_optimizer=sgd(0.1), batching=Batching(4))",

@@ -17,6 +17,8 @@ from fedjax_sim.algorithms.dp_ftrl import dp_ftrl
 from fedjax_sim.algorithms.drfa import DrfaState, drfa
 from fedjax_sim.algorithms.fair_flearn import FairFlearnState, fair_flearn_afl
 from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.algorithms.fedbabu import fedbabu
+from fedjax_sim.algorithms.fedbn import fedbn
 from fedjax_sim.algorithms.fedcm import FedCmState, fedcm
 from fedjax_sim.algorithms.feddf import FedDfState, feddf
 from fedjax_sim.algorithms.feddyn import FedDynState, feddyn
@@ -26,9 +28,13 @@ from fedjax_sim.algorithms.fedlc import fedlc
 from fedjax_sim.algorithms.fedmgda import fedmgda
 from fedjax_sim.algorithms.fednova import fednova
 from fedjax_sim.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
+from fedjax_sim.algorithms.fedper import fedper
 from fedjax_sim.algorithms.fedprox import fedprox
+from fedjax_sim.algorithms.fedrep import fedrep
 from fedjax_sim.algorithms.fedsam import fedsam
+from fedjax_sim.algorithms.fine_tuned import fine_tuned
 from fedjax_sim.algorithms.ifca import IfcaState, ifca
+from fedjax_sim.algorithms.lg_fedavg import lg_fedavg
 from fedjax_sim.algorithms.mime import mime, mimelite
 from fedjax_sim.algorithms.moon import MoonClient, moon
 from fedjax_sim.algorithms.per_fedavg import per_fedavg
@@ -74,6 +80,8 @@ __all__ = [
     "fedadam",
     "fedavg",
     "fedavgm",
+    "fedbabu",
+    "fedbn",
     "fedcm",
     "feddf",
     "feddyn",
@@ -82,10 +90,14 @@ __all__ = [
     "fedlc",
     "fedmgda",
     "fednova",
+    "fedper",
     "fedprox",
+    "fedrep",
     "fedsam",
     "fedyogi",
+    "fine_tuned",
     "ifca",
+    "lg_fedavg",
     "mime",
     "mimelite",
     "moon",

@@ -13,6 +13,7 @@ stands here. Malicious clients are rules as well: `malicious` says who follows w
     dp_sgd       dp_sgd: gradients clipped example by example, and noised
     ditto        ditto: a personal model beside the one that is sent
     own_model    to_keep, kept_leaves, whole_leaves: a model that a client keeps between rounds
+    local_parts  local_parts: leaves that stay with the client
     momentum     worker_momentum: send a running mean of one's updates
     adapt        adapt: a rule made for one server, under another
     malicious    malicious; targeted_poisoning, stealthy_poisoning, alternating_poisoning: what
@@ -23,6 +24,7 @@ from fedjax_sim.clients.adapt import adapt
 from fedjax_sim.clients.alternating_poisoning import alternating_poisoning
 from fedjax_sim.clients.ditto import ditto
 from fedjax_sim.clients.dp_sgd import dp_sgd
+from fedjax_sim.clients.local_parts import LocalParts, local_parts
 from fedjax_sim.clients.local_sgd import (
     Optimizer,
     Rate,
@@ -45,6 +47,7 @@ from fedjax_sim.clients.targeted_poisoning import targeted_poisoning
 
 __all__ = [
     "ControlledModel",
+    "LocalParts",
     "MomentumState",
     "Optimizer",
     "Rate",
@@ -56,6 +59,7 @@ __all__ = [
     "ditto",
     "dp_sgd",
     "kept_leaves",
+    "local_parts",
     "local_sgd",
     "local_steps",
     "malicious",

@@ -1,12 +1,11 @@
 """Models of which a part does not learn."""
 
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 
 import jax
 
 from fedjax_sim.base import Kind, Model, Params, PyTree
-from fedjax_sim.ops import trees
+from fedjax_sim.ops import leaf_names, trees
 from fedjax_sim.ops.arguments import checked
 
 
@@ -20,7 +19,8 @@ def freeze(model: Model, names: str | Sequence[str]) -> Model:
     Args:
         model: any model.
         names: of leaves, with wildcards, as `trees.flat_dict` names them: "params/body/*" are all
-            leaves below body. Statistics may be named as well; they stand still then.
+            leaves below body, "!params/head/*" all but those below head; see `ops.leaf_names`.
+            Statistics may be named as well; they stand still then.
 
     Returns:
         A Model of the params of `model`.
@@ -36,21 +36,18 @@ def freeze(model: Model, names: str | Sequence[str]) -> Model:
     >>> sorted(trees.flat_dict(split(params, model.kinds).trained))
     ['dense_1/bias', 'dense_1/kernel']
     """
-    patterns = [names] if isinstance(names, str) else list(names)
 
     def kinds(params: Params) -> PyTree:
         known = jax.tree.map(lambda _: Kind.TRAINED, params)
         if model.kinds is not None:
             known = model.kinds(params)
-        flat = trees.flat_dict(params)
-        unused = [p for p in patterns if not any(fnmatchcase(name, p) for name in flat)]
-        frozen = [any(fnmatchcase(name, p) for p in patterns) for name in flat]
-        if unused or all(frozen):
-            what = f"match none: {unused}" if unused else "match all leaves, so that none learns"
-            raise ValueError(f"names must match some leaves, got {what}. Leaves: {list(flat)}.")
-        leaves, structure = jax.tree.flatten(known)
-        marked = [Kind.FROZEN if f else k for f, k in zip(frozen, leaves, strict=True)]
-        return jax.tree.unflatten(structure, marked)
+        frozen = leaf_names.is_chosen(names, params)
+        if all(jax.tree.leaves(frozen)):
+            raise ValueError(
+                "names must match some leaves, got what match all leaves, so that none learns. "
+                f"Leaves: {list(trees.flat_dict(params))}."
+            )
+        return jax.tree.map(lambda f, kind: Kind.FROZEN if f else kind, frozen, known)
 
     body = None if model.body is None else model.body._replace(kinds=kinds)
     return model._replace(kinds=kinds, body=body)

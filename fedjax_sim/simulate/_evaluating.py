@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Sharding
 
-from fedjax_sim.base import Algorithm, Key, Mean, MeanByClass, Params, PyTree
+from fedjax_sim.base import Algorithm, Key, Mean, MeanByClass, Params, PyTree, Stream
 from fedjax_sim.data import FederatedData
 from fedjax_sim.data.disk import Population
 from fedjax_sim.engine.width import plain_tracing
@@ -17,13 +17,14 @@ from fedjax_sim.ops import trees
 from fedjax_sim.ops.per_example import described
 from fedjax_sim.simulate._feeding import facts_of
 from fedjax_sim.simulate.result import Evaluate
-from fedjax_sim.simulate.segments import traced_step
+from fedjax_sim.simulate.segments import round_key, traced_step
 
 
 class Models(NamedTuple):
     """What an evaluation looks at.
 
-    shared: the algorithm's params. personal: its `personal_params`, None where it has none.
+    shared: the algorithm's params. personal: what it has `adapted`, or its `personal_params`; None
+    where it has neither.
     """
 
     shared: Params
@@ -32,9 +33,16 @@ class Models(NamedTuple):
 
 # Cached, so that JAX sees the same function again and finds it compiled.
 @functools.lru_cache(maxsize=16)
-def models_of(algorithm: Algorithm) -> Callable[[PyTree], Models]:
-    """state -> the Models that it holds."""
-    return lambda state: Models(algorithm.params(state), algorithm.personal_params(state))
+def models_of(algorithm: Algorithm) -> Callable[[Key, PyTree, FederatedData, Any], Models]:
+    """(run key, state, training data, rounds so far) -> the Models to look at."""
+
+    def models(key: Key, state: PyTree, data: FederatedData, round: Any) -> Models:
+        if algorithm.adapted is None:
+            return Models(algorithm.params(state), algorithm.personal_params(state))
+        own_key = round_key(round_key(key, round), int(Stream.EVALUATION))
+        return Models(algorithm.params(state), algorithm.adapted(own_key, state, data))
+
+    return models
 
 
 @functools.lru_cache(maxsize=16)
@@ -80,12 +88,13 @@ def _checked(found: dict[str, Mean], shape: tuple[int, ...]) -> dict[str, Mean]:
 
 
 class Assessor:
-    """assess(state) -> split -> metric -> Mean of [N], dispatched but not waited for.
+    """assess(state, round) -> split -> metric -> Mean of [N], dispatched but not waited for.
 
     Args:
-        algorithm, evaluate, eval_data: as given to `run`; without `evaluate` there are no splits.
+        algorithm, evaluate, eval_data, key: as given to `run`; without `evaluate` there are no
+            splits. The shape of `key` is [G] of a sweep, () of a run alone.
+        data: the training data, or what is static about it.
         where: the layout of what it gives; None leaves it to the compiler.
-        runs: [G] of a sweep, () of a run alone.
     """
 
     def __init__(
@@ -94,17 +103,19 @@ class Assessor:
         evaluate: Evaluate | None,
         eval_data: Mapping[str, FederatedData | Population],
         where: Sharding | None,
-        runs: tuple[int, ...] = (),
+        key: Key,
+        data: FederatedData,
     ) -> None:
         self._splits = eval_data
+        self._key, self._data = key, data
         self._models = jax.jit(models_of(algorithm), out_shardings=where)
         if evaluate is not None:
-            self._score = jax.jit(scores_of(evaluate, runs), out_shardings=where)
+            self._score = jax.jit(scores_of(evaluate, key.shape), out_shardings=where)
 
-    def __call__(self, state: PyTree) -> dict[str, dict[str, Mean]]:
+    def __call__(self, state: PyTree, round: int) -> dict[str, dict[str, Mean]]:
         if not self._splits:
             return {}
-        models = self._models(state)
+        models = self._models(self._key, state, self._data, np.int32(round))
 
         def split(data: FederatedData | Population) -> dict[str, Mean]:
             if isinstance(data, FederatedData):
@@ -116,9 +127,10 @@ class Assessor:
 
         return {name: split(data) for name, data in self._splits.items()}
 
-    def lowered(self, state: PyTree) -> Iterator[Any]:
+    def lowered(self, state: PyTree, round: int) -> Iterator[Any]:
         """The programs of the evaluations, ready to be compiled."""
-        models = self._models(state) if self._splits else None
+        given = (self._key, state, self._data, np.int32(round))
+        models = self._models(*given) if self._splits else None
         for data in self._splits.values():
             if isinstance(data, FederatedData):
                 yield self._score.lower(models, data)
@@ -145,13 +157,15 @@ def info_shapes(algorithm: Algorithm, key: Key, state: PyTree, facts: FederatedD
 
 def score_shapes(
     algorithm: Algorithm,
+    key: Key,
     state: PyTree,
+    data: FederatedData,
     evaluate: Evaluate | None,
     eval_data: Mapping[str, FederatedData | Population],
-    runs: tuple[int, ...] = (),
 ) -> PyTree:
     """The shapes and dtypes of one evaluation."""
     if evaluate is None:
         return {}
-    models, score = jax.eval_shape(models_of(algorithm), state), scores_of(evaluate, runs)
+    models = jax.eval_shape(models_of(algorithm), key, state, data, np.int32(0))
+    score = scores_of(evaluate, key.shape)
     return {name: jax.eval_shape(score, models, facts_of(d)) for name, d in eval_data.items()}

@@ -43,7 +43,7 @@ def fingerprint(
     facts = facts_of(data)
     with plain_tracing():
         state = jax.eval_shape(lambda *args: algorithm.init(*args), key, params, facts)
-        models = jax.eval_shape(models_of(algorithm), state)
+        models = jax.eval_shape(models_of(algorithm), key, state, facts, np.int32(0))
         found = {
             MADE_BY: f"fedjax_sim {__version__}, jax {jax.__version__}, {jax.default_backend()}",
             "key": digest(jax.random.key_data(key)),
@@ -55,6 +55,9 @@ def fingerprint(
             split = next(iter(eval_data.values()))
             scores = scores_of(evaluate, key.shape)
             found["evaluation"] = _of_program(scores, models, facts_of(split))
+            if algorithm.adapted is not None:
+                made = _of_program(models_of(algorithm), key, state, facts, np.int32(0))
+                found["evaluation"] += made
     return found | {f"{name} data": data_digest(split) for name, split in eval_data.items()}
 
 

@@ -138,6 +138,12 @@ def run(
         )
     splits, facts = eval_data or {}, facts_of(data)
     contracts.check_run(key, facts)
+    if algorithm.adapted is not None and evaluate is not None and isinstance(data, Population):
+        raise ValueError(
+            "this algorithm makes clients' own models of everybody's training examples before they "
+            "are evaluated (its `adapted`), so data must be a FederatedData, in memory, got one on "
+            "disk."
+        )
     for leaf in jax.tree.leaves(params):
         if not (hasattr(leaf, "dtype") or checks.is_number(leaf)):
             raise TypeError(
@@ -176,7 +182,7 @@ def run(
                 hint = f"{saved.path} has more."
                 checks.in_range("num_rounds", num_rounds, first_round, hint=hint)
                 info = info_shapes(algorithm, key, like, facts) if info is None else info
-                scores = score_shapes(algorithm, like, evaluate, splits, key.shape)
+                scores = score_shapes(algorithm, key, like, facts, evaluate, splits)
                 history.restore(saved, key, Shapes(like, info, scores), eval_every)
                 history.state = jax.device_put(history.state, where)
             elif state is None:
@@ -189,14 +195,15 @@ def run(
             stops = stops_of(first_round, num_rounds, eval_every, checkpoint_every, length)
             output = jax.jit(algorithm.params, out_shardings=where)
             try:
-                assess = Assessor(algorithm, evaluate, splits, where, key.shape)
+                assess = Assessor(algorithm, evaluate, splits, where, key, facts)
                 feed = feed_of(algorithm, key, history.state, data, facts, stops)
                 segment: Callable = debug_segment(algorithm, history.keep)
                 if not debug:
                     segment = compiled_segment(algorithm, length, history.keep, where)
                     if first_round < num_rounds and not history.ended():
                         _compile(segment, key, feed, assess, where, history, while_compiling)
-                history.start(first_round, None if history.eval_rounds else assess(history.state))
+                first = None if history.eval_rounds else assess(history.state, first_round)
+                history.start(first_round, first)
                 _drive(segment, key, feed, assess, history, saved)
                 if saved is not None and not history.failed:
                     history.save(saved, key)
@@ -234,7 +241,7 @@ def _compile(
     # XLA works without the interpreter's lock: one program compiles while the next is traced.
     with ThreadPoolExecutor() as pool:
         rounds = pool.submit(segment.lower(key, history.state, feed.data, zero, zero).compile)
-        others = [pool.submit(lowered.compile) for lowered in assess.lowered(history.state)]
+        others = [pool.submit(lowered.compile) for lowered in assess.lowered(history.state, 0)]
         if while_compiling is not None:
             while_compiling()
         state, _ = rounds.result().output_shardings
@@ -260,7 +267,7 @@ def _drive(
         history.state, seen = segment(key, history.state, feed.data, start, end)
         history.pending.append(Dispatched(stop.start, stop.stop, seen, None, feed.clients))
         if stop.evaluates:
-            scores = assess(history.state)
+            scores = assess(history.state, stop.stop)
             history.pending[-1] = history.pending[-1]._replace(scores=scores)
         # The device works on this segment while the host reads the one before it, unless what
         # comes next hangs on this one.

@@ -70,7 +70,26 @@ def vmapped(
     def personal_params(state: PyTree) -> PyTree | None:
         return jax.vmap(lambda h, s: make(**h).personal_params(s))(*state)
 
-    return Algorithm(init, step, params, personal_params=personal_params)
+    def adapted(key: Key, state: PyTree, data: FederatedData) -> PyTree:
+        hyper, inner = state
+
+        def one(hyper: PyTree, key: Key, state: PyTree) -> PyTree:
+            return made(hyper).adapted(key, state, data)
+
+        with batched_runs(key.shape[0]):
+            return jax.vmap(one)(hyper, key, inner)
+
+    def made(hyper: PyTree) -> Any:
+        return make(**hyper)
+
+    adapts = made({name: value[0] for name, value in values.items()}).adapted is not None
+    return Algorithm(
+        init,
+        step,
+        params,
+        personal_params=personal_params,
+        adapted=adapted if adapts else None,
+    )
 
 
 def _dealt_out(function: Callable, mesh: Mesh | None) -> Callable:
