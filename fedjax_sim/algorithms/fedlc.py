@@ -66,6 +66,9 @@ def fedlc(
         temperature: tau >= 0, may be traced; 0 is `fedavg`.
         server: server optimizer, `optax.sgd(1.0)` by default.
 
+    Raises:
+        ValueError: when traced, for data whose labels are not a class an example.
+
     Cost: `fedavg`, and a pass over the labels of the cohort.
 
     References:
@@ -83,6 +86,12 @@ def fedlc(
         example = jax.tree.map(lambda x: x[:1], data.examples["x"])
         params = draft.params(state.params)
         num_classes = jax.eval_shape(model.apply, params, example).shape[-1]
+        labels = data.examples["y"]
+        if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
+            raise ValueError(
+                "fedlc needs labels [M] of integers, a class an example, got "
+                f"{labels.dtype}{list(labels.shape)}. Take fedavg for such data."
+            )
         counts = _label_counts(cohort, data, num_classes)
         margins = temperature * jnp.maximum(counts, _FEWEST) ** -0.25
         # Clients know their labels: nothing but the model is sent.

@@ -9,7 +9,7 @@ stands here. Malicious clients are rules as well: `malicious` says who follows w
     over_rounds  over_rounds: optimizers whose schedules count rounds
     prox         prox: FedProx
     scaffold     scaffold: gradients corrected by control variates
-    sharpness_aware  sharpness_aware: FedSAM
+    sam          sharpness_aware: FedSAM
     dp_sgd       dp_sgd: gradients clipped example by example, and noised
     ditto        ditto: a personal model beside the one that is sent
     own_model    to_keep, kept_leaves, whole_leaves: a model that a client keeps between rounds
@@ -40,8 +40,8 @@ from fedjax_sim.clients.momentum import MomentumState, worker_momentum
 from fedjax_sim.clients.over_rounds import over_rounds
 from fedjax_sim.clients.own_model import kept_leaves, to_keep, whole_leaves
 from fedjax_sim.clients.prox import prox
+from fedjax_sim.clients.sam import sharpness_aware
 from fedjax_sim.clients.scaffold import ControlledModel, scaffold
-from fedjax_sim.clients.sharpness_aware import sharpness_aware
 from fedjax_sim.clients.stealthy_poisoning import stealthy_poisoning
 from fedjax_sim.clients.targeted_poisoning import targeted_poisoning
 

@@ -82,3 +82,18 @@ def test_labels_that_a_client_lacks_are_not_pushed_down():
 def test_a_negative_temperature_is_refused():
     with pytest.raises(ValueError, match=r"temperature must lie in \[0, inf\), got -1"):
         fedlc(-1.0)
+
+
+def test_labels_must_be_classes():
+    data = fs.federate({"x": np.ones((4, 3)), "y": np.ones(4)}, [np.arange(4)])
+    algorithm = algorithms.fedlc(
+        MODEL,
+        temperature=1.0,
+        client_optimizer=optax.sgd(RATE),
+        batching=fs.Batching(2),
+        loss=lambda outputs, labels: (outputs[:, 0] - labels) ** 2,
+    )
+    with pytest.raises(
+        ValueError, match=r"fedlc needs labels \[M\] of integers.* got float32\[4\]"
+    ):
+        algorithm.init(jax.random.key(0), params(), data)

@@ -148,7 +148,7 @@ def test_toml_sets_options(tmp_path: Path) -> None:
         ("'\\x1b' = 3", r"unknown option"),
         ("rounds = x", "not a TOML file: .*line 1"),
         ("rounds = 3\nrounds = 4", "not a TOML file"),
-        ("mu = 0.1", r"mu belongs to what is not chosen \(fedprox, prox\)"),
+        ("mu = 0.1", r"mu belongs to what is not chosen \(fednova, fedprox, moon, prox\)"),
     ],
 )
 def test_a_wrong_file_is_an_error_that_names_it(tmp_path: Path, text: str, message: str) -> None:

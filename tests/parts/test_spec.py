@@ -220,7 +220,10 @@ MISTAKES = {
     ("model", "nowhere.py:Net"): "names no file: there is no nowhere.py",
     ("alpha", "abc"): "--alpha must be a number, got 'abc'.",
     ("learning_rate", 0.1): "--client-optimizer.learning-rate or --server.learning-rate",
-    ("mu", 0.1): "--mu belongs to what is not chosen (fedprox, prox): the partition is",
+    (
+        "mu",
+        0.1,
+    ): "--mu belongs to what is not chosen (fednova, fedprox, moon, prox): the partition is",
     (
         "width",
         "autos",
