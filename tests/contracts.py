@@ -1403,6 +1403,10 @@ ALGORITHMS = {
             model, alpha=0.5, client_learning_rate=0.2, alpha_learning_rate=0.2, **SOME
         ),
     ),
+    "fedala": AlgorithmRow(
+        algorithms.fedala,
+        lambda model: algorithms.fedala(model, client_optimizer=optax.sgd(0.2), **SOME),
+    ),
     "pfnm": AlgorithmRow(
         algorithms.pfnm,
         lambda model: algorithms.pfnm(

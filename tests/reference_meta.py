@@ -166,3 +166,29 @@ def quadratics(centres: np.ndarray = CENTRES, curvature: np.ndarray = CURVATURE)
 def weighted_centre(weights: np.ndarray) -> np.ndarray:
     """Where sum_k weights[k] (w - c_k) is 0."""
     return weights @ CENTRES / weights.sum()
+
+
+def fedala_client(
+    w: Params,
+    own: Params,
+    weights: Params,
+    steps: Iterator[tuple[np.ndarray, np.ndarray]],
+    *,
+    rate: float,
+    weight_rate: float,
+    num_weight_steps: int,
+) -> tuple[Params, Params]:
+    """(w_k, W of the first leaf, which alone is adapted) after one round of FedALA."""
+    steps = list(steps)
+
+    def start() -> Params:
+        mixed = own[0] + (w[0] - own[0]) * weights[0]
+        return [mixed, w[1]]
+
+    for _ in range(num_weight_steps):
+        slope = gradient(start(), *steps[0])[0] * (w[0] - own[0])
+        weights = [np.clip(weights[0] - weight_rate * slope, 0, 1)]
+    now = start()
+    for x, y in steps:
+        now = step(now, gradient(now, x, y), rate)
+    return now, weights

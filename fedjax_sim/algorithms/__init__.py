@@ -16,6 +16,7 @@ from fedjax_sim.algorithms.dp_fedavg import dp_fedavg
 from fedjax_sim.algorithms.dp_ftrl import dp_ftrl
 from fedjax_sim.algorithms.drfa import DrfaState, drfa
 from fedjax_sim.algorithms.fair_flearn import FairFlearnState, fair_flearn_afl
+from fedjax_sim.algorithms.fedala import FedAlaState, fedala
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.feddyn import FedDynState, feddyn
 from fedjax_sim.algorithms.fedmgda import fedmgda
@@ -37,6 +38,7 @@ __all__ = [
     "Domains",
     "DrfaState",
     "FairFlearnState",
+    "FedAlaState",
     "FedDynState",
     "IfcaState",
     "PfnmState",
@@ -54,6 +56,7 @@ __all__ = [
     "fair_flearn_afl",
     "fedadagrad",
     "fedadam",
+    "fedala",
     "fedavg",
     "fedavgm",
     "feddyn",
