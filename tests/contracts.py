@@ -1407,6 +1407,12 @@ ALGORITHMS = {
         algorithms.fedala,
         lambda model: algorithms.fedala(model, client_optimizer=optax.sgd(0.2), **SOME),
     ),
+    "fedproto": AlgorithmRow(
+        algorithms.fedproto,
+        lambda model: algorithms.fedproto(model, pull=1.0, client_optimizer=optax.sgd(0.2), **SOME),
+        model=models.mlp(CLASSES, hidden=(7,)),
+        params=_wide,
+    ),
     "pfnm": AlgorithmRow(
         algorithms.pfnm,
         lambda model: algorithms.pfnm(

@@ -1005,11 +1005,15 @@ def stepping(row: AlgorithmRow) -> tuple[Algorithm, Callable, list[None]]:
     """The algorithm, its jitted step, and a list that grows when its model is traced."""
     traces: list[None] = []
 
-    def apply(params: Any, inputs: Any, key: Any = None) -> Any:
-        traces.append(None)
-        return row.model.apply(params, inputs)
+    def watched(model: Model) -> Model:
+        def apply(params: Any, inputs: Any, key: Any = None) -> Any:
+            traces.append(None)
+            return model.apply(params, inputs)
 
-    algorithm = row.build(Model(row.model.init, apply))
+        body = None if model.body is None else watched(model.body)
+        return model._replace(apply=apply, body=body)
+
+    algorithm = row.build(watched(row.model))
     return algorithm, jax.jit(algorithm.step), traces
 
 

@@ -21,6 +21,7 @@ from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.feddyn import FedDynState, feddyn
 from fedjax_sim.algorithms.fedmgda import fedmgda
 from fedjax_sim.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
+from fedjax_sim.algorithms.fedproto import FedProtoState, Prototypes, fedproto
 from fedjax_sim.algorithms.fedprox import fedprox
 from fedjax_sim.algorithms.ifca import IfcaState, ifca
 from fedjax_sim.algorithms.per_fedavg import per_fedavg
@@ -40,9 +41,11 @@ __all__ = [
     "FairFlearnState",
     "FedAlaState",
     "FedDynState",
+    "FedProtoState",
     "IfcaState",
     "PfnmState",
     "PrivateRounds",
+    "Prototypes",
     "ScaffoldState",
     "WeightedState",
     "agnostic",
@@ -61,6 +64,7 @@ __all__ = [
     "fedavgm",
     "feddyn",
     "fedmgda",
+    "fedproto",
     "fedprox",
     "fedyogi",
     "ifca",
