@@ -1542,6 +1542,16 @@ ALGORITHMS = {
         model=_NET,
         params=_net,
     ),
+    "fedala": AlgorithmRow(
+        algorithms.fedala,
+        lambda model: algorithms.fedala(model, client_optimizer=optax.sgd(0.2), **SOME),
+    ),
+    "fedproto": AlgorithmRow(
+        algorithms.fedproto,
+        lambda model: algorithms.fedproto(model, pull=1.0, client_optimizer=optax.sgd(0.2), **SOME),
+        model=models.mlp(CLASSES, hidden=(7,)),
+        params=_wide,
+    ),
     "pfnm": AlgorithmRow(
         algorithms.pfnm,
         lambda model: algorithms.pfnm(

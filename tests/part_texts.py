@@ -246,6 +246,8 @@ TEXTS: dict[type, list[str]] = {
         "batching=Batching(4))",
         "pfedme(pull=15.0, personal_learning_rate=0.01, client_learning_rate=0.01, "
         "batching=Batching(4), beta=2.0)",
+        "fedala(client_optimizer=sgd(0.1), batching=Batching(4), adapted='dense_1/*')",
+        "fedproto(pull=1.0, client_optimizer=sgd(0.1), batching=Batching(4))",
         "q_fedavg(q=1.0, client_learning_rate=cosine_decay_schedule(0.1, 10), "
         "batching=Batching(4))",
         "scaffold(client_learning_rate=0.1, batching=Batching(4))",

@@ -166,3 +166,67 @@ def quadratics(centres: np.ndarray = CENTRES, curvature: np.ndarray = CURVATURE)
 def weighted_centre(weights: np.ndarray) -> np.ndarray:
     """Where sum_k weights[k] (w - c_k) is 0."""
     return weights @ CENTRES / weights.sum()
+
+
+def fedala_client(
+    w: Params,
+    own: Params,
+    weights: Params,
+    steps: Iterator[tuple[np.ndarray, np.ndarray]],
+    *,
+    rate: float,
+    weight_rate: float,
+    num_weight_steps: int,
+) -> tuple[Params, Params]:
+    """(w_k, W of the first leaf, which alone is adapted) after one round of FedALA."""
+    steps = list(steps)
+
+    def start() -> Params:
+        mixed = own[0] + (w[0] - own[0]) * weights[0]
+        return [mixed, w[1]]
+
+    for _ in range(num_weight_steps):
+        slope = gradient(start(), *steps[0])[0] * (w[0] - own[0])
+        weights = [np.clip(weights[0] - weight_rate * slope, 0, 1)]
+    now = start()
+    for x, y in steps:
+        now = step(now, gradient(now, x, y), rate)
+    return now, weights
+
+
+Net = dict[str, np.ndarray]
+"""w1 [I, F], b1 [F], w2 [F, K], b2 [K]."""
+
+
+def features(net: Net, x: np.ndarray) -> np.ndarray:
+    return np.maximum(x @ net["w1"] + net["b1"], 0)
+
+
+def fedproto_client(
+    net: Net,
+    prototypes: np.ndarray,
+    known: np.ndarray,
+    steps: Iterator[tuple[np.ndarray, np.ndarray]],
+    *,
+    rate: float,
+    pull: float,
+) -> tuple[Net, np.ndarray, np.ndarray]:
+    """(net, sums [K, F] of features, counts [K]) after one round of FedProto."""
+    sums, counts = np.zeros_like(prototypes), np.zeros(len(prototypes))
+    for x, y in steps:
+        hidden = features(net, x)
+        np.add.at(sums, y, hidden)
+        np.add.at(counts, y, 1)
+        logits = hidden @ net["w2"] + net["b2"]
+        shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        error = (shares - np.eye(len(prototypes))[y]) / len(y)
+        apart = 2 * (hidden - prototypes[y]) * known[y][:, None] / hidden.size
+        back = (error @ net["w2"].T + pull * apart) * (hidden > 0)
+        slope = {
+            "w1": x.T @ back,
+            "b1": back.sum(axis=0),
+            "w2": hidden.T @ error,
+            "b2": error.sum(axis=0),
+        }
+        net = {name: net[name] - rate * slope[name] for name in net}
+    return net, sums, counts

@@ -16,6 +16,7 @@ from fedjax_sim.algorithms.dp_fedavg import dp_fedavg
 from fedjax_sim.algorithms.dp_ftrl import dp_ftrl
 from fedjax_sim.algorithms.drfa import DrfaState, drfa
 from fedjax_sim.algorithms.fair_flearn import FairFlearnState, fair_flearn_afl
+from fedjax_sim.algorithms.fedala import FedAlaState, fedala
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.fedbabu import fedbabu
 from fedjax_sim.algorithms.fedbn import fedbn
@@ -29,6 +30,7 @@ from fedjax_sim.algorithms.fedmgda import fedmgda
 from fedjax_sim.algorithms.fednova import fednova
 from fedjax_sim.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
 from fedjax_sim.algorithms.fedper import fedper
+from fedjax_sim.algorithms.fedproto import FedProtoState, Prototypes, fedproto
 from fedjax_sim.algorithms.fedprox import fedprox
 from fedjax_sim.algorithms.fedrep import fedrep
 from fedjax_sim.algorithms.fedsam import fedsam
@@ -55,15 +57,18 @@ __all__ = [
     "Domains",
     "DrfaState",
     "FairFlearnState",
+    "FedAlaState",
     "FedCmState",
     "FedDfState",
     "FedDynState",
     "FedExpState",
     "FedFvState",
+    "FedProtoState",
     "IfcaState",
     "MoonClient",
     "PfnmState",
     "PrivateRounds",
+    "Prototypes",
     "ScaffnewClient",
     "ScaffoldState",
     "WeightedState",
@@ -78,6 +83,7 @@ __all__ = [
     "fair_flearn_afl",
     "fedadagrad",
     "fedadam",
+    "fedala",
     "fedavg",
     "fedavgm",
     "fedbabu",
@@ -91,6 +97,7 @@ __all__ = [
     "fedmgda",
     "fednova",
     "fedper",
+    "fedproto",
     "fedprox",
     "fedrep",
     "fedsam",
