@@ -24,6 +24,7 @@ from fedjax_sim.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
 from fedjax_sim.algorithms.fedper import fedper
 from fedjax_sim.algorithms.fedprox import fedprox
 from fedjax_sim.algorithms.fedrep import fedrep
+from fedjax_sim.algorithms.fedrod import fedrod
 from fedjax_sim.algorithms.fine_tuned import fine_tuned
 from fedjax_sim.algorithms.lg_fedavg import lg_fedavg
 from fedjax_sim.algorithms.pfnm import PfnmState, pfnm
@@ -62,6 +63,7 @@ __all__ = [
     "fedper",
     "fedprox",
     "fedrep",
+    "fedrod",
     "fedyogi",
     "fine_tuned",
     "lg_fedavg",
