@@ -1528,6 +1528,12 @@ ALGORITHMS = {
         algorithms.fine_tuned,
         lambda model: algorithms.fine_tuned(fedavg(model), HONEST, batching=Batching(BATCH_SIZE)),
     ),
+    "fedrod": AlgorithmRow(
+        algorithms.fedrod,
+        functools.partial(algorithms.fedrod, client_optimizer=optax.sgd(0.2), **SOME),
+        model=_NET,
+        params=_net,
+    ),
     "fedbn": AlgorithmRow(
         algorithms.fedbn,
         functools.partial(

@@ -222,6 +222,7 @@ TEXTS: dict[type, list[str]] = {
         "fedbn(client_optimizer=sgd(0.1), batching=Batching(4), local='*bias')",
         "fedper(client_optimizer=sgd(0.1), batching=Batching(4), head='*bias')",
         "fedrep(client_optimizer=sgd(0.1), batching=Batching(4), head_fraction=0.7, head='*bias')",
+        "fedrod(client_optimizer=sgd(0.1), batching=Batching(4), head='*bias')",
         "lg_fedavg(client_optimizer=sgd(0.1), batching=Batching(4), head='*kernel')",
         "fedavgm(client_optimizer=sgd(0.1), batching=Batching(4))",
         "fedadam(client_optimizer=sgd(0.1), batching=Batching(4), server_learning_rate=0.1)",

@@ -33,6 +33,7 @@ from fedjax_sim.algorithms.fedper import fedper
 from fedjax_sim.algorithms.fedproto import FedProtoState, Prototypes, fedproto
 from fedjax_sim.algorithms.fedprox import fedprox
 from fedjax_sim.algorithms.fedrep import fedrep
+from fedjax_sim.algorithms.fedrod import fedrod
 from fedjax_sim.algorithms.fedsam import fedsam
 from fedjax_sim.algorithms.fine_tuned import fine_tuned
 from fedjax_sim.algorithms.ifca import IfcaState, ifca
@@ -100,6 +101,7 @@ __all__ = [
     "fedproto",
     "fedprox",
     "fedrep",
+    "fedrod",
     "fedsam",
     "fedyogi",
     "fine_tuned",

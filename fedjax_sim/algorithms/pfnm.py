@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim import clients, engine, matching, metrics
+from fedjax_sim.algorithms._class_counts import class_counts
 from fedjax_sim.algorithms._stack import stack
 from fedjax_sim.base import (
     Algorithm,
@@ -164,7 +165,7 @@ def pfnm(
         own = _Own(
             trees.rows(_starts(state), cohort.ids),
             pull * served,
-            trees.rows(_class_counts(data, state.class_counts.shape[1]), cohort.ids),
+            trees.rows(class_counts(data, state.class_counts.shape[1]), cohort.ids),
         )
         one = trees.num_bytes(state.networks) // data.num_clients
         return draft._replace(per_slot=own, num_bytes=jnp.where(served, float(one), 0.0))
@@ -221,15 +222,6 @@ def _starts(state: PfnmState) -> Params:
     layers = matching.layers_of(state.params)
     parts = jax.vmap(lambda slots: matching.sub_network(layers, slots))(state.assignments)
     return jax.vmap(trees.where)(state.sent, matching.params_of(parts), state.networks)
-
-
-def _class_counts(data: FederatedData, num_classes: int) -> Array:
-    """How many examples of each class every client has, [N, K] float32, without padding."""
-    labels = data.examples["y"].astype(jnp.int32)
-    cells = data.owners * num_classes + jnp.maximum(labels, 0)
-    counted = (labels >= 0).astype(jnp.float32)
-    counts = trees.group_sum(counted, cells, data.num_clients * num_classes)
-    return counts.reshape(data.num_clients, num_classes)
 
 
 def _sub_network_sgd(
