@@ -9,15 +9,17 @@ from pathlib import Path
 
 
 def command(module: str) -> str:
-    """The name of an experiment, by its place.
+    """The name of an experiment, by its place; once where folder and file are called the same.
 
     >>> command("fedjax_sim.experiments.agnostic.adult")
     'agnostic-adult'
     >>> command("fedjax_sim.experiments.robust.lens_adult")
     'lens-adult'
+    >>> command("fedjax_sim.experiments.baselines.baselines")
+    'baselines'
     """
     place = module.split(".")[-2:]
-    name = place[-1] if "_" in place[-1] else "-".join(place)
+    name = place[-1] if "_" in place[-1] else "-".join(dict.fromkeys(place))
     return name.replace("_", "-")
 
 
