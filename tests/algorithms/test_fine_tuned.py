@@ -147,3 +147,23 @@ def test_a_sweep_fine_tunes_every_run() -> None:
     still, moved = found["personal loss"].total[-1]
     np.testing.assert_allclose(still, found["loss"].total[-1, 0], rtol=1e-5)
     assert (moved < still).all() and moved.shape == (len(SIZES),)
+
+
+def test_a_population_on_disk_is_refused_before_anything_is_run(tmp_path: Any) -> None:
+    """Its clients' examples are not all there when they are to fine-tune."""
+    data = population()
+    on_disk = fs.disk.write(tmp_path, map(data.client, range(len(SIZES))))
+    algorithm = fs.algorithms.fine_tuned(
+        fs.algorithms.fedavg(NET, **GIVEN), tuner(), batching=SHORT
+    )
+    evaluate = fs.evaluator(NET, {"loss": fs.metrics.cross_entropy})
+    with pytest.raises(ValueError, match="data must be a FederatedData, in memory, got one on"):
+        fs.run(
+            algorithm,
+            start(),
+            on_disk,
+            key=KEY,
+            num_rounds=1,
+            evaluate=evaluate,
+            eval_data={"train": data},
+        )

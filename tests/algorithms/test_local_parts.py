@@ -283,3 +283,27 @@ def test_own_parts_reach_optima_that_one_model_cannot(
         )
         losses.append(np.mean(found["loss"].value))
     assert losses[0] < 1e-3 < 0.1 < losses[1]
+
+
+def test_fedbn_keeps_scales_shifts_and_statistics_with_the_client() -> None:
+    import flax.linen as nn
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any, train: bool = False) -> Any:
+            x = nn.BatchNorm(use_running_average=not train, momentum=0.0)(x)
+            return nn.Dense(CLASSES)(x)
+
+    model, data = fs.models.from_linen(Net()), population()
+    params = model.init(KEY, jnp.ones((1, FEATURES)))
+    algorithm = fs.algorithms.fedbn(model, client_optimizer=optax.sgd(RATE), batching=LOCAL)
+    state, info = jax.jit(algorithm.step)(KEY, algorithm.init(KEY, params, data), data)
+    own = fs.ops.trees.flat_dict(algorithm.personal_params(state))
+    assert sorted(name.rpartition("/")[2] for name in own) == ["bias", "mean", "scale", "var"]
+    assert all("BatchNorm_0" in name for name in own)
+    means = [x.mean(axis=0) for x, _ in people()]
+    np.testing.assert_allclose(own["batch_stats/BatchNorm_0/mean"], means, rtol=1e-5, atol=1e-6)
+    assert (np.std(own["params/BatchNorm_0/scale"], axis=0) > 1e-3).all()
+    shared = algorithm.params(state)
+    jax.tree.map(np.testing.assert_array_equal, shared["batch_stats"], params["batch_stats"])
+    assert info.bytes_up == info.bytes_down == len(SIZES) * 4 * (FEATURES + 1) * CLASSES
