@@ -100,11 +100,11 @@ def apfl(
 
     def personal_params(state: engine.FederatedState) -> Params:
         kept: ApflState = state.clients
-        frozen = jax.tree.map(lambda _: None, state.frozen)
-        own = split(Leaves(kept.own, frozen, frozen).params, model.kinds)
-        shared = split(algorithm.params(state), model.kinds).trained
-        mixed = jax.vmap(_mixed, (0, 0, None))(kept.alpha, own.trained, shared)
-        return own._replace(trained=mixed, frozen=frozen).params
+        shared = split(algorithm.params(state), model.kinds)
+        message = Message(statistics=shared.statistics, frozen=shared.frozen)
+        own = clients.kept_leaves(kept.own, message, model.kinds)
+        mixed = jax.vmap(_mixed, (0, 0, None))(kept.alpha, own.trained, shared.trained)
+        return own._replace(trained=mixed).params
 
     return algorithm._replace(personal_params=personal_params)
 

@@ -145,8 +145,8 @@ def fedproto(
     )
 
     def params(state: engine.FederatedState) -> Params:
-        frozen = jax.tree.map(lambda _: None, state.frozen)
-        own = split(Leaves(state.clients, frozen, frozen).params, model.kinds).trained
+        message = Message(statistics=state.statistics, frozen=state.frozen)
+        own = clients.kept_leaves(state.clients, message, model.kinds).trained
         mean = jax.tree.map(lambda w, v: w + (v - w[None]).mean(axis=0), state.server.start, own)
         return Leaves(mean, state.statistics, state.frozen).params
 
