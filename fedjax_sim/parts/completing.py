@@ -241,10 +241,11 @@ def _unknown(name: str, kinds: Kinds, label: str) -> str:
         for kind in kinds
         if kind in signatures.contracts() or kind in ("GradientTransformation", "Partition")
     )
-    listed = f" There are: {', '.join(known)}" if len(known) < 40 else " There are those of optax"
+    own = [each for each in known if each not in signatures.of_optax()]
+    listed = ", ".join(own + ["those of optax"] * (len(own) < len(known)))
     return (
         f"{label}: there is no {wanted or 'part'} {checks.shown(name)}."
-        f'{checks.nearest(name, known)}{listed}; or "file.py:function" of your own.'
+        f'{checks.nearest(name, known)} There are: {listed}; or "file.py:function" of your own.'
     )
 
 

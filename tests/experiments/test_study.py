@@ -105,7 +105,7 @@ def test_the_page_has_tables_pictures_and_how_to_repeat_it(tmp_path: Path) -> No
 def test_experiments_are_named_by_their_place() -> None:
     assert sorted(experiments.EXPERIMENTS) == [
         *("agnostic-adult", "agnostic-fashion", "agnostic-language", "backdoor-fashion"),
-        "compressed-fashion",
+        *("baselines", "compressed-fashion"),
         *("fair-adult", "fair-shakespeare", "fedma-fashion", "lens-adult", "lens-fashion"),
         *(
             "pfnm-cifar10",
