@@ -47,6 +47,15 @@ def test_rounds_without_peers() -> None:
     assert line["parameters"] == 7850
 
 
+def test_methods_without_peers() -> None:
+    found = run("methods", "--peers")
+    assert [(line["method"], line["simulator"]) for line in found] == [
+        ("fedavg", "fedjax_sim"),
+        ("scaffold", "fedjax_sim"),
+    ]
+    assert all(line["parameters"] == PARAMETERS["mlp"] for line in found)
+
+
 def test_whole_runs_by_width() -> None:
     found = run("width")
     assert [(line["width"], line["rounds"]) for line in found] == [("auto", 2), ("1", 2)]

@@ -34,6 +34,7 @@ TABLES = {
         "rounds.py --models logistic mlp cnn --peers pfl pfl-thread pfl-processes --rounds 5",
     ),
     "flower": ("rounds.py --models logistic mlp --peers flower --repeats 2",),
+    "methods": ("methods.py --peers fluke-thread --repeats 2",),
     "coldstart": ("coldstart.py --what logistic mlp cnn --repeats 3",),
     "coldstart-own": ("coldstart.py --what train imports",),
     "evaluation": ("evaluation.py --models logistic --repeats 1 --peers fedjax pfl-thread",),

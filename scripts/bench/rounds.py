@@ -32,7 +32,7 @@ With --private every update is clipped and the sum gets Gaussian noise, here and
 import itertools
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import harness
 import numpy as np
@@ -86,7 +86,10 @@ def main() -> None:
     commands = simulators.commands("round", options.peers)
     lines = []
     with tempfile.TemporaryDirectory() as folder:
-        paths = {work: save(work, Path(folder), options) for work in works}
+        paths = {
+            work: save(work, Path(folder), private=options.private, source=options.folder)
+            for work in works
+        }
 
         def once(work: Work, name: str) -> simulators.Found:
             arguments = (work.model, paths[work], options.rounds)
@@ -107,14 +110,21 @@ def table(lines: list[harness.Line]) -> harness.Table:
     return simulators.table(lines, keys)
 
 
-def save(work: Work, folder: Path, options: Any) -> Path:
-    """Write the clients: x [M, ...] (images float32 in [0, 1], or tokens), y, sizes [N]."""
+def save(work: Work, folder: Path, *, private: bool = False, source: Path | None = None) -> Path:
+    """Write the clients: x [M, ...] (images float32 in [0, 1], or tokens), y, sizes [N].
+
+    Args:
+        work: what is done with them.
+        folder: where the file will be.
+        private: whether updates are clipped and noised.
+        source: Fashion-MNIST as IDX files; the shipped part where it is None.
+    """
     shape = harness.workload(work.model).shape
     path = folder / f"{'-'.join(map(str, (*shape, *work[1:])))}.npz"
     if not path.exists():
         sizes = SIZES[work.sizes](work.clients)
-        x, y = examples(work.model, int(sizes.sum()), options.folder)
-        facts = {"cohort": work.cohort, "batch_size": BATCH_SIZE, "private": options.private}
+        x, y = examples(work.model, int(sizes.sum()), source)
+        facts = {"cohort": work.cohort, "batch_size": BATCH_SIZE, "private": private}
         np.savez(path, x=x, y=y, sizes=sizes, **facts)
     return path
 

@@ -31,6 +31,8 @@ TITLES = {
     "pfl-thread": "pfl-research, one thread",
     "pfl-processes": "pfl-research, a process a core",
     "flower": "Flower",
+    "fluke": "fluke",
+    "fluke-thread": "fluke, one thread",
 }
 # What each peer needs. torch 2.13.0 has a CPU build; FedJAX wants NumPy 1.
 REQUIREMENTS = {
@@ -38,6 +40,7 @@ REQUIREMENTS = {
     "pfl": ["torch==2.13.0", "pfl[pytorch]==0.6.0"],
     "flower": ["torch==2.13.0", "flwr[simulation]==1.41.0"],
     "byzfl": ["torch==2.13.0", "byzfl==0.0.11"],
+    "fluke": ["torch==2.13.0", "fluke-fl==0.8.1"],
 }
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={os.cpu_count()}"]
 # How a peer is started where its name has a second part: what comes before and after its Python.
