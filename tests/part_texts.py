@@ -247,8 +247,7 @@ TEXTS: dict[type, list[str]] = {
         "batching=Batching(4))",
         "pfedme(pull=15.0, personal_learning_rate=0.01, client_learning_rate=0.01, "
         "batching=Batching(4), beta=2.0)",
-        "fedala(client_optimizer=sgd(0.1), batching=Batching(4), adapted='dense_1/*')",
-        "fedproto(pull=1.0, client_optimizer=sgd(0.1), batching=Batching(4))",
+        "fedala(client_optimizer=sgd(0.1), batching=Batching(4), adapted=kernel)",
         "q_fedavg(q=1.0, client_learning_rate=cosine_decay_schedule(0.1, 10), "
         "batching=Batching(4))",
         "scaffold(client_learning_rate=0.1, batching=Batching(4))",
@@ -260,6 +259,7 @@ UNFINISHED = ("local_steps", "scaffold(learning_rate")
 """Rules that need an objective, or a server, of their own."""
 WITHOUT = {
     "from_nnx": "takes a module that is made with keys of its own",
+    "fedproto": "needs a model with a hidden layer, as moon does",
     "moon": "needs a model with a hidden layer, which is below",
     "pfnm": "needs a model of bare layers, which is below",
 }

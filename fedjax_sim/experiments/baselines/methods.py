@@ -33,7 +33,7 @@ class Method(NamedTuple):
         """name -> values, `trials` points in all; as many rates as that leaves room for."""
         own = {name: values[: max(1, trials // 2)] for name, values in self.own.items()}
         num_rates = trials // int(np.prod([len(values) for values in own.values()], dtype=int))
-        return {"rate": np.geomspace(0.05, 0.5, num_rates).tolist(), **own}
+        return {"rate": np.geomspace(0.02, 0.2, num_rates).tolist(), **own}
 
 
 def methods(cohort: Sampler, batching: Batching) -> dict[str, Method]:
@@ -46,7 +46,6 @@ def methods(cohort: Sampler, batching: Batching) -> dict[str, Method]:
     some: dict[str, Any] = {"sampler": cohort, "batching": batching}
     local = functools.partial(_with_optimizer, some)
     rated = functools.partial(_with_rate, some)
-    momentum = functools.partial(optax.sgd, momentum=0.9)
     return {
         "FedAvg": local(algorithms.fedavg),
         # Optimisation.
@@ -60,8 +59,8 @@ def methods(cohort: Sampler, batching: Batching) -> dict[str, Method]:
         "FedNova": rated(algorithms.fednova, client_momentum=(0.0, 0.5)),
         "FedExP": local(algorithms.fedexp, server_epsilon=(1e-3, 1e-1)),
         "FedCM": rated(algorithms.fedcm, alpha=(0.1, 0.3)),
-        "Mime": local(algorithms.mime, optimizer=momentum),
-        "MimeLite": local(algorithms.mimelite, optimizer=momentum),
+        "Mime": local(algorithms.mime, optimizer=_momentum),
+        "MimeLite": local(algorithms.mimelite, optimizer=_momentum),
         "Scaffnew": Method(
             lambda rate: algorithms.scaffnew(MODEL, client_learning_rate=rate, batching=batching),
             {},
@@ -147,6 +146,11 @@ def _divided(options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """What stays as it is, and what is tried."""
     for tried in (False, True):
         yield {name: each for name, each in options.items() if isinstance(each, tuple) is tried}
+
+
+def _momentum(rate: Array) -> optax.GradientTransformation:
+    """In the long run it steps as far as plain SGD of this rate."""
+    return optax.sgd(0.1 * rate, momentum=0.9)
 
 
 def _ditto(some: Mapping[str, Any], rate: Array, pull: Array | float) -> Algorithm:
