@@ -30,7 +30,7 @@ from fedjax_sim.base import (
 )
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.data.fitting import check_labels
-from fedjax_sim.ops import checks, trees
+from fedjax_sim.ops import checks
 from fedjax_sim.ops.arguments import checked
 from fedjax_sim.ops.per_example import per_example
 from fedjax_sim.servers import sampling
@@ -197,7 +197,8 @@ def _towards_prototypes(
         is_of = jax.nn.one_hot(batch.examples["y"], len(seen.counts)) * batch.mask[:, None]
         found = _Seen(is_of.T @ features, is_of.sum(axis=0))
         work = base.step(key, work, message, batch)
-        return work._replace(extra=_Extra(prototypes, trees.add(seen, found)))
+        seen = jax.tree.map(lambda a, b: a + b.astype(a.dtype), seen, found)
+        return work._replace(extra=_Extra(prototypes, seen))
 
     def finish(
         key: Key, kept: Params, message: Message, client: Client, work: clients.Work

@@ -161,12 +161,13 @@ def test_what_is_no_model_is_refused_with_the_adapter(name: str) -> None:
 
 OPTIMIZER = optax.sgd(0.1)
 TARGETS = {"x": np.ones((2, 3), np.float32), "y": np.zeros(2, np.int32)}
+NET = fs.models.mlp(CLASSES, hidden=(9,))
 ARGUMENTS: dict[str, Any] = {
-    "model": MODEL,
+    "model": NET,
     "loss": fs.metrics.cross_entropy,
     "metrics": {"accuracy": fs.metrics.accuracy},
     **{name: OPTIMIZER for name in ("optimizer", "client_optimizer")},
-    **{name: 0.1 for name in ("alpha", "mu", "q", "t", "pull")},
+    **{name: 0.1 for name in ("alpha", "mu", "q", "t", "pull", "rho", "temperature", "theta")},
     **{
         name: 0.1
         for name in (
@@ -187,6 +188,9 @@ ARGUMENTS: dict[str, Any] = {
     "boost": 2.0,
     "targets": TARGETS,
     "names": "kernel",
+    "local": "dense_0/*",
+    "num_clusters": 2,
+    "unlabelled": np.ones((4, 3), np.float32),
     "shift": 0.0,
     "scale": 1.0,
 }
@@ -205,7 +209,7 @@ def factories(argument: str) -> Iterator[tuple[str, Callable[..., Any]]]:
             needed = [
                 p.name
                 for p in parameters
-                if p.name == "noise_multiplier"
+                if p.name in ("noise_multiplier", "local")
                 or (p.default is p.empty and p.kind != p.VAR_KEYWORD)
             ]
             bound = {n: ARGUMENTS[n] for n in needed if n in ARGUMENTS and n != argument}
@@ -260,14 +264,6 @@ def trace(algorithm: fs.Algorithm, start: Any, data: Any) -> None:
     jax.eval_shape(algorithm.step, KEY, state, data)
 
 
-def of_form(name: str) -> tuple[Any, Any]:
-    """Params and data on which an algorithm runs."""
-    if name != "algorithms.pfnm":
-        return params(), population()
-    wide = fs.models.mlp(CLASSES, hidden=(9,)).init(KEY, jnp.ones((1, 3)))
-    return wide, population()
-
-
 TRAINING = [
     (name, make)
     for name, make in factories("loss")
@@ -282,10 +278,11 @@ def test_a_loss_of_the_whole_batch_never_trains(name: str, make: Any, form: str)
     """Traced alone; a plain loss [B], optax's own, is taken in the same place."""
     if name == "algorithms.pfnm":
         make = functools.partial(make, model=fs.models.mlp(CLASSES, hidden=(2,)))
+    start = NET.init(KEY, jnp.ones((1, 3)))
     with pytest.raises(ValueError, match=r"loss must give a number for each example of a batch"):
-        trace(algorithm_of(name, make, LOOSE[form]), *of_form(name))
+        trace(algorithm_of(name, make, LOOSE[form]), start, population())
     if form == "a scalar":
-        trace(algorithm_of(name, make, metric_mean), *of_form(name))
+        trace(algorithm_of(name, make, metric_mean), start, population())
 
 
 def test_a_loss_of_the_whole_batch_is_never_looked_at() -> None:
