@@ -1,6 +1,6 @@
 """Four rounds of fluke's methods, number by number.
 
-fluke (makgyver/fluke, commit 261f1b1, 0.8.1 on PyPI) in float64: `torch.nn.Linear(2, 3)` with
+fluke (makgyver/fluke, commit 261f1b1, version 0.8.1) in float64: `torch.nn.Linear(2, 3)` with
 cross-entropy from the given start, three clients of 2, 3 and 5 examples, each of which makes three
 steps of rate 0.25 on all that it has ("batch_size" that of the client, no shuffling, "local_epochs"
 3); everybody takes part. Servers are "weighted" by size except SCAFFOLD's.
