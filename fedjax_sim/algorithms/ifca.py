@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim import clients, engine, metrics
+from fedjax_sim.algorithms._stack import stack
 from fedjax_sim.base import (
-    Aggregator,
     Algorithm,
     Array,
     Client,
@@ -133,9 +133,7 @@ def ifca(
     algorithm = engine.federated(
         rule=_chosen_sgd(model, client_optimizer, loss),
         sampler=sampler or sampling.everyone(),
-        aggregator=Aggregator(
-            lambda update: (), lambda key, state, updates, weights: (state, updates, {})
-        ),
+        aggregator=stack(),
         server=Server(init, broadcast, apply, params),
         batching=batching,
         **options,

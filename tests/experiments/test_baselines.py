@@ -17,7 +17,7 @@ def all_of_them():
     return methods(sampling.uniform(10), Batching(20, num_steps=2))
 
 
-@pytest.mark.parametrize("trials", [2, 6])
+@pytest.mark.parametrize("trials", [2, 5, 6])
 def test_every_method_is_tried_at_equally_many_points(all_of_them, trials):
     for name, method in all_of_them.items():
         axes = method.axes(trials)

@@ -5,6 +5,7 @@ at equally many points. Those whose clients have models of their own are evaluat
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -31,9 +32,10 @@ class Method(NamedTuple):
 
     def axes(self, trials: int) -> dict[str, Sequence[float]]:
         """name -> values, `trials` points in all; as many rates as that leaves room for."""
-        own = {name: values[: max(1, trials // 2)] for name, values in self.own.items()}
-        num_rates = trials // int(np.prod([len(values) for values in own.values()], dtype=int))
-        return {"rate": np.geomspace(0.02, 0.2, num_rates).tolist(), **own}
+        own, number = dict(self.own), math.prod(map(len, self.own.values()))
+        if trials % number or trials < 2 * number:  # else it would be tried at fewer points
+            own, number = {name: values[:1] for name, values in own.items()}, 1
+        return {"rate": np.geomspace(0.02, 0.2, trials // number).tolist(), **own}
 
 
 def methods(cohort: Sampler, batching: Batching) -> dict[str, Method]:
