@@ -44,7 +44,7 @@ def freeze(model: Model, names: str | Sequence[str]) -> Model:
         frozen = leaf_names.is_chosen(names, params)
         if all(jax.tree.leaves(frozen)):
             raise ValueError(
-                "names must match some leaves, got what match all leaves, so that none learns. "
+                "names must match some leaves, but not all: then none learns. "
                 f"Leaves: {list(trees.flat_dict(params))}."
             )
         return jax.tree.map(lambda f, kind: Kind.FROZEN if f else kind, frozen, known)
