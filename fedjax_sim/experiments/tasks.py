@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from numpy.typing import ArrayLike
 
 from fedjax_sim import engine, metrics, models, simulate
 from fedjax_sim.analysis import plots
@@ -94,9 +95,22 @@ def adult(folder: Path | None = None, group_by: str = DOCTORATE) -> Task:
 def fashion(folder: Path | None, *, shipped: bool) -> Dataset:
     """Fashion-MNIST or its shipped part, of mean 0 and deviation 1: images are less alike then."""
     data = datasets.fashion_small() if shipped else datasets.fashion_mnist(folder)
+    return _scaled(data, 0.286, 0.353)
+
+
+def cifar10(folder: Path | None) -> Dataset:
+    """CIFAR-10, each colour of mean 0 and deviation 1."""
+    return _scaled(datasets.cifar10(folder), (0.491, 0.482, 0.447), (0.247, 0.243, 0.262))
+
+
+def _scaled(data: Dataset, mean: ArrayLike, deviation: ArrayLike) -> Dataset:
+    """Images less the mean of their pixels, which lie in [0, 1], over the deviation."""
 
     def scaled(split: Examples) -> Examples:
-        return {"x": (split["x"] / np.float32(255) - 0.286) / np.float32(0.353), "y": split["y"]}
+        x = split["x"] / np.float32(255)
+        x -= np.asarray(mean, np.float32)
+        x /= np.asarray(deviation, np.float32)
+        return {**split, "x": x}
 
     return data._replace(train=scaled(data.train), test=scaled(data.test))
 

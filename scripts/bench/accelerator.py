@@ -10,9 +10,10 @@ takes too long costs nothing of the others:
     tests       the tests whose subject may differ on an accelerator, in the highest precision
     gpu         gpu.py: the known workloads, whose widths, rates and distances from the floor
     peers       one round of FedJAX and of pfl-research on the same card, if they can be imported
+    methods     rounds of other methods than FedAvg, beside fluke on the same card, likewise
     profile     which kernels the time of a round of the CIFAR-10 benchmark goes to
 
-    .venv/bin/python scripts/bench/accelerator.py [--parts same tests gpu peers profile]
+    .venv/bin/python scripts/bench/accelerator.py [--parts same tests gpu peers methods profile]
         [--minutes 8] [--output FOLDER] [--quick]
 
 FOLDER gets lines.jsonl (every measurement), log.txt (what the parts printed) and the trace.
@@ -38,7 +39,14 @@ from typing import Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-SHARES = {"same": 0.15, "tests": 0.25, "gpu": 0.35, "peers": 0.2, "profile": 0.05}
+SHARES = {
+    "same": 0.15,
+    "tests": 0.25,
+    "gpu": 0.3,
+    "peers": 0.15,
+    "methods": 0.1,
+    "profile": 0.05,
+}
 """Parts, and the most that each may take of the time."""
 DETERMINISTIC = {"XLA_FLAGS": "--xla_gpu_deterministic_ops=true"}
 """Without it processes may choose different kernels, and sums by scattering any order."""
@@ -162,8 +170,9 @@ def table(lines: list[dict[str, Any]]) -> Any:
     """Rounds of everybody on the same card; the other parts have no table."""
     import simulators
 
-    measured = [line for line in lines if line.get("part") == "peers"]
-    return simulators.table(measured, {"model": "model", "clients": "clients", "cohort": "cohort"})
+    measured = [line for line in lines if line.get("part") in ("peers", "methods")]
+    keys = ("method",) * any("method" in line for line in measured)
+    return simulators.table(measured, {key: key for key in (*keys, "model", "clients", "cohort")})
 
 
 # Parts
@@ -214,26 +223,47 @@ def part_gpu(run: Runner) -> None:
 
 def part_peers(run: Runner) -> None:
     """The same rounds by everybody, with this interpreter."""
+    for model in PEERS:
+        with population(run, model) as (path, facts):
+            for name in ("fedjax_sim", "fedjax", "pfl"):
+                compare(run, "peers", name, f"{name}_round.py", model, path, **facts)
+
+
+def part_methods(run: Runner) -> None:
+    """The same rounds of other methods, with this interpreter."""
+    from methods import METHODS
+
+    with population(run, "mlp") as (path, facts):
+        for method in METHODS[:1] if run.options.quick else METHODS:
+            for name in ("fedjax_sim", "fluke"):
+                command = (f"{name}_methods.py", method, "mlp", path)
+                compare(run, "methods", name, *command, method=method, **facts)
+
+
+@contextlib.contextmanager
+def population(run: Runner, model: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """A file of clients with a model's examples, and what lines say of them."""
     import numpy as np
     from workloads import WORKLOADS
 
-    for model, (clients, size, cohort, batch_size) in PEERS.items():
-        if run.options.quick:
-            clients, size, cohort = 4, 20, 2
-        x, y = WORKLOADS[model]().draw(clients * size)
-        if x.dtype == np.uint8:
-            x = x.astype(np.float32) / 255
-        path = run.options.output / "population.npz"
-        facts = {"sizes": np.full(clients, size), "cohort": cohort, "batch_size": batch_size}
-        np.savez(path, x=x, y=y, private=False, **facts)
-        for name in ("fedjax_sim", "fedjax", "pfl"):
-            script = HERE / "peers" / f"{name}_round.py"
-            rounds = 1 if run.options.quick else 3
-            out, failure = run.tried(f"{name} {model}", script, model, path, rounds)
-            found = {"failed": failure} if failure else json.loads(out.splitlines()[-1])
-            work = {"model": model, "clients": clients, "cohort": cohort}
-            report(run.options, part="peers", simulator=name, **work, **found)
-        path.unlink()
+    clients, size, cohort, batch_size = (4, 20, 2, 10) if run.options.quick else PEERS[model]
+    x, y = WORKLOADS[model]().draw(clients * size)
+    if x.dtype == np.uint8:
+        x = x.astype(np.float32) / 255
+    path = run.options.output / "population.npz"
+    facts = {"sizes": np.full(clients, size), "cohort": cohort, "batch_size": batch_size}
+    np.savez(path, x=x, y=y, private=False, **facts)
+    yield path, {"model": model, "clients": clients, "cohort": cohort}
+    path.unlink()
+
+
+def compare(run: Runner, part: str, name: str, script: str, *arguments: Any, **facts: Any) -> None:
+    """Time a simulator's rounds, and report them or why there are none."""
+    rounds = 1 if run.options.quick else 3
+    label = " ".join((name, *map(str, arguments[:-1])))
+    out, failure = run.tried(label, HERE / "peers" / script, *arguments, rounds)
+    found = {"failed": failure} if failure else json.loads(out.splitlines()[-1])
+    report(run.options, part=part, simulator=name, **facts, **found)
 
 
 def part_profile(run: Runner) -> None:

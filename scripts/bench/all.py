@@ -67,8 +67,9 @@ TABLES = {
     "aggregators-memory": ("aggregators.py --memory --clients 1000",),
     "accelerator": ("gpu.py --repeats 1",),
     "accelerator-peers": ("accelerator.py --parts peers",),
+    "accelerator-methods": ("accelerator.py --parts methods",),
 }
-NEEDS_ACCELERATOR = ("accelerator", "accelerator-peers")
+NEEDS_ACCELERATOR = ("accelerator", "accelerator-peers", "accelerator-methods")
 """Tables that are measured only where they are asked for by name: on a CPU they take hours."""
 
 

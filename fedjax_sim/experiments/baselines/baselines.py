@@ -1,4 +1,4 @@
-"""Fashion-MNIST: all methods on equal terms, and a leaderboard of them.
+"""Images: all methods on equal terms, and a leaderboard of them.
 
 Each client keeps a tenth of its examples for tuning and a tenth for the test. Every method is tried
 at equally many points (learning rates and values of its own), with all seeds at once, and reports
@@ -11,24 +11,28 @@ References:
 """
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim import engine, metrics
+from fedjax_sim import engine, metrics, models
 from fedjax_sim.analysis import plots
-from fedjax_sim.base import Examples, Mean
+from fedjax_sim.analysis.runfolder import plain
+from fedjax_sim.base import Examples, Mean, Model
 from fedjax_sim.data import Batching, FederatedData, federate, partition
+from fedjax_sim.data.datasets import Dataset
 from fedjax_sim.data.partition import Partition
 from fedjax_sim.experiments import study, tasks
-from fedjax_sim.experiments.baselines.methods import COHORT, MODEL, Method, methods
+from fedjax_sim.experiments.baselines.methods import COHORT, Method, methods
 from fedjax_sim.servers import sampling
 
-SPLITS = ("IID", "Dirichlet 0.3", "Dirichlet 0.1", "shards")
+MLP = models.mlp(10, hidden=(100,))
+SPLITS = ("IID", "Dirichlet 0.3", "Dirichlet 0.1", "shards", "rotated")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +40,10 @@ class Options(study.SeedsOptions):
     """Options of `fedjax-sim reproduce baselines`."""
 
     output: Path = Path("runs/baselines")
+    dataset: Literal["fashion-mnist", "cifar10"] = "fashion-mnist"
+    """Fashion-MNIST with a network of one hidden layer, or CIFAR-10 with LeNet, for a GPU."""
     folder: Path | None = None
-    """Folder with Fashion-MNIST's files; by default where `datasets.fashion_mnist` finds them."""
+    """The data set's files; by default where `datasets.fashion_mnist` and `cifar10` find them."""
     num_seeds: int = 3
     """Runs of every point, each with its own start, cohorts and batches (>= 1)."""
     num_clients: int = 100
@@ -47,11 +53,13 @@ class Options(study.SeedsOptions):
     trials: int = 6
     """Points at which every method is tried (>= 2)."""
     splits: tuple[str, ...] = SPLITS
-    """How examples are dealt out to clients."""
+    """How examples are dealt out to clients. "rotated": IID, each client's images turned alike."""
     only: tuple[str, ...] = ()
     """Methods to run, by their names in the leaderboard; all by default."""
+    earlier: tuple[Path, ...] = ()
+    """Folders of runs with the same options, of other methods or stopped: their rows count."""
     quick: bool = False
-    """2,000 shipped images, 20 clients, 20 rounds and two splits; not the numbers of the table."""
+    """2,000 images, 20 clients, 20 rounds and two splits; not the numbers of the table."""
 
     QUICK: ClassVar = {
         "num_clients": 20,
@@ -86,32 +94,90 @@ class Row(NamedTuple):
     seconds: float
     compile_seconds: float
 
+    @classmethod
+    def read(cls, plain: Mapping[str, Any]) -> "Row":
+        """A row as results.json has it; null there is NaN."""
+        arrays = {name: np.array(plain[name], float) for name in ("accuracy", "worst")}
+        return cls(**{**plain, **arrays, "rounds": np.array(plain["rounds"])})
+
+
+Rows = dict[str, dict[str, Row]]
+"""split -> method -> Row"""
+
 
 def main(options: Options) -> None:
     """Run the experiment and write its folder."""
     options = options.checked()
-    data = tasks.fashion(options.folder, shipped=options.quick)
-    report = study.Study("Fashion-MNIST, all methods on equal terms", options)
-    batching = Batching(20, num_steps=10)
-    found = methods(sampling.uniform(COHORT), batching)
+    data, model = _task(options)
+    found = methods(model, sampling.uniform(COHORT), Batching(20, num_steps=10))
     unknown = sorted(set(options.only) - set(found))
     if unknown:
         raise ValueError(
             f"only names no method: {', '.join(unknown)}. There are {', '.join(found)}."
         )
-    chosen = {name: each for name, each in found.items() if name in (options.only or found)}
-    rows: dict[str, dict[str, Row]] = {}
-    for split in options.splits:
-        parts = _divided(data.train, _owned(split, data.train, options), options.seed)
-        rows[split] = {}
-        for name, method in chosen.items():
-            rows[split][name] = _measured(f"{split}, {name}", method, parts, options)
-            report.keep(rows=_plain(rows))
+    known = _earlier(options)
+    report = study.Study(f"{options.dataset}, all methods on equal terms", options)
+    rows: Rows = {split: {} for split in options.splits}
+    for split, own in rows.items():
+        parts = _parts(split, data.train, options)
+        for name in options.only or found:
+            if name in known.get(split, {}):
+                own[name] = known[split][name]
+            else:
+                title = f"{split}, {name}"
+                own[name] = _measured(title, model, found[name], parts, options)
+            report.keep(rows=rows)
     every = [row for own in rows.values() for row in own.values()]
     compiled = sum(row.compile_seconds for row in every)
     note = f"{len(every)} programs, {compiled:.0f} s of compilation; {options.trials} points each."
     sheets = [_leaderboard(split, own) for split, own in rows.items()]
-    report.publish(sheets, pictures=_pictures(rows), note=note, rows=_plain(rows))
+    report.publish(sheets, pictures=_pictures(rows), note=note, rows=rows)
+
+
+def _task(options: Options) -> tuple[Dataset, Model]:
+    """The images and what is trained on them."""
+    if options.dataset == "fashion-mnist":
+        data, model = tasks.fashion(options.folder, shipped=options.quick), MLP
+    else:
+        data, model = tasks.cifar10(options.folder), models.lenet(10)
+    few = slice(2000 if options.quick else None)
+    return data._replace(train={name: array[few] for name, array in data.train.items()}), model
+
+
+def _earlier(options: Options) -> Rows:
+    """The rows of earlier runs.
+
+    Raises:
+        ValueError: one was run with other options.
+        FileNotFoundError: a folder holds no run.
+    """
+    rows: Rows = {}
+    ours = plain(options)
+    for folder in options.earlier:
+        theirs = _json(folder, "config.json")["options"]
+        other = [name for name in ours if name not in _FREE and theirs.get(name) != ours[name]]
+        if other:
+            name = other[0]
+            raise ValueError(
+                f"earlier: {folder} was run with {name}={theirs.get(name)!r}, not {ours[name]!r}. "
+                "Rows are on equal terms only if the options are the same."
+            )
+        for split, own in _json(folder, "results.json")["rows"].items():
+            rows.setdefault(split, {}).update({name: Row.read(row) for name, row in own.items()})
+    return rows
+
+
+_FREE = ("output", "overwrite", "folder", "splits", "only", "earlier")
+"""Options that may differ between runs whose rows stand in one table."""
+
+
+def _json(folder: Path, name: str) -> Any:
+    path = folder / name
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"earlier: {folder} has no {name}: it is no folder of this experiment."
+        )
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _owned(split: str, examples: Examples, options: Options) -> Partition:
@@ -122,6 +188,17 @@ def _owned(split: str, examples: Examples, options: Options) -> Partition:
         case ["shards"]:
             return partition.shards(labels, options.num_clients, shards_per_client=2, seed=seed)
     return partition.iid(len(labels), options.num_clients, seed=seed)
+
+
+def _parts(split: str, examples: Examples, options: Options) -> dict[str, FederatedData]:
+    """Everybody's training, tuning and test examples."""
+    owned = _owned(split, examples, options)
+    if split == "rotated":
+        x = examples["x"].copy()
+        for k, rows in enumerate(owned):
+            x[rows] = np.rot90(x[rows], k % 4, axes=(1, 2))
+        examples = {**examples, "x": x}
+    return _divided(examples, owned, options.seed)
 
 
 def _divided(examples: Examples, owned: Partition, seed: int) -> dict[str, FederatedData]:
@@ -143,18 +220,22 @@ def _divided(examples: Examples, owned: Partition, seed: int) -> dict[str, Feder
 
 
 def _measured(
-    name: str, method: Method, parts: Mapping[str, FederatedData], options: Options
+    title: str,
+    model: Model,
+    method: Method,
+    parts: Mapping[str, FederatedData],
+    options: Options,
 ) -> Row:
     axes = method.axes(options.trials)
     result = study.sweep(
-        name,
+        title,
         method.make,
-        lambda key: MODEL.init(key, jnp.zeros((1, 28, 28, 1))),
+        lambda key: model.init(key, jnp.zeros((1, *parts["train"].examples["x"].shape[1:]))),
         parts["train"],
         seeds=options.seeds,
         axes=axes,
         num_rounds=options.rounds,
-        evaluate=engine.evaluator(MODEL, {"accuracy": metrics.accuracy}),
+        evaluate=engine.evaluator(model, {"accuracy": metrics.accuracy}),
         eval_data={split: parts[split] for split in ("tuning", "test")},
         eval_every=max(1, options.rounds // 20),
         keep=("bytes_up", "bytes_down"),
@@ -229,22 +310,3 @@ def _pictures(rows: Mapping[str, Mapping[str, Row]]) -> Iterator[tuple[str, Any]
     ):
         means = np.array([[100 * of(own[each]).mean() for own in rows.values()] for each in names])
         yield f"{name}.png", plots.heat_map(means, names, [*rows], label=title, x="split", y="")
-
-
-def _plain(rows: Mapping[str, Mapping[str, Row]]) -> dict[str, Any]:
-    return {
-        split: {
-            name: {
-                "accuracy": study.mean_std(row.accuracy[-1]),
-                "worst_10_percent": study.mean_std(row.worst),
-                "accuracy_by_evaluation": row.accuracy.mean(axis=1),
-                "personal": row.personal,
-                "tuned": row.tuned,
-                "megabytes_a_round": row.megabytes,
-                "seconds": row.seconds,
-                "compile_seconds": row.compile_seconds,
-            }
-            for name, row in own.items()
-        }
-        for split, own in rows.items()
-    }

@@ -12,11 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import optax
 
-from fedjax_sim import algorithms, clients, metrics, models
-from fedjax_sim.base import Algorithm, Array, Sampler
+from fedjax_sim import algorithms, clients, metrics
+from fedjax_sim.base import Algorithm, Array, Model, Sampler
 from fedjax_sim.data import Batching
-
-MODEL = models.mlp(10, hidden=(100,))
 
 
 class Method(NamedTuple):
@@ -38,14 +36,15 @@ class Method(NamedTuple):
         return {"rate": np.geomspace(0.02, 0.2, trials // number).tolist(), **own}
 
 
-def methods(cohort: Sampler, batching: Batching) -> dict[str, Method]:
+def methods(model: Model, cohort: Sampler, batching: Batching) -> dict[str, Method]:
     """name -> Method.
 
     Args:
+        model: what is trained; it has a body and a head.
         cohort: who takes part in a round. Scaffnew and DRFA choose by themselves.
         batching: the local work of a round, equally many steps for everybody.
     """
-    some: dict[str, Any] = {"sampler": cohort, "batching": batching}
+    some: dict[str, Any] = {"model": model, "sampler": cohort, "batching": batching}
     local = functools.partial(_with_optimizer, some)
     rated = functools.partial(_with_rate, some)
     return {
@@ -64,7 +63,7 @@ def methods(cohort: Sampler, batching: Batching) -> dict[str, Method]:
         "Mime": local(algorithms.mime, optimizer=_momentum),
         "MimeLite": local(algorithms.mimelite, optimizer=_momentum),
         "Scaffnew": Method(
-            lambda rate: algorithms.scaffnew(MODEL, client_learning_rate=rate, batching=batching),
+            lambda rate: algorithms.scaffnew(model, client_learning_rate=rate, batching=batching),
             {},
         ),
         "FedSAM": local(algorithms.fedsam, rho=(0.05, 0.02)),
@@ -75,7 +74,7 @@ def methods(cohort: Sampler, batching: Batching) -> dict[str, Method]:
         "TERM": local(algorithms.term, t=(0.1, 1.0)),
         "DRFA": Method(
             lambda rate, step: algorithms.drfa(
-                MODEL,
+                model,
                 client_optimizer=optax.sgd(rate),
                 mixture_step_size=step,
                 cohort_size=COHORT,
@@ -91,8 +90,8 @@ def methods(cohort: Sampler, batching: Batching) -> dict[str, Method]:
         "local training": Method(functools.partial(_ditto, some, pull=0.0), {}),
         "FedAvg, fine-tuned": Method(
             lambda rate: algorithms.fine_tuned(
-                algorithms.fedavg(MODEL, client_optimizer=optax.sgd(rate), **some),
-                clients.local_sgd(MODEL, optax.sgd(rate), loss=metrics.cross_entropy),
+                algorithms.fedavg(client_optimizer=optax.sgd(rate), **some),
+                clients.local_sgd(model, optax.sgd(rate), loss=metrics.cross_entropy),
                 batching=batching,
             ),
             {},
@@ -108,7 +107,7 @@ def methods(cohort: Sampler, batching: Batching) -> dict[str, Method]:
         "FedRoD": local(algorithms.fedrod),
         "FedALA": local(algorithms.fedala, weight_learning_rate=(1.0, 0.1)),
         "FedProto": local(algorithms.fedproto, pull=(1.0, 0.1)),
-        "IFCA": local(algorithms.ifca, num_clusters=3, spread=(0.01, 0.1)),
+        "IFCA": local(algorithms.ifca, num_clusters=4, spread=(0.01, 0.1)),
     }
 
 
@@ -126,9 +125,7 @@ def _with_optimizer(
     """A method that takes a `client_optimizer`; of its options, tuples are tried."""
     fixed, own = _divided(options)
     return Method(
-        lambda rate, **given: factory(
-            MODEL, client_optimizer=optimizer(rate), **some, **fixed, **given
-        ),
+        lambda rate, **given: factory(client_optimizer=optimizer(rate), **some, **fixed, **given),
         own,
     )
 
@@ -139,7 +136,7 @@ def _with_rate(
     """A method that takes a `client_learning_rate`; of its options, tuples are tried."""
     fixed, own = _divided(options)
     return Method(
-        lambda rate, **given: factory(MODEL, client_learning_rate=rate, **some, **fixed, **given),
+        lambda rate, **given: factory(client_learning_rate=rate, **some, **fixed, **given),
         own,
     )
 
@@ -157,13 +154,12 @@ def _momentum(rate: Array) -> optax.GradientTransformation:
 
 def _ditto(some: Mapping[str, Any], rate: Array, pull: Array | float) -> Algorithm:
     return algorithms.ditto(
-        MODEL, client_optimizer=optax.sgd(rate), personal_learning_rate=rate, pull=pull, **some
+        client_optimizer=optax.sgd(rate), personal_learning_rate=rate, pull=pull, **some
     )
 
 
 def _pfedme(some: Mapping[str, Any], rate: Array, pull: Array) -> Algorithm:
     return algorithms.pfedme(
-        MODEL,
         pull=pull,
         personal_learning_rate=0.2 * rate,
         client_learning_rate=0.5 / pull,  # half the way to the personal model in every local step

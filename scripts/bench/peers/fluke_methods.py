@@ -44,6 +44,8 @@ class Clock(FederationObserver):
         self.started = time.perf_counter()
 
     def end_round(self, round):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - self.started)
 
 
@@ -72,7 +74,7 @@ with np.load(path) as file:
     batch_size = int(file["batch_size"])
 environment = FlukeENV()
 environment.set_seed(0)
-environment.set_device("cpu")
+environment.set_device("cuda" if torch.cuda.is_available() else "cpu")
 environment.set_inmemory(True)
 environment.set_eval_cfg(pre_fit=False, post_fit=False, locals=False, server=False)
 model = EncoderHeadNet(build(model_name)[:-1], build(model_name)[-1])
