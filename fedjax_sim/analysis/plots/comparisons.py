@@ -176,14 +176,15 @@ def heat_map(
         raise ValueError(
             f"values must have shape {(len(row_names), len(column_names))}, got {table.shape}."
         )
-    names = max(map(len, row_names), default=0)
+    wide, long = (max(map(len, names), default=0) for names in (row_names, column_names))
+    upright = long <= 5
     with new_figure(
-        1.2 + 0.075 * names + 0.5 * table.shape[1], 1.0 + 0.3 * table.shape[0]
+        1.2 + 0.075 * wide + 0.5 * table.shape[1],
+        1.0 + 0.3 * table.shape[0] + 0.075 * long * (not upright),
     ) as figure:
         axes = figure.subplots()
         low, high = limits or (np.nanmin(table), np.nanmax(table))
         image = axes.imshow(table, aspect="auto", vmin=low, vmax=high)
-        upright = max(map(len, column_names)) <= 5
         axes.set_xticks(range(table.shape[1]), column_names, rotation=0 if upright else 90)
         axes.set_yticks(range(table.shape[0]), row_names)
         axes.set(xlabel=x, ylabel=y)

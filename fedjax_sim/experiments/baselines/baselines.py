@@ -32,6 +32,7 @@ from fedjax_sim.experiments.baselines.methods import COHORT, Method, methods
 from fedjax_sim.servers import sampling
 
 MLP = models.mlp(10, hidden=(100,))
+TITLES = {"fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
 SPLITS = ("IID", "Dirichlet 0.3", "Dirichlet 0.1", "shards", "rotated")
 
 
@@ -116,7 +117,7 @@ def main(options: Options) -> None:
             f"only names no method: {', '.join(unknown)}. There are {', '.join(found)}."
         )
     known = _earlier(options)
-    report = study.Study(f"{options.dataset}, all methods on equal terms", options)
+    report = study.Study(f"{TITLES[options.dataset]}, all methods on equal terms", options)
     rows: Rows = {split: {} for split in options.splits}
     for split, own in rows.items():
         parts = _parts(split, data.train, options)
@@ -131,7 +132,7 @@ def main(options: Options) -> None:
     compiled = sum(row.compile_seconds for row in every)
     note = f"{len(every)} programs, {compiled:.0f} s of compilation; {options.trials} points each."
     sheets = [_leaderboard(split, own) for split, own in rows.items()]
-    report.publish(sheets, pictures=_pictures(rows), note=note, rows=rows)
+    report.publish([_overview(rows), *sheets], pictures=_pictures(rows), note=note, rows=rows)
 
 
 def _task(options: Options) -> tuple[Dataset, Model]:
@@ -272,6 +273,18 @@ def _over_clients(mean: Mean) -> np.ndarray:
     return np.asarray(mean.total.sum(axis=-1) / mean.count.sum(axis=-1))
 
 
+def _overview(rows: Rows) -> study.Sheet:
+    """Accuracy in every split, the method that is best on average first."""
+
+    def mean(name: str) -> float:
+        return float(np.nanmean([own[name].accuracy[-1].mean() for own in rows.values()]))
+
+    names = sorted(next(iter(rows.values())), key=mean, reverse=True)
+    cells = {name: [100 * own[name].accuracy[-1] for own in rows.values()] for name in names}
+    caption = f"Accuracy on clients' test examples in %. {study.SPREAD}."
+    return study.table("All splits", ("method", *rows), cells, caption=caption)
+
+
 def _leaderboard(split: str, rows: Mapping[str, Row]) -> study.Sheet:
     """A line a method, the best first."""
     goal = rows["FedAvg"].accuracy[-1].mean() if "FedAvg" in rows else np.nan
@@ -284,7 +297,7 @@ def _leaderboard(split: str, rows: Mapping[str, Row]) -> study.Sheet:
             _rounds_to(goal, row),
             f"{row.megabytes:.1f}",
             f"{row.seconds:.2f}",
-            ", ".join(f"{each} {value:.3g}" for each, value in row.tuned.items()),
+            ", ".join(f"{value:.2g}" for value in row.tuned.values()),
         )
         for name, row in ranked
     }
@@ -292,7 +305,8 @@ def _leaderboard(split: str, rows: Mapping[str, Row]) -> study.Sheet:
     caption = (
         "Accuracy on clients' test examples in %, of the model that all share or of clients' own; "
         "rounds until it is as good as FedAvg's at the end; bytes of all clients together, up and "
-        f"down; seconds of a run, without compilation. {study.SPREAD}."
+        f"down; seconds of a run, without compilation; the learning rate, and the method's own "
+        f"value where one was tried. {study.SPREAD}."
     )
     return study.table(split, columns, cells, caption=caption)
 
