@@ -83,17 +83,18 @@ class Slots(NamedTuple):
     """What the engine knows of each cohort slot; leaves [C, ...].
 
     number: where in the cohort it stands. own: the slot's row of `Message.per_slot`. words: the
-    randomness of its batches.
+    randomness of its batches. keeper: whose state is the slot's new one, N for nobody's: of slots
+    with the same client the last one's is kept.
     """
 
     number: Array
     client: Client
     mask: Array
+    keeper: Array
     start: Array
     key: Array
     words: Array
     own: PyTree
-    state: ClientState
 
 
 class _Dealt(NamedTuple):
@@ -103,25 +104,24 @@ class _Dealt(NamedTuple):
     key: Array
     words: Array
     own: PyTree
-    state: ClientState
 
     @classmethod
     def of(cls, slots: Slots) -> "_Dealt":
-        small = packing.pack((slots.number, slots.client, slots.mask, slots.start), 1)
-        return cls(small, slots.key, slots.words, slots.own, slots.state)
+        small = packing.pack((slots.number, slots.client, slots.mask, slots.keeper, slots.start), 1)
+        return cls(small, slots.key, slots.words, slots.own)
 
     def slots(self) -> Slots:
         """The slots again."""
-        number, client, mask, start = packing.unpack(self.small)
-        return Slots(number, client, mask, start, self.key, self.words, self.own, self.state)
+        number, client, mask, keeper, start = packing.unpack(self.small)
+        return Slots(number, client, mask, keeper, start, self.key, self.words, self.own)
 
 
 class Outcome(NamedTuple):
     """What a cohort's local work gives, in cohort order.
 
     combined: the updates, stacked [C, ...] or summed. like: no rows [0, ...] of them, for shapes
-    and dtypes. statistics: their weighted mean over the
-    clients. states: the new ClientState of every slot. faults: [C] int32, bits of `Status`.
+    and dtypes. statistics: their weighted mean over the clients. states: everybody's after it,
+    [N, ...]. faults: [C] int32, bits of `Status`.
     """
 
     combined: PyTree
@@ -133,31 +133,29 @@ class Outcome(NamedTuple):
 
 
 def look_up(
-    key: Key,
-    cohort: Cohort,
-    own: PyTree,
-    states: ClientState,
-    data: FederatedData,
-    batching: Batching,
+    key: Key, cohort: Cohort, own: PyTree, data: FederatedData, batching: Batching
 ) -> Slots:
     """Look up every slot's client. Empty slots get size 0 and no steps."""
     size = jnp.where(cohort.mask, trees.rows(data.sizes, cohort.ids), 0)
     own_keys = jax.vmap(keys.fold_in, (None, 0))(key, cohort.ids)
+    number = jnp.arange(cohort.ids.shape[0], dtype=jnp.int32)
+    last = jnp.zeros(data.num_clients, jnp.int32).at[cohort.ids].max(number, mode="drop")
     return Slots(
-        number=jnp.arange(cohort.ids.shape[0], dtype=jnp.int32),
+        number=number,
         client=Client(cohort.ids, size, batching.steps(size, data.max_size)),
         mask=cohort.mask,
+        keeper=jnp.where(trees.rows(last, cohort.ids) == number, cohort.ids, data.num_clients),
         start=trees.rows(data.starts, cohort.ids),
         key=own_keys,
         words=jax.vmap(permutation.words)(own_keys),
         own=own,
-        state=trees.rows(states, cohort.ids),
     )
 
 
 def work(
     local: LocalWork,
     slots: Slots,
+    states: ClientState,
     message: Message,
     receiver: Receiver,
     data: FederatedData,
@@ -168,6 +166,7 @@ def work(
     Args:
         local: the common part.
         slots: who takes part, with what only they are sent.
+        states: what everybody keeps, leaves [N, ...].
         message: without rows of its own; see `Slots.own`.
         receiver: the aggregator's part.
         data: the population.
@@ -179,29 +178,29 @@ def work(
     ragged = local.is_ragged(data)
     slots = _pad(slots, local.num_devices * num_chunks * width, data.num_clients)
     dealt = _Dealt.of(slots)
+    shape = (num_chunks, local.num_devices, width)
     if ragged:
-        shape = (num_chunks, local.num_devices, width)
         order = _balanced_order(slots.client.num_steps, shape)
         dealt = jax.tree.map(lambda x: x[order], dealt)
 
     def deal(x: Array) -> Array:
         """[slots, ...] -> [devices, chunks, width, ...], neighbours in the order side by side."""
-        return x.reshape(num_chunks, local.num_devices, width, *x.shape[1:]).swapaxes(0, 1)
+        return x.reshape(*shape, *x.shape[1:]).swapaxes(0, 1)
 
     def collect(x: Array) -> Array:
         x = x.swapaxes(0, 1).reshape(-1, *x.shape[3:])
         return x[jnp.argsort(order)[:num_slots]] if ragged else x[:num_slots]
 
-    def walk(
-        chunks: _Dealt, message: Message, receiver: Receiver, data: FederatedData
-    ) -> tuple[PyTree, tuple[PyTree, ...]]:
-        return _walk(local, chunks, message, receiver, data)
-
-    if mesh is not None:
-        walk = _sharded(walk, mesh)
-    (total, statistics), (updates, *rest) = walk(jax.tree.map(deal, dealt), message, receiver, data)
-    states, seen = jax.tree.map(collect, rest)
-    report, faults = packing.unpack(seen)
+    dealt = jax.tree.map(deal, dealt)
+    walk = functools.partial(_walk, local)
+    on_devices = walk if mesh is None else _sharded(walk, mesh)
+    (total, statistics), states, (updates, new, seen) = on_devices(
+        dealt, states, message, receiver, data
+    )
+    if mesh is not None:  # what a device writes, the others do not see
+        new = jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), new)
+        states = trees.with_rows(states, dealt.slots().keeper.reshape(-1), new)
+    report, faults = packing.unpack(jax.tree.map(collect, seen))
     if local.summand is None:
         if mesh is not None:
             updates = jax.tree.map(lambda x: _by_columns(x, mesh), updates)
@@ -223,32 +222,46 @@ def static_steps(batching: Batching, data: FederatedData) -> int:
 
 
 def _walk(
-    local: LocalWork, chunks: _Dealt, message: Message, receiver: Receiver, data: FederatedData
-) -> tuple[PyTree, tuple[PyTree, ...]]:
-    """One device's chunks [1, chunks, width, ...] -> its sums, and what is kept per client."""
+    local: LocalWork,
+    chunks: _Dealt,
+    states: ClientState,
+    message: Message,
+    receiver: Receiver,
+    data: FederatedData,
+) -> tuple[PyTree, ClientState, tuple[PyTree, ...]]:
+    """One device's chunks [1, chunks, width, ...] -> its sums, states, and what is kept per client.
+
+    Without a mesh states [N, ...] are replaced where they are; else the new ones are listed.
+    """
 
     @functools.partial(jax.jit, inline=True)  # traced once, for its shapes and in the loop
-    def chunk(members: _Dealt) -> tuple[PyTree, tuple[PyTree, ...]]:
-        slots = members.slots()
-        states, update, statistics, report, faults = _train(local, slots, message, data)
+    def chunk(members: Slots, own: ClientState) -> tuple[PyTree, ClientState, tuple[PyTree, ...]]:
+        new, update, statistics, report, faults = _train(local, members, own, message, data)
         told = packing.pack((report, faults), 1)
         seen = jax.vmap(_weighed)(statistics, report.weights)
         if local.summand is None:
-            return ((), trees.sum_rows(seen)), (update, states, told)
+            return ((), trees.sum_rows(seen)), new, (update, told)
         summand = jax.vmap(local.summand, (None, None, 0, 0, 0))
-        terms = summand(*receiver, slots.number, update, report.weights)
+        terms = summand(*receiver, members.number, update, report.weights)
         none = jax.tree.map(lambda x: x[:0], update)
-        return trees.sum_rows((terms, seen)), (none, states, told)
+        return trees.sum_rows((terms, seen)), new, (none, told)
 
-    def accumulate(total: PyTree, members: _Dealt) -> tuple[PyTree, tuple[PyTree, ...]]:
-        terms, out = chunk(members)
-        return trees.add(total, terms), out
+    def accumulate(
+        carry: tuple[PyTree, ClientState], dealt: _Dealt
+    ) -> tuple[tuple[PyTree, ClientState], tuple[PyTree, ...]]:
+        total, states = carry
+        members = dealt.slots()
+        terms, new, (update, told) = chunk(members, trees.rows(states, members.client.id))
+        if local.mesh is None:
+            states, new = trees.with_rows(states, members.keeper, new), ()
+        return (trees.add(total, terms), states), (update, new, told)
 
     chunks = jax.tree.map(lambda x: x[0], chunks)
-    shapes, _ = jax.eval_shape(chunk, jax.tree.map(lambda x: x[0], chunks))
+    first = jax.tree.map(lambda x: x[0], chunks).slots()
+    shapes, *_ = jax.eval_shape(chunk, first, trees.rows(states, first.client.id))
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    total, out = jax.lax.scan(accumulate, zero, chunks)
-    return total, jax.tree.map(lambda x: x[None], out)
+    (total, states), out = jax.lax.scan(accumulate, (zero, states), chunks)
+    return total, states, jax.tree.map(lambda x: x[None], out)
 
 
 def _weighed(statistics: PyTree, weight: Array) -> PyTree:
@@ -296,16 +309,16 @@ def _sharded(walk: Callable, mesh: Mesh) -> Callable:
     """`walk` on every device of a mesh with its own share of the cohort; one reduction."""
     (axis,) = mesh.axis_names
 
-    def on_device(*args: Any) -> tuple[PyTree, PyTree]:
-        total, out = walk(*args)
-        return jax.lax.psum(total, axis), out
+    def on_device(*args: Any) -> tuple[PyTree, PyTree, PyTree]:
+        total, states, out = walk(*args)
+        return jax.lax.psum(total, axis), states, out
 
     # Inside shard_map nothing is left for the compiler to gather: clients stay where they are.
     return jax.shard_map(
         on_device,
         mesh=mesh,
-        in_specs=(P(axis), P(), P(), P()),
-        out_specs=(P(), P(axis)),
+        in_specs=(P(axis), P(), P(), P(), P()),
+        out_specs=(P(), P(), P(axis)),
         check_vma=False,
     )
 
@@ -327,41 +340,45 @@ def _pad(slots: Slots, length: int, num_clients: int) -> Slots:
         return slots
     last = jax.tree.map(lambda x: jnp.repeat(x[-1:], missing, axis=0), slots)
     nobody = jnp.full(missing, num_clients, jnp.int32)
-    none = jnp.zeros(missing, jnp.int32)
-    last = last._replace(client=Client(nobody, none, none), mask=jnp.zeros(missing, bool))
+    none, off = jnp.zeros(missing, jnp.int32), jnp.zeros(missing, bool)
+    last = last._replace(client=Client(nobody, none, none), mask=off, keeper=nobody)
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), slots, last)
 
 
 def _train(
-    local: LocalWork, members: Slots, message: Message, data: FederatedData
+    local: LocalWork, members: Slots, states: ClientState, message: Message, data: FederatedData
 ) -> tuple[ClientState, PyTree, PyTree, Report, Array]:
     """Local work of one chunk, leaves [W, ...]: states, updates, statistics, Report, faults."""
     width = members.mask.shape[0]
     ragged = local.is_ragged(data)
 
-    def begin(member: Slots) -> PyTree:
-        return _begin(local, member, message, data)
+    def begin(member: Slots, state: ClientState) -> PyTree:
+        return _begin(local, member, state, message, data)
 
     def advance(step: Array, member: Slots, carry: PyTree) -> PyTree:
         # Alone, or among equals, a client stops when the loop does; nothing needs holding back.
         return _advance(local, member, message, data, step, carry, hold=ragged and width > 1)
 
-    def finish(member: Slots, work: PyTree) -> tuple[ClientState, PyTree, PyTree, Report, Array]:
-        return _finish(local, member, message, work)
+    def finish(
+        member: Slots, state: ClientState, work: PyTree
+    ) -> tuple[ClientState, PyTree, PyTree, Report, Array]:
+        return _finish(local, member, state, message, work)
 
     # Equal clients make the trip count static, which compiles to a better loop on an accelerator.
     steps = members.client.num_steps.max() if ragged else static_steps(local.batching, data)
     with stage("local work", members.client.id):
         if width == 1:
             # Not a batch of one: XLA has no fast path for it and copies the model in every step.
-            member = jax.tree.map(lambda x: x[0], members)
-            work, _ = jax.lax.fori_loop(0, steps, lambda s, c: advance(s, member, c), begin(member))
-            return jax.tree.map(lambda x: jnp.asarray(x)[None], finish(member, work))
+            member, state = jax.tree.map(lambda x: x[0], (members, states))
+            work, _ = jax.lax.fori_loop(
+                0, steps, lambda s, c: advance(s, member, c), begin(member, state)
+            )
+            return jax.tree.map(lambda x: jnp.asarray(x)[None], finish(member, state, work))
         step = jax.vmap(advance, in_axes=(None, 0, 0))
         work, _ = jax.lax.fori_loop(
-            0, steps, lambda s, c: step(s, members, c), jax.vmap(begin)(members)
+            0, steps, lambda s, c: step(s, members, c), jax.vmap(begin)(members, states)
         )
-        return jax.vmap(finish)(members, work)
+        return jax.vmap(finish)(members, states, work)
 
 
 def _to(member: Slots, message: Message) -> Message:
@@ -388,10 +405,12 @@ def _rows(local: LocalWork, data: FederatedData, step: Array, member: Slots) -> 
     return local.batching.positions(member.words, size, step, data.max_size)
 
 
-def _begin(local: LocalWork, member: Slots, message: Message, data: FederatedData) -> PyTree:
+def _begin(
+    local: LocalWork, member: Slots, state: ClientState, message: Message, data: FederatedData
+) -> PyTree:
     """What a client's loop starts with: (work, the rows of step 0)."""
     key = _key(member, _Use.BEGIN)
-    work = local.rule.begin(key, member.state.rule, _to(member, message), member.client)
+    work = local.rule.begin(key, state.rule, _to(member, message), member.client)
     return work, _rows(local, data, jnp.int32(0), member)
 
 
@@ -419,11 +438,11 @@ def _advance(
 
 
 def _finish(
-    local: LocalWork, member: Slots, message: Message, work: PyTree
+    local: LocalWork, member: Slots, state: ClientState, message: Message, work: PyTree
 ) -> tuple[ClientState, PyTree, PyTree, Report, Array]:
     """What one client sends, its line of the Report and its faults; what is bad is dropped."""
-    given = (member.state, _to(member, message), work)
-    states, upload, own, num_bytes, info = _send(local, member, *given)
+    given = (state, _to(member, message), work)
+    new, upload, own, num_bytes, info = _send(local, member, *given)
     norm = trees.norm(upload.update)
     if local.summand is not None and local.uplink is None:
         # Whether an update counts is known after its norm. Kept until then, it would be written
@@ -452,9 +471,9 @@ def _finish(
         num_bytes=jnp.where(member.mask, num_bytes, 0.0),
         clients=info,
     )
-    states = trees.where(member.mask & kept, states, member.state)
+    new = trees.where(member.mask & kept, new, state)
     faults = jnp.where(member.mask, faults, 0).astype(jnp.int32)
-    return states, upload.update, upload.statistics, report, faults
+    return new, upload.update, upload.statistics, report, faults
 
 
 def _send(

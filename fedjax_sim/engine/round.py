@@ -42,7 +42,7 @@ from fedjax_sim.data.fitting import check_trainable
 from fedjax_sim.engine import contracts, local_work
 from fedjax_sim.engine.local_work import ClientState, LocalWork, Outcome, Receiver, Slots
 from fedjax_sim.engine.stages import stage
-from fedjax_sim.engine.width import Width, choose_width, note_width, plain
+from fedjax_sim.engine.width import Given, Width, choose_width, note_width, plain
 from fedjax_sim.ops import checks, trees
 from fedjax_sim.ops.arguments import checked
 from fedjax_sim.ops.keys import fold_in
@@ -273,9 +273,9 @@ def _step(
     new = state._replace(
         server=trees.where(stays, state.server, served),
         aggregator=trees.where(stays, state.aggregator, aggregated),
-        clients=trees.with_rows(state.clients, cohort.ids, done.states.rule),
+        clients=done.states.rule,
         attack=attacked,
-        uplink=trees.with_rows(state.uplink, cohort.ids, done.states.uplink),
+        uplink=done.states.uplink,
         statistics=trees.where(stays, state.statistics, done.statistics),
     )
     info = RoundInfo(
@@ -302,25 +302,28 @@ def _local_work(
     """What the cohort makes of the message, at the width that was asked for or is fastest."""
     local = LocalWork(parts.rule, parts.uplink, parts.batching, parts.aggregator.summand, mesh)
     states = ClientState(state.clients, state.uplink)
-    slots = local_work.look_up(
-        keys[Stream.CLIENTS], cohort, message.per_slot, states, data, parts.batching
-    )
+    slots = local_work.look_up(keys[Stream.CLIENTS], cohort, message.per_slot, data, parts.batching)
     shared = message._replace(per_slot=(), num_bytes=None)
     width = 1 if plain() else parts.width
     if width == "auto":
 
         def trial(
-            slots: Slots, message: Message, data: FederatedData, num_steps: int, width: int
+            slots: Slots,
+            states: ClientState,
+            message: Message,
+            data: FederatedData,
+            num_steps: int,
+            width: int,
         ) -> PyTree:
             few = local.limited(data, num_steps)
             like = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), state.aggregator)
             receiver = Receiver(slots.key[0], like)
-            return local_work.work(few, slots, message, receiver, data, width).combined
+            return local_work.work(few, slots, states, message, receiver, data, width).combined
 
-        width = choose_width(trial, local, slots, shared, data)
+        width = choose_width(trial, local, Given(slots, states, shared, data))
     note_width(width)
     receiver = Receiver(keys[Stream.AGGREGATOR], state.aggregator)
-    return local_work.work(local, slots, shared, receiver, data, width)
+    return local_work.work(local, slots, states, shared, receiver, data, width)
 
 
 def _sent_as_the_aggregator_says(

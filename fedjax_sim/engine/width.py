@@ -29,7 +29,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from fedjax_sim.base import Array, Client, Message, PyTree
 from fedjax_sim.data import Batching, FederatedData
-from fedjax_sim.engine.local_work import LocalWork, Slots, even
+from fedjax_sim.engine.local_work import ClientState, LocalWork, Slots, even
 from fedjax_sim.ops import keys, permutation, trees
 from fedjax_sim.ops.devices import cache_folder
 
@@ -116,7 +116,16 @@ def plain() -> bool:
 
 
 Trial = Callable[..., PyTree]
-"""trial(slots, message, data, num_steps, width) -> what the local work of a round gives."""
+"""trial(*given, num_steps, width) -> what the local work of a round gives."""
+
+
+class Given(NamedTuple):
+    """What a round's local work starts from; see `local_work.work`."""
+
+    slots: Slots
+    states: ClientState
+    message: Message
+    data: FederatedData
 
 
 class _Load(NamedTuple):
@@ -145,15 +154,13 @@ class _Load(NamedTuple):
         return chunk_step * self.steps.sum() / (width * self.num_devices * self.used(width))
 
 
-def choose_width(
-    trial: Trial, local: LocalWork, slots: Slots, message: Message, data: FederatedData
-) -> int:
+def choose_width(trial: Trial, local: LocalWork, given: Given) -> int:
     """The chunk width: as many as fit on an accelerator, what costs the run least on a CPU."""
-    load = _load(local, slots, message, data)
+    load = _load(local, given)
     if num_runs() > 1 and jax.default_backend() == "cpu":
         return 1  # the runs of a sweep fill a chunk already
     if jax.default_backend() != "cpu":
-        return _fitting(trial, load, slots, message, data)
+        return _fitting(trial, load, given)
     widths = sorted({even(min(width, load.most), load.share) for width in LADDER})
     near = [width for width in widths if 3 * width * load.num_bytes <= CORE_CACHE] or [1]
     rounds = _expected.get()
@@ -167,7 +174,7 @@ def choose_width(
         or jax.process_count() > 1  # all processes must compile the same program
     ):
         return best
-    return _measured(trial, local, load, widths, slots, message, data) or best
+    return _measured(trial, local, load, widths, given) or best
 
 
 def _measured(
@@ -175,9 +182,7 @@ def _measured(
     local: LocalWork,
     load: _Load,
     widths: Sequence[int],
-    slots: Slots,
-    message: Message,
-    data: FederatedData,
+    given: Given,
 ) -> int | None:
     """The fastest width, measured on a part of the round; None where it cannot be."""
     num_steps = max(1, round(min(load.steps.mean(), 8)))
@@ -191,7 +196,7 @@ def _measured(
         return int(np.clip(3e9 / (load.step_flops * num_steps * num_slots(width)), 1, 100))
 
     def program(width: int) -> Program:
-        imitation = _imitation(slots, message, data, num_slots(width), num_steps)
+        imitation = _imitation(given, num_slots(width), num_steps)
         return _repeated(trial, num_steps, width, num_rounds(width)), imitation
 
     def work(width: int) -> float:
@@ -199,11 +204,12 @@ def _measured(
         return num_steps * num_slots(width) * num_rounds(width) * load.used(width)
 
     waste = {width: round(20 * load.used(width)) for width in widths}
-    name = _fingerprint(local, slots, message, data, num_steps, waste)
+    name = _fingerprint(local, given, num_steps, waste)
     return fastest_width(name, widths, program, work)
 
 
-def _load(local: LocalWork, slots: Slots, message: Message, data: FederatedData) -> _Load:
+def _load(local: LocalWork, given: Given) -> _Load:
+    slots, _, message, data = given
     num_slots = slots.mask.shape[0]
     share = -(-num_slots // local.num_devices)
     sent = (message.shared, jax.tree.map(lambda x: x[0], slots.own))
@@ -219,10 +225,12 @@ def _load(local: LocalWork, slots: Slots, message: Message, data: FederatedData)
     return _Load(share, local.num_devices, num_bytes, steps, step_flops, most)
 
 
-def _fitting(trial: Trial, load: _Load, slots: Slots, message: Message, data: FederatedData) -> int:
+def _fitting(trial: Trial, load: _Load, given: Given) -> int:
     """As many clients as an accelerator's memory has room for, in chunks of equal size."""
-    one = jax.tree.map(lambda x: x[: load.num_devices], slots)
-    traced = jax.make_jaxpr(functools.partial(trial, num_steps=1, width=1))(one, message, data)
+    slots = jax.tree.map(lambda x: x[: load.num_devices], given.slots)
+    states = jax.tree.map(lambda x: x[:1], given.states)
+    few = given._replace(slots=slots, states=states)
+    traced = jax.make_jaxpr(functools.partial(trial, num_steps=1, width=1))(*few)
     # All that is computed in a step is more than is ever alive at once: on an H200 4 times (the
     # LSTM, whose loop keeps what every character gave) to 10 times (convolutions) as much.
     activations = _computed_bytes(traced.jaxpr) // 3 // load.num_devices
@@ -252,9 +260,9 @@ def _programs_in(params: dict[str, Any]) -> Iterator[Jaxpr]:
 def _repeated(trial: Trial, num_steps: int, width: int, num_rounds: int) -> Callable:
     """The trial, so many times, of which the compiler can leave none out."""
 
-    def repeat(slots: Slots, message: Message, data: FederatedData) -> PyTree:
+    def repeat(slots: Slots, states: ClientState, message: Message, data: FederatedData) -> PyTree:
         def once(_: Array, message: Message) -> Message:
-            out = trial(slots, message, data, num_steps, width)
+            out = trial(slots, states, message, data, num_steps, width)
             # What the next round starts from depends on this one.
             nothing = 0 * sum(x.ravel()[0] for x in jax.tree.leaves(out))
             return jax.tree.map(lambda x: x + nothing.astype(x.dtype), message)
@@ -272,10 +280,9 @@ def _expected_steps(data: FederatedData, batching: Batching, num_slots: int) -> 
     return np.asarray(batching.steps(sizes, data.max_size), np.float64)
 
 
-def _imitation(
-    slots: Slots, message: Message, data: FederatedData, num_slots: int, num_steps: int
-) -> tuple[Slots, Message, FederatedData]:
+def _imitation(given: Given, num_slots: int, num_steps: int) -> Given:
     """Arguments of the same shapes, but of `num_slots` clients, to measure with: zeros mostly."""
+    slots, states, message, data = given
     row_bytes = sum(a.dtype.itemsize * math.prod(a.shape[1:]) for a in data.examples.values())
     num_rows = min(data.num_examples, max(data.max_size, (16 << 20) // max(row_bytes, 1)))
     ids = np.arange(num_slots, dtype=np.int32)
@@ -292,11 +299,11 @@ def _imitation(
             jnp.full(num_slots, num_steps, jnp.int32),
         ),
         mask=jnp.ones(num_slots, bool),
+        keeper=jnp.asarray(ids),
         start=jnp.asarray(ids * data.max_size % max(num_rows - data.max_size + 1, 1)),
         key=key,
         words=jax.vmap(permutation.words)(key),
         own=zeros(slots.own, num_slots),
-        state=zeros(slots.state, num_slots),
     )
     rows = dataclasses.replace(
         data,
@@ -305,7 +312,8 @@ def _imitation(
         starts=zeros(data.starts, data.num_clients),
         sizes=zeros(data.sizes, data.num_clients),
     )
-    return fake, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), message), rows
+    sent = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), message)
+    return Given(fake, zeros(states, num_slots), sent, rows)
 
 
 def fastest_width(
@@ -433,9 +441,7 @@ def memory_advice() -> Iterator[None]:
 
 def _fingerprint(
     local: LocalWork,
-    slots: Slots,
-    message: Message,
-    data: FederatedData,
+    given: Given,
     num_steps: int,
     waste: dict[int, int],
 ) -> str:
@@ -445,7 +451,8 @@ def _fingerprint(
     is no other name: how useful each width is counts to a twentieth.
     """
     device = jax.local_devices()[0]
-    arrays = (slots, message, data.examples)
+    slots, states, message, data = given
+    arrays = (slots, states, message, data.examples)
     facts = [
         *(f"{name} {x.shape} {x.dtype}" for name, x in trees.flat_dict(arrays).items()),
         *(f"{f.__module__}.{f.__qualname__}" for f in local.rule if inspect.isfunction(f)),

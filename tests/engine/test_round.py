@@ -13,6 +13,7 @@ from fedjax_sim import aggregators, algorithms, clients, engine, metrics, models
 from fedjax_sim.base import Aggregator, Cohort, Model, Sampler, Server, Status
 from fedjax_sim.data import Batching, federate
 from fedjax_sim.engine import local_work
+from fedjax_sim.ops import devices, trees
 from fedjax_sim.servers import sampling
 
 SIZES = [1, 7, 20, 33, 5, 60, 12, 2, 41, 19]
@@ -72,7 +73,7 @@ def test_fedavg_equals_the_float64_reference(key, width):
 
 @pytest.mark.parametrize("width", [1, 3, 4])
 def test_scaffold_equals_the_float64_reference(key, width):
-    """Client state is gathered before and scattered after, over rounds with partial cohorts."""
+    """Client state is read and replaced in every chunk, over rounds with partial cohorts."""
     data, people = population()
     algorithm = algorithms.scaffold(
         MODEL,
@@ -320,3 +321,51 @@ def test_clients_of_one_example_train_in_chunks(shuffle):
     state, info = jax.jit(algorithm.step)(jax.random.key(0), state, data)
     assert int(info.status) == 0
     assert (np.asarray(info.cohort.update_norm) > 0).all()
+
+
+@pytest.mark.parametrize(("width", "on_mesh"), [(1, False), (2, False), (5, False), (2, True)])
+def test_a_client_drawn_twice_starts_from_its_old_state_in_both_slots(key, width, on_mesh):
+    """Whichever chunks they are in; and its state moves on by one round's work, not by two."""
+    data, _ = population()
+    ids = jnp.array([3, 7, 3, 1, 3], jnp.int32)
+    rule = clients.local_sgd(MODEL, optax.sgd(0.3), loss=metrics.cross_entropy)
+
+    def finish(key, state, *rest):
+        _, upload, _ = rule.finish(key, (), *rest)
+        return state + 1, upload, {"before": state}
+
+    counting = rule._replace(
+        init=lambda params: jnp.float32(0),
+        begin=lambda key, state, *rest: rule.begin(key, (), *rest),
+        finish=finish,
+    )
+    algorithm = algorithms.averaging(
+        counting,
+        sampler=Sampler(lambda s: (), lambda k, s, n, r: (s, Cohort(ids, ids < 10))),
+        batching=Batching(8),
+        width=width,
+        mesh=devices.mesh(jax.devices()[:1]) if on_mesh else None,
+    )
+    state, step = algorithm.init(key, initial(key), data), jax.jit(algorithm.step)
+    for r in range(2):
+        state, info = step(jax.random.fold_in(key, r), state, data)
+        assert info.cohort.clients["before"].tolist() == [r] * 5
+    assert state.clients.tolist() == [0, 2, 0, 2, 0, 0, 0, 2, 0, 0]
+
+
+def test_what_clients_keep_is_replaced_where_it_is(key):
+    """A round needs no second copy of the states of all clients."""
+    data, _ = population((12,) * 40)
+    algorithm = algorithms.ditto(
+        models.mlp(CLASSES, hidden=(500,)),
+        client_optimizer=optax.sgd(0.1),
+        personal_learning_rate=0.1,
+        pull=0.1,
+        batching=Batching(4),
+        width=1,
+    )
+    params = models.mlp(CLASSES, hidden=(500,)).init(key, jnp.zeros((1, FEATURES)))
+    state = jax.eval_shape(algorithm.init, key, params, data)
+    step = jax.jit(lambda key, state, data: algorithm.step(key, state, data)[0], donate_argnums=1)
+    needed = step.lower(key, state, data).compile().memory_analysis()
+    assert needed.temp_size_in_bytes < 0.5 * trees.num_bytes(state.clients)

@@ -265,7 +265,7 @@ def chosen_for(monkeypatch: pytest.MonkeyPatch):
     def width(load: tuning._Load, rounds: int) -> int:
         monkeypatch.setattr(tuning, "_load", lambda *_: load)
         with tuning.expected_rounds(rounds):
-            return tuning.choose_width(None, None, None, None, data)  # type: ignore[arg-type]
+            return tuning.choose_width(None, None, tuning.Given(None, None, None, data))  # type: ignore[arg-type]
 
     return width
 
