@@ -273,8 +273,9 @@ class Model(NamedTuple):
         if self.body is None or self.head is None:
             raise ValueError(
                 "model does not say its representation: take a network with a hidden layer, such "
-                "as mlp, or give yours its parts: model._replace(body=from_functions(init, "
-                "features), head=lambda params, features: outputs)."
+                "as mlp, or give yours its parts: from_linen and from_nnx by the names of methods, "
+                'body="features" and head="classes", others by model._replace(body='
+                "from_functions(init, features), head=lambda params, features: outputs)."
             )
         return self.body, self.head
 

@@ -83,7 +83,8 @@ def apfl(
 
     References:
         Deng, Kamani, Mahdavi, "Adaptive Personalized Federated Learning", 2020, arXiv:2003.13461,
-        algorithm 1. The authors' code also shrinks an adaptive alpha a little in every round.
+        algorithm 1. The authors' code mixes the outputs of the models, w after its step, and
+        shrinks an adaptive alpha a little in every round.
     """
     checks.in_range("alpha", alpha, 0.0, 1.0)
     if not callable(client_learning_rate):

@@ -73,8 +73,9 @@ def fedcm(
             eta tau.
 
     References:
-        Xu, Wang, Wang, Yao, "FedCM: Federated Learning with Client-level Momentum", 2021, algorithm
-        2. Where clients differ in tau, m is the mean over all local steps of the cohort.
+        Xu, Wang, Wang, Yao, "FedCM: Federated Learning with Client-level Momentum", 2021,
+        arXiv:2106.10874. Where clients differ in tau, m is the mean over all local steps of the
+        cohort.
     """
     checks.in_range("alpha", alpha, 0.0, 1.0, open_low=True)
     checks.in_range("server_learning_rate", server_learning_rate, 0.0, open_low=True)

@@ -72,9 +72,9 @@ def fedlc(
     Cost: `fedavg`, and a pass over the labels of the cohort.
 
     References:
-        Zhang, Li, Qi, Li, Zhu, Wen, Wang, "Federated Learning with Label Distribution Skew via
-        Logits Calibration", ICML 2022, equation 8. A label that the client lacks has n_k = 1e-8
-        here, as in public code, a margin of 100 tau.
+        Zhang, Li, Li, Xu, Wu, Ding, Wu, "Federated Learning with Label Distribution Skew via Logits
+        Calibration", ICML 2022. A label that the client lacks has n_k = 1e-8 here, as in public
+        code, a margin of 100 tau.
     """
     checks.in_range("temperature", temperature, 0.0)
     base = server_optimizer(optax.sgd(1.0) if server is None else server)

@@ -69,9 +69,8 @@ def fednova(
 
     References:
         Wang, Liu, Liang, Joshi, Poor, "Tackling the Objective Inconsistency Problem in
-        Heterogeneous Federated Optimization", NeurIPS 2020, equations 5, 6 and 10. With mu > 0
-        their code takes the mean of tau_k in place of that of |a_k|, and momentum leaves the
-        proximal term out.
+        Heterogeneous Federated Optimization", NeurIPS 2020. With mu > 0 their code takes the mean
+        of tau_k in place of that of |a_k|, and momentum leaves the proximal term out.
     """
     if not callable(client_learning_rate):
         checks.in_range("client_learning_rate", client_learning_rate, 0.0, open_low=True)

@@ -77,7 +77,7 @@ def fedrod(
 
     References:
         Chen, Chao, "On Bridging Generic and Personalized Federated Learning for Image
-        Classification", ICLR 2022, section 4 with the linear head; the loss is Ren et al.,
+        Classification", ICLR 2022, with the linear head; the loss is Ren et al.,
         "Balanced Meta-Softmax for Long-Tailed Visual Recognition", NeurIPS 2020.
     """
     algorithm = averaging(

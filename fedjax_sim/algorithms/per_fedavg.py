@@ -71,8 +71,8 @@ def per_fedavg(
 
     References:
         Fallah, Mokhtari, Ozdaglar, "Personalized Federated Learning with Theoretical Guarantees: A
-        Model-Agnostic Meta-Learning Approach", NeurIPS 2020, algorithm 1 and section 3 (FO and HF).
-        There the three batches are drawn independently.
+        Model-Agnostic Meta-Learning Approach", NeurIPS 2020, algorithm 1, FO and HF. There the
+        three batches are drawn independently.
     """
     checks.in_range("alpha", alpha, 0.0)
     checks.in_range("delta", delta, 0.0, open_low=True)

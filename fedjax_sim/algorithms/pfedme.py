@@ -75,7 +75,7 @@ def pfedme(
     References:
         Dinh, Tran, Nguyen, "Personalized Federated Learning with Moreau Envelopes", NeurIPS 2020,
         algorithm 1. There all clients train and a part of them is averaged; here only that part
-        trains. Where theta starts is as in the authors' code.
+        trains. Where theta starts is as in the authors' code, which evaluates w_k in its place.
     """
     checks.in_range("pull", pull, 0.0, open_low=True)
     checks.in_range("beta", beta, 0.0, open_low=True)

@@ -220,7 +220,8 @@ def _built_model(value: Any, num_outputs: int, where: str) -> Model:
     """A model from its text; a Flax module of the user's own becomes one."""
     known = dict.fromkeys(("num_classes", "num_outputs", "vocab_size"), num_outputs)
     if isinstance(value, Call) and is_own(value.name):
-        made = parts.build(value, Any, known=known, where=where)
+        # Of Any, a function of one argument might be meant itself, as an activation.
+        made = parts.build(value, object, known=known, where=where)
         value = models.from_linen(made) if _is_linen(made) else made
     return parts.build(value, Model, known=known, where=where)
 

@@ -47,18 +47,31 @@ def scaled(inputs: Array, scale_images: bool) -> Array:
 
 def mode_arguments(module: Any, train_argument: str | None) -> Callable[[bool], dict[str, bool]]:
     """The keyword arguments that put a module's call into training or evaluation mode."""
-    call = module.__call__
-    if train_argument is None:
-        taken = inspect.signature(call).parameters
-        names = [name for name in _MODE_ARGUMENTS if name in taken]
-    elif can_call(call, 1, train_argument):
-        names = [train_argument]
-    else:
-        raise ValueError(
-            f"train_argument {checks.shown(train_argument)} is not an argument of "
-            f"{type(module).__name__}.__call__{inspect.signature(call)}."
-        )
-    return lambda training: {name: training == _MODE_ARGUMENTS.get(name, True) for name in names}
+    if train_argument is None or can_call(module.__call__, 1, train_argument):
+        return mode_of(module.__call__, train_argument)
+    raise ValueError(
+        f"train_argument {checks.shown(train_argument)} is not an argument of "
+        f"{type(module).__name__}.__call__{inspect.signature(module.__call__)}."
+    )
+
+
+def mode_of(call: Any, train_argument: str | None) -> Callable[[bool], dict[str, bool]]:
+    """As `mode_arguments`, for a method that may do without a `train_argument`."""
+    names = _MODE_ARGUMENTS if train_argument is None else (train_argument,)
+    taken = [name for name in names if name in inspect.signature(call).parameters]
+    return lambda training: {name: training == _MODE_ARGUMENTS.get(name, True) for name in taken}
+
+
+def check_halves(module: Any, body: str | None, head: str | None) -> None:
+    """Raise unless both halves of a model, or neither, are methods of a module."""
+    if (body is None) != (head is None):
+        raise ValueError(f"give body and head, or neither, got body {body!r} and head {head!r}.")
+    for argument, name in (("body", body), ("head", head)):
+        if name is not None and not callable(getattr(module, name, None)):
+            raise ValueError(
+                f"{argument} must be the name of a method of {type(module).__name__} that takes "
+                f"one array, got {name!r}."
+            )
 
 
 def check_floating(params: Params) -> None:

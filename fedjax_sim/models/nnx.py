@@ -1,5 +1,7 @@
 """Models of `flax.nnx` modules."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,7 +11,9 @@ from fedjax_sim.base import Array, Key, Model, Params
 from fedjax_sim.models._adapting import (
     can_call,
     check_floating,
+    check_halves,
     mode_arguments,
+    mode_of,
     rows_that_count,
     scaled,
     statistics_beside,
@@ -19,7 +23,14 @@ from fedjax_sim.ops.arguments import checked
 
 
 @checked
-def from_nnx(module: Any, *, train_argument: str | None = None, scale_images: bool = True) -> Model:
+def from_nnx(
+    module: Any,
+    *,
+    train_argument: str | None = None,
+    scale_images: bool = True,
+    body: str | None = None,
+    head: str | None = None,
+) -> Model:
     """Make a model of a `flax.nnx` module.
 
     Modes, keys and statistics are handled as in `from_linen`: the module's own `train()`
@@ -32,13 +43,14 @@ def from_nnx(module: Any, *, train_argument: str | None = None, scale_images: bo
         train_argument: as for `from_linen`.
         scale_images: give uint8 images to the module as float32 in [0, 1], as `as_float` does;
             keep tokens in int32.
+        body, head: as for `from_linen`; the name of a layer will do as well.
 
     Returns:
         Model of params {"params": every nnx.Param, "state": every other variable}, nested dicts.
 
     Raises:
         TypeError: if `module` is neither, or if it has variables that are not floating.
-        ValueError: if it does not take `train_argument`.
+        ValueError: if it does not take `train_argument`, or has no such body and head.
 
     >>> from flax import nnx
     >>> model = from_nnx(lambda rngs: nnx.Linear(4, 2, rngs=rngs))
@@ -62,6 +74,7 @@ def from_nnx(module: Any, *, train_argument: str | None = None, scale_images: bo
 
     abstract: Any = nnx.eval_shape(build)
     mode = mode_arguments(abstract, train_argument)
+    check_halves(abstract, body, head)
 
     def split(node: Any) -> Any:
         # Random streams are replaced at every call, and what a module sows is not kept.
@@ -91,7 +104,13 @@ def from_nnx(module: Any, *, train_argument: str | None = None, scale_images: bo
         return jax.tree.unflatten(stream_tree, [fresh(i, s) for i, s in enumerate(streams)])
 
     def call(
-        params: Params, inputs: Array, key: Key, training: bool, mask: Array | None = None
+        part: str,
+        mode: Callable[[bool], dict[str, bool]],
+        params: Params,
+        inputs: Array,
+        key: Key,
+        training: bool,
+        mask: Array | None = None,
     ) -> tuple[Array, Params]:
         node = nnx.merge(
             graphs[training],
@@ -101,7 +120,7 @@ def from_nnx(module: Any, *, train_argument: str | None = None, scale_images: bo
         )
         if mask is not None:
             _mask_batch_norms(node, mask)
-        outputs = node(scaled(inputs, scale_images), **mode(training))
+        outputs = getattr(node, part)(scaled(inputs, scale_images), **mode(training))
         return outputs, {**params, "state": values(node)["state"]}
 
     def init(key: Key, inputs: Array) -> Params:
@@ -111,15 +130,26 @@ def from_nnx(module: Any, *, train_argument: str | None = None, scale_images: bo
         # A copy, so that whoever donates the parameters does not delete the module's own.
         return jax.tree.map(jnp.copy, params)
 
-    def apply(params: Params, inputs: Array, key: Key | None = None) -> Array:
-        if key is None:
-            return call(params, inputs, jax.random.key(0), training=False)[0]
-        return call(params, inputs, key, training=True)[0]
+    def part(method: str, mode: Callable[[bool], dict[str, bool]]) -> Model:
+        called = functools.partial(call, method, mode)
 
-    def apply_train(params: Params, inputs: Array, key: Key, mask: Array) -> tuple[Array, Params]:
-        return call(params, inputs, key, training=True, mask=mask)
+        def apply(params: Params, inputs: Array, key: Key | None = None) -> Array:
+            if key is None:
+                return called(params, inputs, jax.random.key(0), training=False)[0]
+            return called(params, inputs, key, training=True)[0]
 
-    return Model(init, apply, apply_train, statistics_beside("params"))
+        def apply_train(
+            params: Params, inputs: Array, key: Key, mask: Array
+        ) -> tuple[Array, Params]:
+            return called(params, inputs, key, training=True, mask=mask)
+
+        return Model(init, apply, apply_train, statistics_beside("params"))
+
+    model = part("__call__", mode)
+    if body is None or head is None:
+        return model
+    features, outputs = (mode_of(getattr(abstract, name), train_argument) for name in (body, head))
+    return model._replace(body=part(body, features), head=part(head, outputs).apply)
 
 
 def _mask_batch_norms(node: Any, mask: Array) -> None:

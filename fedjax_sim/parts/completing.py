@@ -15,7 +15,8 @@ from fedjax_sim.parts.signatures import Kinds, Parameter, Signature
 from fedjax_sim.parts.text import Call, Value, is_own, parse, show
 
 REQUIRED: dict[str, Value] = {
-    "dirichlet.alpha": 0.3,
+    "algorithm": "fedavg",
+    "rule": "local_sgd",
     "num_clients": 100,
     "shards_per_client": 2,
     "sigma": 1.0,
@@ -23,6 +24,7 @@ REQUIRED: dict[str, Value] = {
     "optimizer": "sgd(0.1)",
     "client_learning_rate": 0.1,
     "server_learning_rate": 1.0,
+    "personal_learning_rate": 0.1,
     "learning_rate": 0.1,
     "mixture_step_size": 0.01,
     "step_size": 0.01,
@@ -30,8 +32,28 @@ REQUIRED: dict[str, Value] = {
     "batching": "Batching",
     "ascent": "Ascent",
     "cohort_size": 10,
+    # Of one part alone, in its paper's range.
+    "dirichlet.alpha": 0.3,
+    "apfl.alpha": 0.5,
+    "fedcm.alpha": 0.1,
+    "feddyn.alpha": 0.01,
+    "per_fedavg.alpha": 0.01,
+    "ditto.pull": 0.1,
+    "fedproto.pull": 1.0,
+    "pfedme.pull": 15.0,
+    "pfedme.client_learning_rate": 0.05,
+    "fedlc.temperature": 1.0,
+    "fedsam.rho": 0.05,
+    "sharpness_aware.rho": 0.05,
+    "q_fedavg.q": 1.0,
+    "simplicial_fl.theta": 0.5,
+    "term.t": 1.0,
 }
-"""What an experiment takes for an argument of this package's parts that must be given."""
+"""What an experiment takes for an argument of this package's parts that must be given.
+
+Of a part alone where its name stands in front. What nobody can know is asked for, such as the
+number of clusters, or the norm to which updates are clipped.
+"""
 INSTEAD_OF_NONE: dict[str, Value] = {"sampler": "uniform", "server": "sgd(1.0)", "batch_size": 32}
 """What an experiment takes where a part's own default is to do without."""
 
@@ -91,6 +113,8 @@ def completed(value: Value, kinds: Kinds, slot: Slot, label: str) -> Value:
             return _completed_call(value, kinds, slot, label)
         case str() if signatures.makes_parts(kinds) and value not in _choices(kinds):
             return _named(value, kinds, slot, label)
+        case str() if is_own(value) and "ndarray" in kinds:
+            return value
         case Mapping() if signatures.makes_parts(kinds):
             settings = [each for each in kinds if _is_settings(each)]
             if not settings:
@@ -131,7 +155,8 @@ def _completed_call(call: Call, kinds: Kinds, slot: Slot, label: str) -> Value:
         if not (is_own(call.name) or _is_open(kinds)):
             raise ValueError(_unknown(call.name, kinds, label))
         return call
-    if not signatures.makes_parts(kinds) and "Any" not in kinds:
+    is_array = is_own(call.name) and "ndarray" in kinds
+    if not signatures.makes_parts(kinds) and "Any" not in kinds and not is_array:
         raise ValueError(f"{label} must be {_described(kinds)}, got {show(call)}.")
     given, several = _placed(call, signature, slot, label)
     for name in given:
@@ -275,6 +300,7 @@ def _choices(kinds: Kinds) -> tuple[Value, ...]:
 
 
 _NUMBERS = ("int", "float", "Array", "ArrayLike", "ndarray")
+_REAL = {"float", "Array", "ArrayLike", "Rate"}
 
 
 def _typed(value: Value, kinds: Kinds, label: str) -> Value:
@@ -349,12 +375,14 @@ def _described(kinds: Kinds) -> str:
     'an integer, "auto" or none'
     """
     words = [f'"{choice}"' for choice in _choices(kinds)]
-    if {"float", "Array", "ArrayLike", "Rate"} & {*kinds} and "int" not in kinds:
+    if _REAL & {*kinds} and not {"int", "ndarray"} & {*kinds}:
         words.insert(0, "a number")
     elif "int" in kinds:
         words.insert(0, "an integer")
     if "bool" in kinds:
         words.append("true or false")
+    if "ndarray" in kinds:
+        words += ["a list of numbers", "file.py:function of your own that returns an array"]
     if any(map(_is_list, kinds)):
         words.append("a list")
     names = {"GradientTransformation": "an optimizer"}

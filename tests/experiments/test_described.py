@@ -49,6 +49,27 @@ class Net(nn.Module):
         return nn.Dense(self.num_classes)(hidden)
 
 
+def halves(num_classes):
+    net = Halves(num_classes)
+    return fs.models.from_linen(net, body="features", head="classes")
+
+
+class Halves(nn.Module):
+    num_classes: int
+
+    def setup(self):
+        self.hidden, self.out = nn.Dense(4), nn.Dense(self.num_classes)
+
+    def features(self, x):
+        return nn.relu(self.hidden(x))
+
+    def classes(self, features):
+        return self.out(features)
+
+    def __call__(self, x):
+        return self.classes(self.features(x))
+
+
 def brier(outputs, labels):
     wanted = nn.one_hot(labels, outputs.shape[-1])
     return jnp.sum((nn.softmax(outputs) - wanted) ** 2, axis=-1)
@@ -178,6 +199,21 @@ def test_data_model_loss_and_metrics_of_ones_own() -> None:
     )
     first, second = (each.run().info.cohort.loss[0] for each in (experiment, plain))
     assert (np.asarray(first) != np.asarray(second)).all()
+
+
+@pytest.mark.usefixtures("mine")
+def test_a_model_of_ones_own_says_its_representation() -> None:
+    settings = {"dataset": "mine.py:data", "partition": "mine.py:sides", "algorithm": "moon"}
+    experiment = fs.experiment(settings, model="mine.py:halves", rounds=1)
+    body, head = experiment.model.in_two()
+    x = experiment.dealt.dataset.test["x"]
+    params = experiment.run().params
+    assert body.apply(params, x).shape == (len(x), 4)
+    np.testing.assert_allclose(
+        head(params, body.apply(params, x)), experiment.model.apply(params, x), rtol=1e-5
+    )
+    with pytest.raises(ValueError, match="model does not say its representation"):
+        fs.experiment(settings, model="mine.py:Net", rounds=1)
 
 
 @pytest.mark.usefixtures("mine")

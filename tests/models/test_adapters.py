@@ -8,11 +8,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 from fedjax_sim import models
-from fedjax_sim.base import Array, Key, Model, Params
+from fedjax_sim.algorithms import fedproto, moon
+from fedjax_sim.base import Algorithm, Array, Key, Model, Params
+from fedjax_sim.data import Batching
 from fedjax_sim.ops import trees
 from reference_models import (
     FLOATS,
@@ -25,6 +28,7 @@ from reference_models import (
     mean_loss,
     statistics,
 )
+from small_task import CLASSES, FEATURES, population
 
 
 class LinenDeterministic(nn.Module):
@@ -185,3 +189,125 @@ def test_from_functions_passes_what_each_function_takes() -> None:
         model.apply(params, FLOATS)
         assert seen.pop("key") is None
         assert model.apply_train is None
+
+
+# Models in two: body and head.
+
+
+class LinenHalves(nn.Module):
+    hidden_width: int = 4
+
+    def setup(self) -> None:
+        self.hidden, self.out = nn.Dense(self.hidden_width), nn.Dense(CLASSES)
+        self.norm = nn.BatchNorm(momentum=0.5)
+
+    def features(self, x: Array) -> Array:
+        return nn.relu(self.hidden(x))
+
+    def normed(self, x: Array, *, train: bool = False) -> Array:
+        return self.norm(self.hidden(x), use_running_average=not train)
+
+    def outputs(self, features: Array) -> Array:
+        return self.out(features)
+
+    def __call__(self, x: Array) -> Array:
+        return self.outputs(self.features(x))
+
+
+class LinenNormed(LinenHalves):
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        return self.outputs(self.normed(x, train=train))
+
+
+class NnxHalves(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs, width: int = 4) -> None:
+        self.hidden = nnx.Linear(FEATURES, width, rngs=rngs)
+        self.norm = nnx.BatchNorm(width, momentum=0.5, rngs=rngs)
+        self.out = nnx.Linear(width, CLASSES, rngs=rngs)
+
+    def features(self, x: Array) -> Array:
+        return nnx.relu(self.hidden(x))
+
+    def normed(self, x: Array) -> Array:
+        return self.norm(self.hidden(x))
+
+    def __call__(self, x: Array) -> Array:
+        return self.out(self.features(x))
+
+
+class NnxNormed(NnxHalves):
+    def __call__(self, x: Array) -> Array:
+        return self.out(self.normed(x))
+
+
+def two_rounds(make: Callable[..., Algorithm], model: Model, params: Params) -> Params:
+    """The clients' and the server's params."""
+    algorithm = make(
+        model, client_optimizer=optax.sgd(0.5), batching=Batching(None, num_steps=2), width=1
+    )
+    data = population()
+    state, step = algorithm.init(KEY, params, data), jax.jit(algorithm.step)
+    for _ in range(2):
+        state, _ = step(KEY, state, data)
+    return algorithm.params(state)
+
+
+@pytest.mark.parametrize(
+    ("make", "adapted", "rest"),
+    [
+        (moon, models.from_linen(LinenHalves(), body="features", head="outputs"), {}),
+        (
+            partial(fedproto, pull=1.0),
+            models.from_nnx(NnxHalves, body="features", head="out"),
+            {"state": {"norm": {"mean": jnp.zeros(4), "var": jnp.ones(4)}}},
+        ),
+    ],
+)
+def test_methods_that_look_at_features_take_modules(
+    make: Callable[..., Algorithm], adapted: Model, rest: Params
+) -> None:
+    mlp = models.mlp(CLASSES, hidden=(4,))
+    layers = mlp.init(KEY, jnp.zeros((1, FEATURES)))
+    named = {"hidden": layers["dense_0"], "out": layers["dense_1"]}
+    norm = {"norm": {"scale": jnp.ones(4), "bias": jnp.zeros(4)}} if rest else {}
+    found = two_rounds(make, adapted, {"params": named | norm, **rest})["params"]
+    expected = two_rounds(make, mlp, layers)
+    for mine, theirs in (("hidden", "dense_0"), ("out", "dense_1")):
+        assert np.abs(expected[theirs]["kernel"] - layers[theirs]["kernel"]).max() > 0.01
+        for leaf in ("kernel", "bias"):
+            np.testing.assert_allclose(found[mine][leaf], expected[theirs][leaf], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "adapted",
+    [
+        models.from_linen(LinenNormed(), body="normed", head="outputs"),
+        models.from_nnx(NnxNormed, body="normed", head="out"),
+    ],
+)
+def test_halves_in_training_are_the_module(adapted: Model) -> None:
+    body, head = adapted.in_two()
+    inputs = FLOATS[:, :FEATURES]
+    params, mask = adapted.init(KEY, inputs), jnp.arange(len(inputs)) < len(inputs) - 1
+    assert adapted.apply_train is not None and body.apply_train is not None
+    outputs, moved = adapted.apply_train(params, inputs, KEY, mask)
+    features, of_body = body.apply_train(params, inputs, KEY, mask)
+    np.testing.assert_allclose(head(params, features), outputs, rtol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, of_body, moved)
+    assert not np.allclose(features, body.apply(params, inputs))
+    np.testing.assert_allclose(
+        head(moved, body.apply(moved, inputs)), adapted.apply(moved, inputs), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("halves", "message"),
+    [
+        ({"body": "features"}, "give body and head, or neither, got body 'features' and head None"),
+        ({"body": "features", "head": "last"}, "head must be the name of a method of"),
+    ],
+)
+def test_halves_that_there_are_not(halves: dict[str, str], message: str) -> None:
+    for make, module in ((models.from_linen, LinenHalves()), (models.from_nnx, NnxHalves)):
+        with pytest.raises(ValueError, match=message):
+            make(module, **halves)

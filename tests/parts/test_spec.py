@@ -3,10 +3,13 @@
 import inspect
 import typing
 
+import jax
+import numpy as np
 import optax
 import pytest
 
 import fedjax_sim as fs
+from fedjax_sim import parts
 from fedjax_sim.parts import finding, signatures, spec
 from fedjax_sim.parts.spec import Setting
 from fedjax_sim.parts.text import show
@@ -178,6 +181,38 @@ def test_parts_of_ones_own(tmp_path):
     (tmp_path / "broken.py").write_text("def (")
     with pytest.raises(ValueError, match=r"broken\.py is not Python"):
         chosen(aggregator=f"{tmp_path / 'broken.py'}:f")
+
+
+def test_arrays_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\n\n\ndef inputs(number=2):\n    return np.ones((number, 3))\n"
+    )
+    for wanted, rows in (("mine.py:inputs", 2), ("'mine.py:inputs'(number=4)", 4)):
+        found = chosen(algorithm="feddf", unlabelled=wanted)["algorithm"].options["unlabelled"]
+        made = parts.build(found, jax.Array | np.ndarray)
+        np.testing.assert_array_equal(made, np.ones((rows, 3)))
+    with pytest.raises(ValueError, match=r"--unlabelled must be a list of numbers or file\.py:fun"):
+        chosen(algorithm="feddf", unlabelled="fashion_small")
+
+
+ASKED = {
+    "dp_fedavg": "max_norm",
+    "dp_ftrl": "max_norm",
+    "feddf": "unlabelled",
+    "federated": "sampler",
+    "ifca": "num_clusters",
+}
+"""What only the user knows."""
+
+
+@pytest.mark.parametrize("name", finding.find(fs.base.Algorithm))
+def test_the_name_of_an_algorithm_is_enough(name):
+    if name in ASKED:
+        with pytest.raises(ValueError, match=f"{name} needs {ASKED[name]}: "):
+            chosen(algorithm=name)
+    else:
+        assert chosen(algorithm=name)["algorithm"].name == name
 
 
 def test_a_file_of_ones_own_is_read_as_it_now_is(tmp_path, monkeypatch):
