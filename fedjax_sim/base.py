@@ -33,6 +33,10 @@ PyTree = Any
 Params = PyTree
 Ids = Sequence[int] | Array
 """Client ids, [f] integers."""
+Info = dict[str, Array]
+"""What a part shows of a round, by name: to look at, never to compute with."""
+Served = tuple[PyTree, Info]
+"""(state, info), of a server's `apply`."""
 Examples = dict[str, Any]
 """Named arrays that share their leading axis: "x" [M, ...] inputs and "y" [M, ...] labels."""
 
@@ -356,11 +360,11 @@ class Message(NamedTuple):
         """The whole params of the server's model that has these trained leaves."""
         return self.leaves(trained).params
 
-    def leaves(self, trained: Params) -> Leaves:
-        """The Leaves of the server's model that has these trained leaves."""
-        if self.statistics is None:
-            return split(trained, None)
-        return Leaves(trained, self.statistics, self.frozen)
+    def leaves(self, trained: Params, statistics: PyTree = None) -> Leaves:
+        """The Leaves of the server's model that has these trained leaves, or statistics as well."""
+        known = Leaves(trained, self.statistics, self.frozen)
+        known = split(trained, None) if self.statistics is None else known
+        return known if statistics is None else known._replace(statistics=statistics)
 
 
 class Upload(NamedTuple):
@@ -382,6 +386,10 @@ class Upload(NamedTuple):
         return screen(self)
 
 
+Finished = tuple[PyTree, Upload, Info]
+"""(client_state, Upload, info), of a rule's `finish`."""
+
+
 class ClientRule(NamedTuple):
     """What ONE client does in a round. Written for one client; the engine batches it.
 
@@ -400,9 +408,7 @@ class ClientRule(NamedTuple):
     init: Callable[[Params], PyTree]
     begin: Callable[[Key, PyTree, Message, Client], PyTree]
     step: Callable[[Key, PyTree, Message, Batch], PyTree]
-    finish: Callable[
-        [Key, PyTree, Message, Client, PyTree], tuple[PyTree, Upload, dict[str, Array]]
-    ]
+    finish: Callable[[Key, PyTree, Message, Client, PyTree], Finished]
     kinds: Kinds | None = None
     check: Callable[[Message, Any], None] | None = None
 
@@ -422,9 +428,7 @@ class Uplink(NamedTuple):
     """
 
     init: Callable[[PyTree], PyTree]
-    apply: Callable[
-        [Key, PyTree, Message, PyTree, Array], tuple[PyTree, PyTree, Array, dict[str, Array]]
-    ]
+    apply: Callable[[Key, PyTree, Message, PyTree, Array], tuple[PyTree, PyTree, Array, Info]]
     receive: Callable[[Key, Message, PyTree], PyTree] | None = None
 
 
@@ -484,9 +488,9 @@ class Aggregator(NamedTuple):
     """
 
     init: Callable[[PyTree], PyTree]
-    apply: Callable[[Key, PyTree, PyTree, Array], tuple[PyTree, PyTree, dict[str, Array]]]
+    apply: Callable[[Key, PyTree, PyTree, Array], tuple[PyTree, PyTree, Info]]
     summand: Callable[[Key, PyTree, Array, PyTree, Array], PyTree] | None = None
-    from_sum: Callable[[Key, PyTree, PyTree], tuple[PyTree, PyTree, dict[str, Array]]] | None = None
+    from_sum: Callable[[Key, PyTree, PyTree], tuple[PyTree, PyTree, Info]] | None = None
     num_bytes: Callable[[PyTree, int], float] | None = None
     of_nobody: bool = False
 
@@ -533,7 +537,7 @@ class Report(NamedTuple):
     update_norm: Array | None
     loss: Array | None
     num_bytes: Array
-    clients: dict[str, Array]
+    clients: Info
 
     def __repr__(self) -> str:
         return screen(self)
@@ -553,9 +557,7 @@ class Attack(NamedTuple):
     """
 
     init: Callable[[PyTree], PyTree]
-    apply: Callable[
-        [Key, PyTree, PyTree, Report, Array, Message], tuple[PyTree, PyTree, dict[str, Array]]
-    ]
+    apply: Callable[[Key, PyTree, PyTree, Report, Array, Message], tuple[PyTree, PyTree, Info]]
 
 
 class Server(NamedTuple):
@@ -573,7 +575,7 @@ class Server(NamedTuple):
 
     init: Callable[[Key, Params, Any], PyTree]
     broadcast: Callable[[Key, PyTree, Message, Cohort, Any], Message]
-    apply: Callable[[Key, PyTree, PyTree, Report], tuple[PyTree, dict[str, Array]]]
+    apply: Callable[[Key, PyTree, PyTree, Report], Served]
     params: Callable[[PyTree], Params]
 
 
@@ -617,11 +619,11 @@ class RoundInfo(NamedTuple):
 
     status: Array
     cohort: Report
-    aggregator: dict[str, Array]
-    server: dict[str, Array]
+    aggregator: Info
+    server: Info
     bytes_down: Array
     bytes_up: Array
-    attack: dict[str, Array] = {}  # noqa: RUF012  # nobody writes into an info
+    attack: Info = {}  # noqa: RUF012  # nobody writes into an info
 
     def __repr__(self) -> str:
         return screen(self)

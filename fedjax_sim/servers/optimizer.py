@@ -4,10 +4,11 @@ from typing import NamedTuple
 
 import optax
 
-from fedjax_sim.base import Array, Cohort, Key, Message, Params, PyTree, Report, Server, screen
+from fedjax_sim.base import Array, Key, Params, PyTree, Report, Served, Server, screen
 from fedjax_sim.data import FederatedData
 from fedjax_sim.ops import optimizers, trees
 from fedjax_sim.ops.arguments import checked
+from fedjax_sim.servers.sharing import sharing
 
 
 class ServerState(NamedTuple):
@@ -41,17 +42,10 @@ def server_optimizer(optimizer: optax.GradientTransformation) -> Server:
     def init(key: Key, params: Params, data: FederatedData) -> ServerState:
         return ServerState(params, optimizers.init("server", optimizer, params))
 
-    def broadcast(
-        key: Key, state: ServerState, draft: Message, cohort: Cohort, data: FederatedData
-    ) -> Message:
-        return draft._replace(shared=state.params)
-
-    def apply(
-        key: Key, state: ServerState, aggregate: Params, report: Report
-    ) -> tuple[ServerState, dict[str, Array]]:
+    def apply(key: Key, state: ServerState, aggregate: Params, report: Report) -> Served:
         return stepped(optimizer, state, aggregate, report), {}
 
-    return Server(init, broadcast, apply, lambda state: state.params)
+    return sharing(init, apply)
 
 
 def stepped(
