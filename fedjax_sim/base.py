@@ -35,8 +35,6 @@ Ids = Sequence[int] | Array
 """Client ids, [f] integers."""
 Info = dict[str, Array]
 """What a part shows of a round, by name: to look at, never to compute with."""
-Served = tuple[PyTree, Info]
-"""(state, info), of a server's `apply`."""
 Examples = dict[str, Any]
 """Named arrays that share their leading axis: "x" [M, ...] inputs and "y" [M, ...] labels."""
 
@@ -331,7 +329,8 @@ class Client(NamedTuple):
 class Message(NamedTuple):
     """What the server sends in a round; a client rule sees it with its own row of `per_slot`.
 
-    shared: what every client gets, such as the params that are trained.
+    shared: what every client gets, such as the params that are trained; with something beside them
+        a NamedTuple, in which they are called `params`.
     per_slot: leaves [C, ...], a row for every slot of the cohort, sent to its client alone; ()
         where there is nothing.
     num_bytes: [C] float32, what it costs to send `shared` and its own row to each slot, in bytes;
@@ -353,8 +352,9 @@ class Message(NamedTuple):
 
     @property
     def trained(self) -> Params:
-        """The trained leaves, from a server that shares them alone or as a History."""
-        return self.shared.params if isinstance(self.shared, History) else self.shared
+        """The trained leaves: what is shared, or the `params` of it where it is a NamedTuple."""
+        beside = "params" in getattr(self.shared, "_fields", ())
+        return self.shared.params if beside else self.shared
 
     def params(self, trained: Params) -> Params:
         """The whole params of the server's model that has these trained leaves."""
@@ -386,10 +386,6 @@ class Upload(NamedTuple):
         return screen(self)
 
 
-Finished = tuple[PyTree, Upload, Info]
-"""(client_state, Upload, info), of a rule's `finish`."""
-
-
 class ClientRule(NamedTuple):
     """What ONE client does in a round. Written for one client; the engine batches it.
 
@@ -408,7 +404,7 @@ class ClientRule(NamedTuple):
     init: Callable[[Params], PyTree]
     begin: Callable[[Key, PyTree, Message, Client], PyTree]
     step: Callable[[Key, PyTree, Message, Batch], PyTree]
-    finish: Callable[[Key, PyTree, Message, Client, PyTree], Finished]
+    finish: Callable[[Key, PyTree, Message, Client, PyTree], tuple[PyTree, Upload, Info]]
     kinds: Kinds | None = None
     check: Callable[[Message, Any], None] | None = None
 
@@ -575,7 +571,7 @@ class Server(NamedTuple):
 
     init: Callable[[Key, Params, Any], PyTree]
     broadcast: Callable[[Key, PyTree, Message, Cohort, Any], Message]
-    apply: Callable[[Key, PyTree, PyTree, Report], Served]
+    apply: Callable[[Key, PyTree, PyTree, Report], tuple[PyTree, Info]]
     params: Callable[[PyTree], Params]
 
 

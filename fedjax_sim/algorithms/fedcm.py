@@ -6,29 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_sim import aggregators, clients, engine, metrics
-from fedjax_sim.base import (
-    Algorithm,
-    Array,
-    Client,
-    ClientRule,
-    Cohort,
-    Key,
-    Loss,
-    Message,
-    Model,
-    Params,
-    PyTree,
-    Report,
-    Sampler,
-    Server,
-    Upload,
-    screen,
-)
-from fedjax_sim.data import Batching, FederatedData
+from fedjax_sim import aggregators, clients, engine, metrics, servers
+from fedjax_sim.algorithms.averaging import averaging
+from fedjax_sim.base import Algorithm, Array, Key, Loss, Model, Params, Report, Sampler, screen
+from fedjax_sim.data import Batching
 from fedjax_sim.ops import checks, trees
 from fedjax_sim.ops.arguments import checked
-from fedjax_sim.servers import sampling
 
 
 class FedCmState(NamedTuple):
@@ -78,61 +61,40 @@ def fedcm(
     """
     checks.in_range("alpha", alpha, 0.0, 1.0, open_low=True)
     checks.in_range("server_learning_rate", server_learning_rate, 0.0, open_low=True)
-    if not callable(client_learning_rate):
-        checks.in_range("client_learning_rate", client_learning_rate, 0.0, open_low=True)
+    clients.check_rate("client_learning_rate", client_learning_rate)
 
-    def init(key: Key, params: Params, data: FederatedData) -> FedCmState:
-        return FedCmState(params, jax.tree.map(jnp.zeros_like, params))
-
-    def broadcast(
-        key: Key, state: FedCmState, draft: Message, cohort: Cohort, data: FederatedData
-    ) -> Message:
-        return draft._replace(shared=state)
-
-    def apply(
-        key: Key, state: FedCmState, aggregate: Params, report: Report
-    ) -> tuple[FedCmState, dict[str, Array]]:
+    def apply(key: Key, state: FedCmState, aggregate: Params, report: Report) -> servers.Served:
         live = report.weights > 0
-        travelled = jnp.where(live, report.clients["travelled"], 0).sum()
+        lengths = report.num_steps * report.clients["learning_rate"]
+        travelled = jnp.where(live, lengths, 0).sum()
         scale = -live.sum() / jnp.where(travelled > 0, travelled, 1)
         moved = trees.add(state.params, trees.scale(aggregate, server_learning_rate))
         return FedCmState(moved, trees.scale(aggregate, scale)), {}
 
-    return engine.federated(
-        rule=_rule(model, client_learning_rate, alpha, loss),
-        sampler=sampler or sampling.everyone(),
-        aggregator=aggregators.uniform_mean(),
-        server=Server(init, broadcast, apply, lambda state: state.params),
+    mixed = clients.local_sgd(
+        model,
+        clients.over_rounds(optax.sgd, learning_rate=client_learning_rate),
+        loss=loss,
+        correct=lambda gradient, work, message: jax.tree.map(
+            lambda g, m: alpha * g + (1 - alpha) * m, gradient, message.shared.momentum
+        ),
+    )
+    rule = clients.adapt(
+        mixed,
+        info=lambda message: {
+            "learning_rate": jnp.float32(clients.at_round(client_learning_rate, message.round))
+        },
+    )
+    server = servers.sharing(
+        lambda key, params, data: FedCmState(params, jax.tree.map(jnp.zeros_like, params)),
+        apply,
+        shared=lambda state: state,
+    )
+    return averaging(
+        rule,
         batching=batching,
+        sampler=sampler,
+        server=server,
+        aggregator=aggregators.uniform_mean(),
         **options,
     )
-
-
-def _rule(model: Model, rate: clients.Rate, alpha: float | Array, loss: Loss) -> ClientRule:
-    """`local_sgd` along the mixture of gradient and momentum."""
-
-    def mixed(gradient: Params, work: clients.Work, message: Message) -> Params:
-        return jax.tree.map(lambda g, m: alpha * g + (1 - alpha) * m, gradient, work.extra)
-
-    base = clients.adapt(
-        clients.local_sgd(
-            model,
-            lambda round: optax.sgd(clients.at_round(rate, round)),
-            loss=loss,
-            correct=mixed,
-        ),
-        message=lambda message: message._replace(shared=message.shared.params),
-    )
-
-    def begin(key: Key, state: PyTree, message: Message, client: Client) -> clients.Work:
-        work = base.begin(key, state, message, client)
-        return work._replace(extra=message.shared.momentum)
-
-    def finish(
-        key: Key, state: PyTree, message: Message, client: Client, work: clients.Work
-    ) -> tuple[PyTree, Upload, dict[str, Array]]:
-        state, upload, info = base.finish(key, state, message, client, work)
-        travelled = client.num_steps * clients.at_round(rate, message.round)
-        return state, upload, info | {"travelled": jnp.asarray(travelled, jnp.float32)}
-
-    return base._replace(begin=begin, finish=finish)

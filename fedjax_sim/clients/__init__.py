@@ -28,6 +28,7 @@ from fedjax_sim.clients.dp_sgd import dp_sgd
 from fedjax_sim.clients.local_parts import LocalParts, local_parts
 from fedjax_sim.clients.local_sgd import (
     Evaluated,
+    Finished,
     Optimizer,
     Rate,
     Regularizer,
@@ -52,6 +53,7 @@ from fedjax_sim.clients.targeted_poisoning import targeted_poisoning
 __all__ = [
     "ControlledModel",
     "Evaluated",
+    "Finished",
     "LocalParts",
     "MomentumState",
     "Optimizer",

@@ -8,7 +8,6 @@ from fedjax_sim.base import (
     Batch,
     Client,
     ClientRule,
-    Finished,
     Info,
     Key,
     Leaves,
@@ -17,6 +16,7 @@ from fedjax_sim.base import (
     PyTree,
     split,
 )
+from fedjax_sim.clients.local_sgd import Finished
 from fedjax_sim.ops.arguments import checked
 
 

@@ -88,7 +88,7 @@ def ditto(
         gradient, statistics = gradient_of(own.trained, whole, batch, key)
         rate = at_round(personal_learning_rate, message.round)
         trained = jax.tree.map(
-            lambda v, g, w: v - rate * (g + pull * (v - w)), own.trained, gradient, message.shared
+            lambda v, g, w: v - rate * (g + pull * (v - w)), own.trained, gradient, message.trained
         )
         moved = own._replace(trained=trained, statistics=statistics)
         return DittoWork(base.step(key, work.shared, message, batch), moved)

@@ -13,7 +13,7 @@ from fedjax_sim.base import (
     Batch,
     Client,
     ClientRule,
-    Finished,
+    Info,
     Key,
     Leaves,
     Loss,
@@ -58,7 +58,9 @@ class Work(NamedTuple):
 
 
 Correction = Callable[[Params, Work, Message], Params]
-"""correct(gradient, work, message) -> the gradient to step with; `message.shared` are params."""
+"""correct(gradient, work, message) -> the gradient to step with."""
+Finished = tuple[PyTree, Upload, Info]
+"""(client state, Upload, info), what a rule's `finish` returns."""
 Evaluated = tuple[Array, tuple[Mean, PyTree]]
 """(value, (Mean of the loss, moved statistics)), of an Objective."""
 Objective = Callable[[Leaves, Batch, Key, PyTree], Evaluated]
@@ -93,9 +95,9 @@ def local_sgd(
         correct: correct(gradient, work, message) -> the gradient to step with.
 
     Returns:
-        A rule without client state, for a server that shares params. The update is
-        `client params - server params`, the weight is the client's number of examples, and the loss
-        is the mean training loss over the round.
+        A rule without client state, for a server that shares params, alone or with something else
+        (`Message.trained`). The update is `client params - server params`, the weight is the
+        client's number of examples, and the loss is the mean training loss over the round.
 
     Raises:
         TypeError, ValueError: `model` is no Model, `loss` no function; when the round is traced, a
@@ -107,7 +109,7 @@ def local_sgd(
 
 def check_message(model: Model, message: Message, data: FederatedData) -> None:
     """Raise unless the model that a message of params holds fits the data."""
-    check_fit(model, message.params(message.shared), data)
+    check_fit(model, message.params(message.trained), data)
 
 
 @checked
@@ -129,7 +131,7 @@ def local_steps(
     value_and_gradient = gradient_of(objective)
 
     def begin(key: Key, client_state: PyTree, message: Message, client: Client) -> Work:
-        leaves = message.leaves(message.shared)
+        leaves = message.leaves(message.trained)
         at = at_round(optimizer, message.round)
         state = optimizers.init("client_optimizer", at, leaves.trained)
         zero = Mean(jnp.float32(0), jnp.float32(0))
@@ -165,7 +167,7 @@ def local_steps(
     def finish(
         key: Key, client_state: PyTree, message: Message, client: Client, work: Work
     ) -> Finished:
-        delta = trees.subtract(work.params, message.shared)
+        delta = trees.subtract(work.params, message.trained)
         weight = client.size.astype(jnp.float32)
         return client_state, Upload(delta, weight, work.loss.value, work.statistics), {}
 

@@ -31,6 +31,8 @@ def prox(
     checks.in_range("mu", mu, 0.0)
 
     def pull(gradient: Params, work: Work, message: Message) -> Params:
-        return jax.tree.map(lambda g, w, s: g + mu * (w - s), gradient, work.params, message.shared)
+        return jax.tree.map(
+            lambda g, w, s: g + mu * (w - s), gradient, work.params, message.trained
+        )
 
     return local_sgd(model, optimizer, loss=loss, regularizer=regularizer, correct=pull)

@@ -14,12 +14,13 @@ from fedjax_sim.servers.compression import CompressedState, compressed
 from fedjax_sim.servers.distillation import Distilled, distil
 from fedjax_sim.servers.history import HistoryState, with_history
 from fedjax_sim.servers.optimizer import ServerState, server_optimizer, stepped
-from fedjax_sim.servers.sharing import sharing
+from fedjax_sim.servers.sharing import Served, sharing
 
 __all__ = [
     "CompressedState",
     "Distilled",
     "HistoryState",
+    "Served",
     "ServerState",
     "compressed",
     "distil",

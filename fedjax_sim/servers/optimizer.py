@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 import optax
 
-from fedjax_sim.base import Array, Key, Params, PyTree, Report, Served, Server, screen
+from fedjax_sim.base import Array, Key, Params, PyTree, Report, Server, screen
 from fedjax_sim.data import FederatedData
 from fedjax_sim.ops import optimizers, trees
 from fedjax_sim.ops.arguments import checked
-from fedjax_sim.servers.sharing import sharing
+from fedjax_sim.servers.sharing import Served, sharing
 
 
 class ServerState(NamedTuple):

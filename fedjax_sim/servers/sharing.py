@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 
-from fedjax_sim.base import Cohort, Key, Message, Params, PyTree, Report, Served, Server
+from fedjax_sim.base import Cohort, Info, Key, Message, Params, PyTree, Report, Server
 from fedjax_sim.data import FederatedData
 from fedjax_sim.ops.arguments import checked
+
+Served = tuple[PyTree, Info]
+"""(state, info), what a server's `apply` returns."""
 
 
 @checked
