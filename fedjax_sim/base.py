@@ -79,6 +79,12 @@ def screen(value: Any, **fields: Any) -> str:
 _SCREEN = 80
 
 
+def on_screen(kind: Any) -> Any:
+    """Have a NamedTuple of arrays shown by `screen`; decorates the class."""
+    kind.__repr__ = screen
+    return kind
+
+
 class Stream(enum.IntEnum):
     """What a key is used for: `fold_in(key, Stream.X)` keeps the uses independent."""
 
@@ -181,6 +187,7 @@ Kinds = Callable[[Params], PyTree]
 """kinds(params) -> a Kind for every leaf, in a tree shaped like params."""
 
 
+@on_screen
 class Leaves(NamedTuple):
     """Params taken apart by what happens to their leaves.
 
@@ -190,9 +197,6 @@ class Leaves(NamedTuple):
     trained: Params
     statistics: PyTree
     frozen: PyTree
-
-    def __repr__(self) -> str:
-        return screen(self)
 
     @property
     def params(self) -> Params:
@@ -303,6 +307,7 @@ class Model(NamedTuple):
         return outputs, jax.lax.stop_gradient(split(moved, self.kinds).statistics)
 
 
+@on_screen
 class Batch(NamedTuple):
     """One client's examples for one local step.
 
@@ -314,9 +319,6 @@ class Batch(NamedTuple):
     examples: Examples
     mask: Array
 
-    def __repr__(self) -> str:
-        return screen(self)
-
 
 class Client(NamedTuple):
     """Who a client is in this round, as scalars: its id, its examples, its local steps."""
@@ -326,6 +328,7 @@ class Client(NamedTuple):
     num_steps: Array
 
 
+@on_screen
 class Message(NamedTuple):
     """What the server sends in a round; a client rule sees it with its own row of `per_slot`.
 
@@ -347,9 +350,6 @@ class Message(NamedTuple):
     statistics: PyTree = None
     frozen: PyTree = None
 
-    def __repr__(self) -> str:
-        return screen(self)
-
     @property
     def trained(self) -> Params:
         """The trained leaves: what is shared, or the `params` of it where it is a NamedTuple."""
@@ -367,6 +367,7 @@ class Message(NamedTuple):
         return known if statistics is None else known._replace(statistics=statistics)
 
 
+@on_screen
 class Upload(NamedTuple):
     """What a client's local work gives.
 
@@ -381,9 +382,6 @@ class Upload(NamedTuple):
     weight: Array
     loss: Array | float | None = None
     statistics: PyTree = None
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 class ClientRule(NamedTuple):
@@ -438,6 +436,7 @@ class History(NamedTuple):
     previous: Params
 
 
+@on_screen
 class Cohort(NamedTuple):
     """Who takes part in a round: C slots, of which some may be empty.
 
@@ -447,9 +446,6 @@ class Cohort(NamedTuple):
 
     ids: Array
     mask: Array
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 class Sampler(NamedTuple):
@@ -512,6 +508,7 @@ class Noise(NamedTuple):
     encoder: Callable[[int], Any] | None = None
 
 
+@on_screen
 class Report(NamedTuple):
     """What the server knows of a round's cohort, per slot; attacks are told it as well.
 
@@ -534,9 +531,6 @@ class Report(NamedTuple):
     loss: Array | None
     num_bytes: Array
     clients: Info
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 class Attack(NamedTuple):
@@ -603,6 +597,7 @@ class Algorithm(NamedTuple):
     adapted: Callable[[Key, PyTree, Any], PyTree] | None = None
 
 
+@on_screen
 class RoundInfo(NamedTuple):
     """What one round shows; `lax.scan` stacks it along R.
 
@@ -620,6 +615,3 @@ class RoundInfo(NamedTuple):
     bytes_down: Array
     bytes_up: Array
     attack: Info = {}  # noqa: RUF012  # nobody writes into an info
-
-    def __repr__(self) -> str:
-        return screen(self)

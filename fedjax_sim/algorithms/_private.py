@@ -18,7 +18,7 @@ from fedjax_sim.base import (
     Report,
     RoundInfo,
     Server,
-    screen,
+    on_screen,
     split,
 )
 from fedjax_sim.data import FederatedData
@@ -26,6 +26,7 @@ from fedjax_sim.ops import checks
 from fedjax_sim.servers import server_optimizer
 
 
+@on_screen
 class PrivateRounds(NamedTuple):
     """What a private algorithm keeps.
 
@@ -36,9 +37,6 @@ class PrivateRounds(NamedTuple):
 
     rounds: engine.FederatedState
     spent: Array
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 def accounted(

@@ -28,7 +28,7 @@ from fedjax_sim.base import (
     Report,
     Sampler,
     Server,
-    screen,
+    on_screen,
 )
 from fedjax_sim.clients.local_sgd import check_message
 from fedjax_sim.data import Batching, FederatedData
@@ -38,6 +38,7 @@ from fedjax_sim.ops.per_example import per_example
 from fedjax_sim.servers import ServerState, sampling, stepped
 
 
+@on_screen
 class AgnosticAveragingState(NamedTuple):
     """What AgnosticFedAvg keeps on the server.
 
@@ -52,9 +53,6 @@ class AgnosticAveragingState(NamedTuple):
     mixture: Array
     window: Array
     num_steps: Array
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 class _Own(NamedTuple):

@@ -22,7 +22,7 @@ from fedjax_sim.base import (
     Params,
     Sampler,
     Upload,
-    screen,
+    on_screen,
     split,
 )
 from fedjax_sim.data import Batching
@@ -30,6 +30,7 @@ from fedjax_sim.ops import checks, trees
 from fedjax_sim.ops.arguments import checked
 
 
+@on_screen
 class ApflState(NamedTuple):
     """What a client of APFL keeps.
 
@@ -38,9 +39,6 @@ class ApflState(NamedTuple):
 
     own: Params
     alpha: Array
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 @checked

@@ -25,7 +25,7 @@ from fedjax_sim.base import (
     Sampler,
     Server,
     Status,
-    screen,
+    on_screen,
 )
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import checks, keys, simplex, trees
@@ -33,6 +33,7 @@ from fedjax_sim.ops.arguments import checked
 from fedjax_sim.servers import sampling
 
 
+@on_screen
 class DrfaState(NamedTuple):
     """What the server of DRFA keeps.
 
@@ -44,9 +45,6 @@ class DrfaState(NamedTuple):
     snapshot: Params
     mixture: Array
     step_size: Array
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 class _Shared(NamedTuple):

@@ -18,7 +18,7 @@ from fedjax_sim.base import (
     Params,
     Report,
     Server,
-    screen,
+    on_screen,
 )
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import checks, trees
@@ -26,6 +26,7 @@ from fedjax_sim.ops.arguments import checked
 from fedjax_sim.servers import sampling
 
 
+@on_screen
 class FairFlearnState(NamedTuple):
     """params, mixture: the last iterates. mean_params: the mean of params. num_steps: int32."""
 
@@ -33,9 +34,6 @@ class FairFlearnState(NamedTuple):
     mixture: Array
     mean_params: Params
     num_steps: Array
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 @checked

@@ -23,7 +23,7 @@ from fedjax_sim.base import (
     Params,
     Sampler,
     Upload,
-    screen,
+    on_screen,
     split,
 )
 from fedjax_sim.data import Batching
@@ -31,6 +31,7 @@ from fedjax_sim.ops import checks, leaf_names, trees
 from fedjax_sim.ops.arguments import checked
 
 
+@on_screen
 class FedAlaState(NamedTuple):
     """What a client of FedALA keeps.
 
@@ -42,9 +43,6 @@ class FedAlaState(NamedTuple):
     own: Params
     weights: Params
     joined: Array
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 @checked

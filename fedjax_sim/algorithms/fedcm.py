@@ -2,26 +2,24 @@
 
 from typing import NamedTuple, Unpack
 
-import jax
 import jax.numpy as jnp
 import optax
 
 from fedjax_sim import aggregators, clients, engine, metrics, servers
+from fedjax_sim.algorithms._plain_sgd import plain_sgd
 from fedjax_sim.algorithms.averaging import averaging
-from fedjax_sim.base import Algorithm, Array, Key, Loss, Model, Params, Report, Sampler, screen
-from fedjax_sim.data import Batching
+from fedjax_sim.base import Algorithm, Array, Key, Loss, Model, Params, Report, Sampler, on_screen
+from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import checks, trees
 from fedjax_sim.ops.arguments import checked
 
 
+@on_screen
 class FedCmState(NamedTuple):
     """params: the global model. momentum: m, shaped like it; both are sent."""
 
     params: Params
     momentum: Params
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 @checked
@@ -61,40 +59,23 @@ def fedcm(
     """
     checks.in_range("alpha", alpha, 0.0, 1.0, open_low=True)
     checks.in_range("server_learning_rate", server_learning_rate, 0.0, open_low=True)
-    clients.check_rate("client_learning_rate", client_learning_rate)
+
+    def init(key: Key, params: Params, data: FederatedData) -> FedCmState:
+        return FedCmState(params, optax.tree.zeros_like(params))
 
     def apply(key: Key, state: FedCmState, aggregate: Params, report: Report) -> servers.Served:
         live = report.weights > 0
-        lengths = report.num_steps * report.clients["learning_rate"]
-        travelled = jnp.where(live, lengths, 0).sum()
+        travelled = jnp.where(live, report.num_steps * report.clients["learning_rate"], 0).sum()
         scale = -live.sum() / jnp.where(travelled > 0, travelled, 1)
         moved = trees.add(state.params, trees.scale(aggregate, server_learning_rate))
         return FedCmState(moved, trees.scale(aggregate, scale)), {}
 
-    mixed = clients.local_sgd(
-        model,
-        clients.over_rounds(optax.sgd, learning_rate=client_learning_rate),
-        loss=loss,
-        correct=lambda gradient, work, message: jax.tree.map(
-            lambda g, m: alpha * g + (1 - alpha) * m, gradient, message.shared.momentum
-        ),
+    mixed = clients.leafwise(lambda g, v, w, m: alpha * g + (1 - alpha) * m)
+    rule = plain_sgd(
+        model, client_learning_rate, loss, mixed, extra=lambda message, _: message.shared.momentum
     )
-    rule = clients.adapt(
-        mixed,
-        info=lambda message: {
-            "learning_rate": jnp.float32(clients.at_round(client_learning_rate, message.round))
-        },
-    )
-    server = servers.sharing(
-        lambda key, params, data: FedCmState(params, jax.tree.map(jnp.zeros_like, params)),
-        apply,
-        shared=lambda state: state,
-    )
+    server = servers.sharing(init, apply, shared=lambda state: state)
+    mean = aggregators.uniform_mean()
     return averaging(
-        rule,
-        batching=batching,
-        sampler=sampler,
-        server=server,
-        aggregator=aggregators.uniform_mean(),
-        **options,
+        rule, batching=batching, sampler=sampler, server=server, aggregator=mean, **options
     )

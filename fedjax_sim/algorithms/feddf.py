@@ -10,20 +10,18 @@ import optax
 from fedjax_sim import clients, engine, metrics, servers
 from fedjax_sim.algorithms._stack import stack
 from fedjax_sim.algorithms.averaging import averaging
-from fedjax_sim.base import Algorithm, Array, Key, Loss, Model, Params, Report, Sampler, screen
+from fedjax_sim.base import Algorithm, Array, Key, Loss, Model, Params, Report, Sampler, on_screen
 from fedjax_sim.data import Batching
 from fedjax_sim.ops import checks, trees
 from fedjax_sim.ops.arguments import checked
 
 
+@on_screen
 class FedDfState(NamedTuple):
     """params: the global model. unlabelled: [M, ...], inputs on which the server distils."""
 
     params: Params
     unlabelled: Array
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 @checked

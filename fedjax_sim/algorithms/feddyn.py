@@ -4,24 +4,23 @@ from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from fedjax_sim import aggregators, clients, engine, metrics, servers
 from fedjax_sim.algorithms.averaging import averaging
-from fedjax_sim.base import Algorithm, Array, Key, Loss, Model, Params, Report, Sampler, screen
+from fedjax_sim.base import Algorithm, Array, Key, Loss, Model, Params, Report, Sampler, on_screen
 from fedjax_sim.data import Batching, FederatedData
-from fedjax_sim.ops import checks
+from fedjax_sim.ops import checks, trees
 from fedjax_sim.ops.arguments import checked
 
 
+@on_screen
 class FedDynState(NamedTuple):
     """params: the global model. drift: h, shaped like it. num_clients: N, as float32."""
 
     params: Params
     drift: Params
     num_clients: Array
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 @checked
@@ -60,8 +59,7 @@ def feddyn(
     checks.in_range("alpha", alpha, 0.0, open_low=True)
 
     def init(key: Key, params: Params, data: FederatedData) -> FedDynState:
-        drift = jax.tree.map(jnp.zeros_like, params)
-        return FedDynState(params, drift, jnp.float32(data.num_clients))
+        return FedDynState(params, optax.tree.zeros_like(params), jnp.float32(data.num_clients))
 
     def apply(key: Key, state: FedDynState, aggregate: Params, report: Report) -> servers.Served:
         fraction = (report.weights > 0).sum() / state.num_clients
@@ -69,31 +67,14 @@ def feddyn(
         params = jax.tree.map(lambda w, d, h: w + d - h / alpha, state.params, aggregate, drift)
         return state._replace(params=params, drift=drift), {}
 
-    regularized = clients.local_sgd(
-        model,
-        client_optimizer,
-        loss=loss,
-        correct=lambda gradient, work, message: jax.tree.map(
-            lambda g, dual, v, w: g - dual + alpha * (v - w),
-            gradient,
-            work.extra,
-            work.params,
-            message.shared,
-        ),
-    )
+    down = clients.leafwise(lambda gradient, v, w, g: gradient - g + alpha * (v - w))
     rule = clients.adapt(
-        regularized,
-        init=lambda leaves: jax.tree.map(jnp.zeros_like, leaves.trained),
-        extra=lambda message, dual: dual,
-        keep=lambda message, dual, work, update: jax.tree.map(
-            lambda g, d: g - alpha * d, dual, update
-        ),
+        clients.local_sgd(model, client_optimizer, loss=loss, correct=down),
+        init=lambda leaves: optax.tree.zeros_like(leaves.trained),
+        keep=lambda message, g, work, update: trees.subtract(g, trees.scale(update, alpha)),
     )
+    server = servers.sharing(init, apply)
+    mean = aggregators.uniform_mean()
     return averaging(
-        rule,
-        batching=batching,
-        sampler=sampler,
-        server=servers.sharing(init, apply),
-        aggregator=aggregators.uniform_mean(),
-        **options,
+        rule, batching=batching, sampler=sampler, server=server, aggregator=mean, **options
     )

@@ -7,20 +7,18 @@ import jax.numpy as jnp
 
 from fedjax_sim import clients, engine, metrics, servers
 from fedjax_sim.algorithms.averaging import averaging
-from fedjax_sim.base import Algorithm, Array, Key, Loss, Model, Params, Report, Sampler, screen
+from fedjax_sim.base import Algorithm, Array, Key, Loss, Model, Params, Report, Sampler, on_screen
 from fedjax_sim.data import Batching
 from fedjax_sim.ops import checks, trees
 from fedjax_sim.ops.arguments import checked
 
 
+@on_screen
 class FedExpState(NamedTuple):
     """params: the model that clients are sent. previous: that of the round before."""
 
     params: Params
     previous: Params
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 @checked

@@ -21,7 +21,7 @@ from fedjax_sim.base import (
     Report,
     Sampler,
     Server,
-    screen,
+    on_screen,
 )
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import checks, optimizers, stacked, trees
@@ -29,6 +29,7 @@ from fedjax_sim.ops.arguments import checked
 from fedjax_sim.servers import ServerState, sampling, stepped
 
 
+@on_screen
 class FedFvState(NamedTuple):
     """What the server of FedFV keeps.
 
@@ -43,9 +44,6 @@ class FedFvState(NamedTuple):
     updates: PyTree
     rounds: PyTree
     round: Array
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 @checked

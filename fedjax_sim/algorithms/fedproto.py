@@ -25,7 +25,7 @@ from fedjax_sim.base import (
     Sampler,
     Server,
     Upload,
-    screen,
+    on_screen,
     split,
 )
 from fedjax_sim.data import Batching, FederatedData
@@ -46,14 +46,12 @@ class Prototypes(NamedTuple):
     known: Array
 
 
+@on_screen
 class FedProtoState(NamedTuple):
     """prototypes: of all clients. start: the trained leaves with which clients began."""
 
     prototypes: Prototypes
     start: Params
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 class _Seen(NamedTuple):

@@ -23,7 +23,7 @@ from fedjax_sim.base import (
     Sampler,
     Server,
     Upload,
-    screen,
+    on_screen,
 )
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import checks, stacked, trees
@@ -31,6 +31,7 @@ from fedjax_sim.ops.arguments import checked
 from fedjax_sim.servers import sampling
 
 
+@on_screen
 class IfcaState(NamedTuple):
     """What the server of IFCA keeps.
 
@@ -40,9 +41,6 @@ class IfcaState(NamedTuple):
 
     models: Params
     trained_on: Array
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 @checked

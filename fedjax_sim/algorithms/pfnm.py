@@ -23,7 +23,7 @@ from fedjax_sim.base import (
     Report,
     Sampler,
     Server,
-    screen,
+    on_screen,
 )
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import checks, keys, trees
@@ -31,6 +31,7 @@ from fedjax_sim.ops.arguments import checked
 from fedjax_sim.servers import sampling
 
 
+@on_screen
 class PfnmState(NamedTuple):
     """What the server of PFNM keeps.
 
@@ -47,9 +48,6 @@ class PfnmState(NamedTuple):
     class_counts: Array
     assignments: list[Array]
     sent: Array
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 class _Own(NamedTuple):

@@ -7,21 +7,19 @@ import jax.numpy as jnp
 
 from fedjax_sim import aggregators, clients, engine, metrics, servers
 from fedjax_sim.algorithms.averaging import averaging
-from fedjax_sim.base import Algorithm, Array, Key, Loss, Model, Params, Report, Sampler, screen
+from fedjax_sim.base import Algorithm, Array, Key, Loss, Model, Params, Report, Sampler, on_screen
 from fedjax_sim.clients import ControlledModel
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import checks, trees
 from fedjax_sim.ops.arguments import checked
 
 
+@on_screen
 class ScaffoldState(NamedTuple):
     """model: the global params and control variate. num_clients: N, as float32."""
 
     model: ControlledModel
     num_clients: Array
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 @checked

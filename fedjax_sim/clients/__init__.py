@@ -6,7 +6,8 @@ that reads another server's message, keeps something between rounds, or weighs i
 is `adapt` around one that stands here. Malicious clients are rules as well: `malicious` says who
 follows which.
 
-    local_sgd    local_sgd; local_steps, mean_loss, gradient_of and at_round, of which it is made
+    local_sgd    local_sgd; local_steps, mean_loss, gradient_of and at_round, of which it is made;
+                 leafwise: the formula of a corrected step
     over_rounds  over_rounds: optimizers whose schedules count rounds
     prox         prox: FedProx
     scaffold     scaffold: gradients corrected by control variates
@@ -27,6 +28,7 @@ from fedjax_sim.clients.ditto import ditto
 from fedjax_sim.clients.dp_sgd import dp_sgd
 from fedjax_sim.clients.local_parts import LocalParts, local_parts
 from fedjax_sim.clients.local_sgd import (
+    Correction,
     Evaluated,
     Finished,
     Optimizer,
@@ -36,6 +38,7 @@ from fedjax_sim.clients.local_sgd import (
     at_round,
     check_rate,
     gradient_of,
+    leafwise,
     local_sgd,
     local_steps,
     mean_loss,
@@ -52,6 +55,7 @@ from fedjax_sim.clients.targeted_poisoning import targeted_poisoning
 
 __all__ = [
     "ControlledModel",
+    "Correction",
     "Evaluated",
     "Finished",
     "LocalParts",
@@ -68,6 +72,7 @@ __all__ = [
     "dp_sgd",
     "gradient_of",
     "kept_leaves",
+    "leafwise",
     "local_parts",
     "local_sgd",
     "local_steps",

@@ -44,7 +44,7 @@ def adapt(
         init: the Leaves of the model -> what a client keeps before its first round.
         message: the message -> the one that `rule` reads.
         extra: (message, what the client keeps) -> `Work.extra`, for the `correct` of `local_sgd` or
-            the objective of `local_steps`.
+            the objective of `local_steps`; with `init`, what the client keeps by default.
         keep: (message, what the client keeps, work, update of the rule) -> what it keeps from now.
         update: (message, work, update of the rule) -> the update that is sent.
         weight: (message, weight of the rule) -> the aggregation weight.
@@ -53,6 +53,8 @@ def adapt(
     Returns:
         A rule with the work of `rule`.
     """
+    if init is not None and extra is None:
+        extra = lambda _, state: state  # noqa: E731
 
     def start(params: Params) -> PyTree:
         return rule.init(params) if init is None else init(split(params, rule.kinds))

@@ -17,13 +17,14 @@ from fedjax_sim.base import (
     Params,
     PyTree,
     Upload,
-    screen,
+    on_screen,
     split,
 )
 from fedjax_sim.ops import leaf_names, trees
 from fedjax_sim.ops.arguments import checked
 
 
+@on_screen
 class LocalParts(NamedTuple):
     """What a client keeps: the state of its rule, and its own leaves.
 
@@ -32,9 +33,6 @@ class LocalParts(NamedTuple):
 
     rule: PyTree
     own: Params
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 @checked

@@ -193,6 +193,21 @@ def gradient_of(objective: Objective) -> Callable[..., tuple[Evaluated, Params]]
     return look
 
 
+def leafwise(function: Callable[..., Array]) -> Correction:
+    """A correction that treats every leaf alike.
+
+    Args:
+        function: (gradient, the client's params, the server's) -> the gradient to step with; where
+            the work has an `extra`, which must be shaped like the params, that comes fourth.
+    """
+
+    def correct(gradient: Params, work: Work, message: Message) -> Params:
+        beside = () if isinstance(work.extra, tuple) and not work.extra else (work.extra,)
+        return jax.tree.map(function, gradient, work.params, message.trained, *beside)
+
+    return correct
+
+
 @checked
 def mean_loss(model: Model, loss: Loss, regularizer: Regularizer | None = None) -> Objective:
     """The mean loss of a batch's examples, and the regularizer."""

@@ -14,13 +14,14 @@ from fedjax_sim.base import (
     Params,
     PyTree,
     Upload,
-    screen,
+    on_screen,
     split,
 )
 from fedjax_sim.ops import checks, trees
 from fedjax_sim.ops.arguments import checked
 
 
+@on_screen
 class MomentumState(NamedTuple):
     """What a client with momentum keeps.
 
@@ -32,9 +33,6 @@ class MomentumState(NamedTuple):
     rule: PyTree
     momentum: Params
     started: Array
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 @checked

@@ -15,6 +15,7 @@ from fedjax_sim.clients.local_sgd import (
     Work,
     at_round,
     check_rate,
+    leafwise,
     local_sgd,
 )
 from fedjax_sim.clients.over_rounds import over_rounds
@@ -61,7 +62,7 @@ def scaffold(
         over_rounds(optax.sgd, learning_rate=learning_rate),
         loss=loss,
         regularizer=regularizer,
-        correct=lambda gradient, work, message: trees.add(gradient, work.extra),
+        correct=leafwise(lambda g, v, w, correction: g + correction),
     )
     base = adapt(
         corrected,

@@ -15,14 +15,15 @@ from fedjax_sim.base import (
     Report,
     Server,
     Uplink,
+    on_screen,
     outline,
-    screen,
 )
 from fedjax_sim.data import FederatedData
 from fedjax_sim.ops import trees
 from fedjax_sim.ops.arguments import checked
 
 
+@on_screen
 class CompressedState(NamedTuple):
     """What a compressing server keeps.
 
@@ -36,9 +37,6 @@ class CompressedState(NamedTuple):
     link: PyTree
     sent: Array
     had: Array
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 @checked

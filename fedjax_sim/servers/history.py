@@ -12,20 +12,18 @@ from fedjax_sim.base import (
     PyTree,
     Report,
     Server,
-    screen,
+    on_screen,
 )
 from fedjax_sim.data import FederatedData
 from fedjax_sim.ops.arguments import checked
 
 
+@on_screen
 class HistoryState(NamedTuple):
     """server: the state of the server inside. previous: its params a round ago."""
 
     server: PyTree
     previous: Params
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 @checked

@@ -4,21 +4,19 @@ from typing import NamedTuple
 
 import optax
 
-from fedjax_sim.base import Array, Key, Params, PyTree, Report, Server, screen
+from fedjax_sim.base import Array, Key, Params, PyTree, Report, Server, on_screen
 from fedjax_sim.data import FederatedData
 from fedjax_sim.ops import optimizers, trees
 from fedjax_sim.ops.arguments import checked
 from fedjax_sim.servers.sharing import Served, sharing
 
 
+@on_screen
 class ServerState(NamedTuple):
     """params: the global model. optimizer: the state of the server optimizer."""
 
     params: Params
     optimizer: PyTree
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 @checked
