@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_sim import clients, engine, metrics
-from fedjax_sim.algorithms._class_counts import class_counts
+from fedjax_sim.algorithms._class_counts import told_class_counts
 from fedjax_sim.algorithms.averaging import averaging
 from fedjax_sim.base import (
     Aggregator,
@@ -17,7 +17,6 @@ from fedjax_sim.base import (
     Batch,
     Client,
     ClientRule,
-    Cohort,
     Key,
     Leaves,
     Loss,
@@ -27,11 +26,10 @@ from fedjax_sim.base import (
     Params,
     PyTree,
     Sampler,
-    Server,
     Upload,
     split,
 )
-from fedjax_sim.data import Batching, FederatedData
+from fedjax_sim.data import Batching
 from fedjax_sim.models import freeze
 from fedjax_sim.ops import leaf_names, trees
 from fedjax_sim.ops.arguments import checked
@@ -84,7 +82,7 @@ def fedrod(
         _rule(model, client_optimizer, loss, head),
         batching=batching,
         sampler=sampler,
-        server=_told_classes(server_optimizer(server or optax.sgd(1.0)), model),
+        server=told_class_counts(server_optimizer(server or optax.sgd(1.0)), model, "fedrod"),
         aggregator=aggregator,
         **options,
     )
@@ -94,22 +92,6 @@ def fedrod(
         return _combined(lambda phi, psi: psi[None] + phi, state.clients, params)
 
     return algorithm._replace(personal_params=personal_params)
-
-
-def _told_classes(server: Server, model: Model) -> Server:
-    """The server; clients see how many examples of each class they have themselves, [K]."""
-
-    def broadcast(
-        key: Key, state: PyTree, draft: Message, cohort: Cohort, data: FederatedData
-    ) -> Message:
-        message = server.broadcast(key, state, draft, cohort, data)
-        inputs = data.examples["x"][:1]
-        outputs = jax.eval_shape(model.apply, message.params(message.shared), inputs)
-        counts = trees.rows(class_counts(data, outputs.shape[-1]), cohort.ids)
-        size = jnp.full(cohort.ids.shape, trees.num_bytes(message.shared), jnp.float32)
-        return message._replace(per_slot=counts, num_bytes=size)
-
-    return server._replace(broadcast=broadcast)
 
 
 def _rule(

@@ -163,7 +163,7 @@ def pfnm(
         own = _Own(
             trees.rows(_starts(state), cohort.ids),
             pull * served,
-            trees.rows(class_counts(data, state.class_counts.shape[1]), cohort.ids),
+            class_counts(cohort, data, state.class_counts.shape[1]),
         )
         one = trees.num_bytes(state.networks) // data.num_clients
         return draft._replace(per_slot=own, num_bytes=jnp.where(served, float(one), 0.0))
