@@ -319,6 +319,10 @@ class Batch(NamedTuple):
     examples: Examples
     mask: Array
 
+    def mean(self, values: Array) -> Array:
+        """The mean of `values` [B] over the rows that count, 0 where none does."""
+        return Mean(values, jnp.ones_like(values)).over(self.mask).value
+
 
 class Client(NamedTuple):
     """Who a client is in this round, as scalars: its id, its examples, its local steps."""

@@ -16,7 +16,6 @@ from fedjax_sim.base import (
     Key,
     Leaves,
     Loss,
-    Mean,
     Model,
     Params,
     PyTree,
@@ -90,8 +89,7 @@ def moon(
         mean = each(head(leaves.params, features), batch.examples["y"]).over(batch.mask)
         near, past = (_cosine(features, body.apply(other, inputs)) for other in others)
         contrast = jax.nn.softplus((past - near) / temperature)
-        contrast = Mean(contrast, jnp.ones_like(contrast)).over(batch.mask).value
-        return mean.value + mu * contrast, (mean, statistics)
+        return mean.value + mu * batch.mean(contrast), (mean, statistics)
 
     rule = clients.adapt(
         clients.local_steps(objective, client_optimizer, model=model),
