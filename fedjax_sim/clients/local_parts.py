@@ -62,20 +62,19 @@ def local_parts(rule: ClientRule, local: str | Sequence[str]) -> ClientRule:
     def is_own(params: Params) -> PyTree:
         known = _kinds(rule, params)
         meant = leaf_names.is_chosen(local, params)
-        own = jax.tree.map(lambda m, kind: m and kind is not Kind.FROZEN, meant, known)
-        kinds, owned = jax.tree.leaves(known), jax.tree.leaves(own)
-        is_shared = [k is Kind.TRAINED and not o for k, o in zip(kinds, owned, strict=True)]
-        if not any(owned) or not any(is_shared):
-            what = "all that are trained" if any(owned) else "none that are trained"
+        return jax.tree.map(lambda m, kind: m and kind is not Kind.FROZEN, meant, known)
+
+    def kinds(params: Params) -> PyTree:
+        own, known = is_own(params), _kinds(rule, params)
+        rest = jax.tree.map(lambda o, kind: Kind.FROZEN if o else kind, own, known)
+        is_any = any(jax.tree.leaves(own))
+        if not is_any or Kind.TRAINED not in jax.tree.leaves(rest):
+            what = "all that are trained" if is_any else "none that are trained"
             raise ValueError(
                 f"local must name some leaves and leave some to share, got {what}. "
                 f"Leaves: {list(trees.flat_dict(params))}."
             )
-        return own
-
-    def kinds(params: Params) -> PyTree:
-        known = _kinds(rule, params)
-        return jax.tree.map(lambda o, kind: Kind.FROZEN if o else kind, is_own(params), known)
+        return rest
 
     def init(params: Params) -> LocalParts:
         own = jax.tree.map(lambda o, leaf: leaf if o else None, is_own(params), params)
