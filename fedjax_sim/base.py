@@ -360,6 +360,13 @@ class Message(NamedTuple):
         beside = "params" in getattr(self.shared, "_fields", ())
         return self.shared.params if beside else self.shared
 
+    def holding(self, params: Params, kinds: Kinds | None) -> "Message":
+        """The message as if the server's model had these whole params."""
+        leaves = split(params, kinds)
+        return self._replace(
+            shared=leaves.trained, statistics=leaves.statistics, frozen=leaves.frozen
+        )
+
     def params(self, trained: Params) -> Params:
         """The whole params of the server's model that has these trained leaves."""
         return self.leaves(trained).params

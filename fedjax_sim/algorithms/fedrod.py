@@ -20,13 +20,11 @@ from fedjax_sim.base import (
     Key,
     Leaves,
     Loss,
-    Mean,
     Message,
     Model,
     Params,
     PyTree,
     Sampler,
-    Upload,
     split,
 )
 from fedjax_sim.data import Batching
@@ -87,11 +85,11 @@ def fedrod(
         **options,
     )
 
-    def personal_params(state: PyTree) -> PyTree:
-        params = algorithm.params(state)
-        return _combined(lambda phi, psi: psi[None] + phi, state.clients, params)
-
-    return algorithm._replace(personal_params=personal_params)
+    return algorithm._replace(
+        personal_params=lambda state: _combined(
+            lambda phi, psi: psi[None] + phi, state.clients, algorithm.params(state)
+        )
+    )
 
 
 def _rule(
@@ -100,9 +98,7 @@ def _rule(
     """`local_sgd` by the balanced loss, with a personal head beside the params."""
     each, personal = per_example(loss, "loss"), freeze(model, leaf_names.others(head))
 
-    def objective(
-        leaves: Leaves, batch: Batch, key: Key, prior: Array
-    ) -> tuple[Array, tuple[Mean, PyTree]]:
+    def objective(leaves: Leaves, batch: Batch, key: Key, prior: Array) -> clients.Evaluated:
         generic, phi = leaves.trained
         inputs, labels = batch.examples["x"], batch.examples["y"]
         params = leaves._replace(trained=generic).params
@@ -128,16 +124,13 @@ def _rule(
         work = base.begin(key, (), both(message, phi), client)
         return work._replace(extra=prior)
 
-    def step(key: Key, work: clients.Work, message: Message, batch: Batch) -> clients.Work:
-        return base.step(key, work, both(message, work.params[1]), batch)
-
     def finish(
         key: Key, phi: Params, message: Message, client: Client, work: clients.Work
-    ) -> tuple[Params, Upload, dict[str, Array]]:
+    ) -> clients.Finished:
         _, upload, info = base.finish(key, (), both(message, phi), client, work)
         return work.params[1], upload._replace(update=upload.update[0]), info
 
-    return whole._replace(init=init, begin=begin, step=step, finish=finish)
+    return whole._replace(init=init, begin=begin, step=base.step, finish=finish)
 
 
 def _combined(function: Any, own: PyTree, params: Params) -> PyTree:

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 
 from fedjax_sim.base import (
-    Array,
     Batch,
     Client,
     ClientRule,
@@ -16,10 +15,9 @@ from fedjax_sim.base import (
     Message,
     Params,
     PyTree,
-    Upload,
     on_screen,
-    split,
 )
+from fedjax_sim.clients.local_sgd import Finished
 from fedjax_sim.ops import leaf_names, trees
 from fedjax_sim.ops.arguments import checked
 
@@ -93,7 +91,7 @@ def local_parts(rule: ClientRule, local: str | Sequence[str]) -> ClientRule:
 
     def finish(
         key: Key, state: LocalParts, message: Message, client: Client, work: tuple[Params, PyTree]
-    ) -> tuple[LocalParts, Upload, dict[str, Array]]:
+    ) -> Finished:
         seen, (own, inner) = whole(message, state.own), work
         kept, upload, info = rule.finish(key, state.rule, seen, client, inner)
         _check_alike(upload.update, seen.shared)
@@ -107,10 +105,7 @@ def local_parts(rule: ClientRule, local: str | Sequence[str]) -> ClientRule:
     def whole(message: Message, own: Params | None = None) -> Message:
         """The message as if the server had sent this client's own leaves as well."""
         params = message.params(message.shared)
-        leaves = split(params if own is None else trees.filled(own, params), rule.kinds)
-        return message._replace(
-            shared=leaves.trained, statistics=leaves.statistics, frozen=leaves.frozen
-        )
+        return message.holding(params if own is None else trees.filled(own, params), rule.kinds)
 
     def check(message: Message, data: Any) -> None:
         if rule.check is not None:
