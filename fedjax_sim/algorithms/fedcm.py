@@ -50,8 +50,7 @@ def fedcm(
         model, batching, sampler, loss, **options: as in `fedavg`.
         alpha: share of the own gradient in (0, 1], may be traced; 1 is `fedavg`, 0.1 the paper's.
         client_learning_rate: eta > 0, may be traced; or a function of the round.
-        server_learning_rate: eta_server > 0, may be traced; the paper's eta_g is this times
-            eta tau.
+        server_learning_rate: eta_server > 0, may be traced; the paper's eta_g is eta tau times it.
 
     References:
         Xu, Wang, Wang, Yao, "FedCM: Federated Learning with Client-level Momentum", 2021, algorithm
