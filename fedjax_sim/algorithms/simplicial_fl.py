@@ -75,12 +75,8 @@ def simplicial_fl(
             given = jnp.where(ranked >= quantile, share, 0)
         return jnp.log(jnp.zeros_like(given).at[order].set(given))
 
+    rule = clients.local_sgd(model, client_optimizer, loss=loss)
+    losses_of = engine.cohort_loss(model, loss, num_examples=loss_examples)
     return loss_weighted(
-        clients.local_sgd(model, client_optimizer, loss=loss),
-        engine.cohort_loss(model, loss, num_examples=loss_examples),
-        log_weights,
-        server=server,
-        batching=batching,
-        sampler=sampler,
-        **options,
+        rule, losses_of, log_weights, server=server, batching=batching, sampler=sampler, **options
     )

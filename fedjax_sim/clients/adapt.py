@@ -53,15 +53,15 @@ def adapt(
     Returns:
         A rule with the work of `rule`.
     """
-    if init is not None and extra is None:
-        extra = lambda _, state: state  # noqa: E731
 
     def start(params: Params) -> PyTree:
         return rule.init(params) if init is None else init(split(params, rule.kinds))
 
     def begin(key: Key, state: PyTree, received: Message, client: Client) -> PyTree:
         work = rule.begin(key, state, message(received), client)
-        return work if extra is None else work._replace(extra=extra(received, state))
+        if extra is not None:
+            return work._replace(extra=extra(received, state))
+        return work if init is None else work._replace(extra=state)
 
     def step(key: Key, work: PyTree, received: Message, batch: Batch) -> PyTree:
         return rule.step(key, work, message(received), batch)
