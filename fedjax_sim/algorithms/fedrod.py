@@ -71,6 +71,9 @@ def fedrod(
     A client knows its own n_kc, which cost no bytes. Keeps one head a client, at first zero: who
     never took part has the generic model.
 
+    Raises:
+        ValueError: when traced, for data whose labels are not a class an example.
+
     References:
         Chen, Chao, "On Bridging Generic and Personalized Federated Learning for Image
         Classification", ICLR 2022, section 4 with the linear head; the loss is Ren et al.,

@@ -41,7 +41,8 @@ def per_fedavg(
     for which none is left takes another example of the client. Clients count the same.
 
     `params(state)` is w, which a client adapts before use: an evaluation looks at everybody's
-    w - alpha g(w) as well, on one batch, see `fine_tuned`. Clients keep nothing.
+    w - alpha g(w) as well, on one batch, and needs all training examples in memory for that; see
+    `fine_tuned`. Clients keep nothing.
 
     Args:
         model, batching, sampler, loss, **options: as in `fedavg`; batches of two or three times as

@@ -21,6 +21,7 @@ from fedjax_sim.base import (
 from fedjax_sim.data import FederatedData
 from fedjax_sim.ops import trees
 from fedjax_sim.ops.arguments import checked
+from fedjax_sim.servers.sharing import Served
 
 
 @on_screen
@@ -92,9 +93,7 @@ def compressed(server: Server, uplink: Uplink) -> Server:
         own = trees.num_bytes(message.per_slot) / cohort.ids.shape[0]
         return message._replace(shared=state.view, num_bytes=missed + jnp.float32(own))
 
-    def apply(
-        key: Key, state: CompressedState, aggregate: PyTree, report: Report
-    ) -> tuple[CompressedState, dict[str, Array]]:
+    def apply(key: Key, state: CompressedState, aggregate: PyTree, report: Report) -> Served:
         new, info = server.apply(key, state.server, aggregate, report)
         # The change is made once, when the model has moved, and sent with the next message.
         message = Message(state.view)
