@@ -33,6 +33,8 @@ PyTree = Any
 Params = PyTree
 Ids = Sequence[int] | Array
 """Client ids, [f] integers."""
+Info = dict[str, Array]
+"""What a part shows of a round, by name: to look at, never to compute with."""
 Examples = dict[str, Any]
 """Named arrays that share their leading axis: "x" [M, ...] inputs and "y" [M, ...] labels."""
 
@@ -75,6 +77,12 @@ def screen(value: Any, **fields: Any) -> str:
 
 
 _SCREEN = 80
+
+
+def on_screen(kind: Any) -> Any:
+    """Have a NamedTuple of arrays shown by `screen`; decorates the class."""
+    kind.__repr__ = screen
+    return kind
 
 
 class Stream(enum.IntEnum):
@@ -179,6 +187,7 @@ Kinds = Callable[[Params], PyTree]
 """kinds(params) -> a Kind for every leaf, in a tree shaped like params."""
 
 
+@on_screen
 class Leaves(NamedTuple):
     """Params taken apart by what happens to their leaves.
 
@@ -188,9 +197,6 @@ class Leaves(NamedTuple):
     trained: Params
     statistics: PyTree
     frozen: PyTree
-
-    def __repr__(self) -> str:
-        return screen(self)
 
     @property
     def params(self) -> Params:
@@ -302,6 +308,7 @@ class Model(NamedTuple):
         return outputs, jax.lax.stop_gradient(split(moved, self.kinds).statistics)
 
 
+@on_screen
 class Batch(NamedTuple):
     """One client's examples for one local step.
 
@@ -313,8 +320,9 @@ class Batch(NamedTuple):
     examples: Examples
     mask: Array
 
-    def __repr__(self) -> str:
-        return screen(self)
+    def mean(self, values: Array) -> Array:
+        """The mean of `values` [B] over the rows that count, 0 where none does."""
+        return Mean(values, jnp.ones_like(values)).over(self.mask).value
 
 
 class Client(NamedTuple):
@@ -325,10 +333,12 @@ class Client(NamedTuple):
     num_steps: Array
 
 
+@on_screen
 class Message(NamedTuple):
     """What the server sends in a round; a client rule sees it with its own row of `per_slot`.
 
-    shared: what every client gets, such as the params that are trained.
+    shared: what every client gets, such as the params that are trained; with something beside them
+        a NamedTuple, in which they are called `params`.
     per_slot: leaves [C, ...], a row for every slot of the cohort, sent to its client alone; ()
         where there is nothing.
     num_bytes: [C] float32, what it costs to send `shared` and its own row to each slot, in bytes;
@@ -345,25 +355,31 @@ class Message(NamedTuple):
     statistics: PyTree = None
     frozen: PyTree = None
 
-    def __repr__(self) -> str:
-        return screen(self)
-
     @property
     def trained(self) -> Params:
-        """The trained leaves, from a server that shares them alone or as a History."""
-        return self.shared.params if isinstance(self.shared, History) else self.shared
+        """The trained leaves: what is shared, or the `params` of it where it is a NamedTuple."""
+        beside = "params" in getattr(self.shared, "_fields", ())
+        return self.shared.params if beside else self.shared
+
+    def holding(self, params: Params, kinds: Kinds | None) -> "Message":
+        """The message as if the server's model had these whole params."""
+        leaves = split(params, kinds)
+        return self._replace(
+            shared=leaves.trained, statistics=leaves.statistics, frozen=leaves.frozen
+        )
 
     def params(self, trained: Params) -> Params:
         """The whole params of the server's model that has these trained leaves."""
         return self.leaves(trained).params
 
-    def leaves(self, trained: Params) -> Leaves:
-        """The Leaves of the server's model that has these trained leaves."""
-        if self.statistics is None:
-            return split(trained, None)
-        return Leaves(trained, self.statistics, self.frozen)
+    def leaves(self, trained: Params, statistics: PyTree = None) -> Leaves:
+        """The Leaves of the server's model that has these trained leaves, or statistics as well."""
+        known = Leaves(trained, self.statistics, self.frozen)
+        known = split(trained, None) if self.statistics is None else known
+        return known if statistics is None else known._replace(statistics=statistics)
 
 
+@on_screen
 class Upload(NamedTuple):
     """What a client's local work gives.
 
@@ -378,9 +394,6 @@ class Upload(NamedTuple):
     weight: Array
     loss: Array | float | None = None
     statistics: PyTree = None
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 class ClientRule(NamedTuple):
@@ -401,9 +414,7 @@ class ClientRule(NamedTuple):
     init: Callable[[Params], PyTree]
     begin: Callable[[Key, PyTree, Message, Client], PyTree]
     step: Callable[[Key, PyTree, Message, Batch], PyTree]
-    finish: Callable[
-        [Key, PyTree, Message, Client, PyTree], tuple[PyTree, Upload, dict[str, Array]]
-    ]
+    finish: Callable[[Key, PyTree, Message, Client, PyTree], tuple[PyTree, Upload, Info]]
     kinds: Kinds | None = None
     check: Callable[[Message, Any], None] | None = None
 
@@ -423,9 +434,7 @@ class Uplink(NamedTuple):
     """
 
     init: Callable[[PyTree], PyTree]
-    apply: Callable[
-        [Key, PyTree, Message, PyTree, Array], tuple[PyTree, PyTree, Array, dict[str, Array]]
-    ]
+    apply: Callable[[Key, PyTree, Message, PyTree, Array], tuple[PyTree, PyTree, Array, Info]]
     receive: Callable[[Key, Message, PyTree], PyTree] | None = None
 
 
@@ -439,6 +448,7 @@ class History(NamedTuple):
     previous: Params
 
 
+@on_screen
 class Cohort(NamedTuple):
     """Who takes part in a round: C slots, of which some may be empty.
 
@@ -448,9 +458,6 @@ class Cohort(NamedTuple):
 
     ids: Array
     mask: Array
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 class Sampler(NamedTuple):
@@ -485,9 +492,9 @@ class Aggregator(NamedTuple):
     """
 
     init: Callable[[PyTree], PyTree]
-    apply: Callable[[Key, PyTree, PyTree, Array], tuple[PyTree, PyTree, dict[str, Array]]]
+    apply: Callable[[Key, PyTree, PyTree, Array], tuple[PyTree, PyTree, Info]]
     summand: Callable[[Key, PyTree, Array, PyTree, Array], PyTree] | None = None
-    from_sum: Callable[[Key, PyTree, PyTree], tuple[PyTree, PyTree, dict[str, Array]]] | None = None
+    from_sum: Callable[[Key, PyTree, PyTree], tuple[PyTree, PyTree, Info]] | None = None
     num_bytes: Callable[[PyTree, int], float] | None = None
     of_nobody: bool = False
 
@@ -513,6 +520,7 @@ class Noise(NamedTuple):
     encoder: Callable[[int], Any] | None = None
 
 
+@on_screen
 class Report(NamedTuple):
     """What the server knows of a round's cohort, per slot; attacks are told it as well.
 
@@ -534,10 +542,7 @@ class Report(NamedTuple):
     update_norm: Array | None
     loss: Array | None
     num_bytes: Array
-    clients: dict[str, Array]
-
-    def __repr__(self) -> str:
-        return screen(self)
+    clients: Info
 
 
 class Attack(NamedTuple):
@@ -554,9 +559,7 @@ class Attack(NamedTuple):
     """
 
     init: Callable[[PyTree], PyTree]
-    apply: Callable[
-        [Key, PyTree, PyTree, Report, Array, Message], tuple[PyTree, PyTree, dict[str, Array]]
-    ]
+    apply: Callable[[Key, PyTree, PyTree, Report, Array, Message], tuple[PyTree, PyTree, Info]]
 
 
 class Server(NamedTuple):
@@ -574,7 +577,7 @@ class Server(NamedTuple):
 
     init: Callable[[Key, Params, Any], PyTree]
     broadcast: Callable[[Key, PyTree, Message, Cohort, Any], Message]
-    apply: Callable[[Key, PyTree, PyTree, Report], tuple[PyTree, dict[str, Array]]]
+    apply: Callable[[Key, PyTree, PyTree, Report], tuple[PyTree, Info]]
     params: Callable[[PyTree], Params]
 
 
@@ -606,6 +609,7 @@ class Algorithm(NamedTuple):
     adapted: Callable[[Key, PyTree, Any], PyTree] | None = None
 
 
+@on_screen
 class RoundInfo(NamedTuple):
     """What one round shows; `lax.scan` stacks it along R.
 
@@ -618,11 +622,8 @@ class RoundInfo(NamedTuple):
 
     status: Array
     cohort: Report
-    aggregator: dict[str, Array]
-    server: dict[str, Array]
+    aggregator: Info
+    server: Info
     bytes_down: Array
     bytes_up: Array
-    attack: dict[str, Array] = {}  # noqa: RUF012  # nobody writes into an info
-
-    def __repr__(self) -> str:
-        return screen(self)
+    attack: Info = {}  # noqa: RUF012  # nobody writes into an info

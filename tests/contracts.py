@@ -43,6 +43,7 @@ from fedjax_sim.base import (
     Noise,
     Params,
     Report,
+    Server,
     Uplink,
 )
 from fedjax_sim.data import Batching, FederatedData, federate
@@ -777,6 +778,22 @@ class ServerRow(Row):
     rule: ClientRule = HONEST
 
 
+def sharing(optimizer: optax.GradientTransformation) -> Server:
+    """`server_optimizer`, as somebody else would write it."""
+
+    def apply(key: Array, state: Any, aggregate: Params, report: Report) -> Any:
+        params, inner = state
+        updates, inner = optimizer.update(trees.scale(aggregate, -1), inner, params)
+        return (optax.apply_updates(params, updates), inner), {}
+
+    return servers.sharing(
+        lambda key, params, data: (params, optimizer.init(params)),
+        apply,
+        shared=lambda state: state[0],
+        params=lambda state: state[0],
+    )
+
+
 SERVERS = {
     "server_optimizer": ServerRow(servers.server_optimizer, servers.server_optimizer),
     "with_history": ServerRow(
@@ -790,6 +807,7 @@ SERVERS = {
             servers.server_optimizer(optimizer), uplink.chain(uplink.top_k(0.5), uplink.qsgd(8))
         ),
     ),
+    "sharing": ServerRow(servers.sharing, sharing),
 }
 
 

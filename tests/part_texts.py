@@ -46,6 +46,18 @@ def same(message):
     return message
 
 
+def begun(key, params, data):
+    return params
+
+
+def moved(key, params, aggregate, report):
+    return jax.tree.map(jnp.add, params, aggregate), {}
+
+
+def shown(state):
+    return state
+
+
 def brier(outputs, labels, mask):
     return jnp.float32(0.5)
 
@@ -154,6 +166,7 @@ TEXTS: dict[type, list[str]] = {
     base.Server: [
         "compressed(server_optimizer(sgd(1.0)), top_k(0.1))",
         "server_optimizer(adam(0.1))",
+        "sharing('{own}:begun', '{own}:moved', shared='{own}:shown', params='{own}:shown')",
         "with_history(server_optimizer(sgd(1.0)))",
     ],
     base.ClientRule: [

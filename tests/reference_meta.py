@@ -106,9 +106,8 @@ def per_fedavg_client(
     alpha: float,
     rate: float,
     delta: float | None,
-) -> tuple[Params, Params]:
-    """(w_k, the adapted model of the last step) of one round of Per-FedAvg, FO or HF."""
-    adapted = w
+) -> Params:
+    """w_k after one round of Per-FedAvg, FO or HF."""
     for parts in steps:
         adapted = step(w, gradient(w, *parts[0]), alpha)
         slope = gradient(adapted, *parts[1])
@@ -120,7 +119,7 @@ def per_fedavg_client(
             product = [d / (2 * delta) for d in minus(above, below)]
             slope = step(slope, product, alpha)
         w = step(w, slope, rate)
-    return w, adapted
+    return w
 
 
 def apfl_client(

@@ -16,8 +16,11 @@ from fedjax_sim.algorithms.dp_fedavg import dp_fedavg
 from fedjax_sim.algorithms.dp_ftrl import dp_ftrl
 from fedjax_sim.algorithms.drfa import DrfaState, drfa
 from fedjax_sim.algorithms.fair_flearn import FairFlearnState, fair_flearn_afl
+from fedjax_sim.algorithms.fedadagrad import fedadagrad
+from fedjax_sim.algorithms.fedadam import fedadam
 from fedjax_sim.algorithms.fedala import FedAlaState, fedala
 from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.algorithms.fedavgm import fedavgm
 from fedjax_sim.algorithms.fedbabu import fedbabu
 from fedjax_sim.algorithms.fedbn import fedbn
 from fedjax_sim.algorithms.fedcm import FedCmState, fedcm
@@ -28,13 +31,13 @@ from fedjax_sim.algorithms.fedfv import FedFvState, fedfv
 from fedjax_sim.algorithms.fedlc import fedlc
 from fedjax_sim.algorithms.fedmgda import fedmgda
 from fedjax_sim.algorithms.fednova import fednova
-from fedjax_sim.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
 from fedjax_sim.algorithms.fedper import fedper
 from fedjax_sim.algorithms.fedproto import FedProtoState, Prototypes, fedproto
 from fedjax_sim.algorithms.fedprox import fedprox
 from fedjax_sim.algorithms.fedrep import fedrep
 from fedjax_sim.algorithms.fedrod import fedrod
 from fedjax_sim.algorithms.fedsam import fedsam
+from fedjax_sim.algorithms.fedyogi import fedyogi
 from fedjax_sim.algorithms.fine_tuned import fine_tuned
 from fedjax_sim.algorithms.ifca import IfcaState, ifca
 from fedjax_sim.algorithms.lg_fedavg import lg_fedavg

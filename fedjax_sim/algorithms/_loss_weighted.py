@@ -1,33 +1,32 @@
 """What q-FedAvg, TERM and simplicial FL share: clients weigh by losses at the old model."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_sim import aggregators, clients, engine
+from fedjax_sim import clients, engine, servers
+from fedjax_sim.algorithms.averaging import averaging
 from fedjax_sim.base import (
     Algorithm,
     Array,
+    ClientRule,
     Cohort,
     Key,
-    Loss,
     Message,
-    Model,
     Params,
     PyTree,
     Report,
-    Sampler,
     Server,
-    screen,
+    on_screen,
 )
-from fedjax_sim.data import Batching, FederatedData
+from fedjax_sim.data import FederatedData
 from fedjax_sim.ops import optimizers, trees
-from fedjax_sim.servers import ServerState, sampling, stepped
 
 
+@on_screen
 class WeightedState(NamedTuple):
     """What the server keeps.
 
@@ -39,9 +38,6 @@ class WeightedState(NamedTuple):
     optimizer: PyTree
     log_scale: Array
 
-    def __repr__(self) -> str:
-        return screen(self)
-
 
 class _Own(NamedTuple):
     """A client's weight, and its loss at the incoming model."""
@@ -51,24 +47,24 @@ class _Own(NamedTuple):
 
 
 def loss_weighted(
-    model: Model,
-    *,
-    optimizer: clients.Optimizer,
+    rule: ClientRule,
+    losses_of: engine.CohortLoss,
     log_weights: Callable[[Array, Array], Array],
-    scale: Callable[[WeightedState, Report], tuple[Array, Array]],
-    batching: Batching,
-    sampler: Sampler | None,
+    scale: Callable[[WeightedState, Report], tuple[Array, Array]] | None = None,
+    *,
     server: optax.GradientTransformation | None,
-    loss: Loss,
-    loss_examples: int | None,
-    info: Callable[[Message], dict[str, Array]] = lambda message: {},
-    **options: Unpack[engine.Options],
+    **options: Any,
 ) -> Algorithm:
-    """FedAvg with weights exp(log_weights(losses, sizes)) and the mean update times `scale`.
+    """FedAvg with weights exp(log_weights(losses, sizes)) and the mean update times a factor.
 
-    `log_weights` sees all slots [C]; those that do not count have a loss and a size of 0.
+    Args:
+        rule: what clients do.
+        losses_of: their losses at the incoming model.
+        log_weights: sees all slots [C]; those that do not count have a loss and a size of 0.
+        scale: scale(state, report) -> (the new `log_scale`, the factor); by default that is 1.
+        server: what happens to the step; `optax.sgd(1.0)`, by default, takes it.
+        **options: of `averaging`.
     """
-    losses_of = engine.cohort_loss(model, loss, num_examples=loss_examples)
     after = optax.sgd(1.0) if server is None else server
 
     def init(key: Key, params: Params, data: FederatedData) -> WeightedState:
@@ -89,23 +85,18 @@ def loss_weighted(
         weights = jnp.where(usable | ~cohort.mask, weights, jnp.nan)  # whose loss is not finite
         return draft._replace(shared=state.params, per_slot=_Own(weights, losses))
 
-    def apply(
-        key: Key, state: WeightedState, aggregate: Params, report: Report
-    ) -> tuple[WeightedState, dict[str, Array]]:
-        log_scale, factor = scale(state, report)
-        before = ServerState(state.params, state.optimizer)
-        moved = stepped(after, before, aggregate, report, factor)
+    def apply(key: Key, state: WeightedState, aggregate: Params, report: Report) -> servers.Served:
+        log_scale, factor = state.log_scale, jnp.float32(1)
+        if scale is not None:
+            log_scale, factor = scale(state, report)
+        before = servers.ServerState(state.params, state.optimizer)
+        moved = servers.stepped(after, before, aggregate, report, factor)
         return WeightedState(*moved, log_scale), {"step_scale": factor}
 
-    return engine.federated(
-        rule=clients.adapt(
-            clients.local_sgd(model, optimizer, loss=loss),
-            weight=lambda message, _: message.per_slot.weight,
-            info=lambda message: {"incoming_loss": message.per_slot.loss} | info(message),
-        ),
-        sampler=sampler or sampling.everyone(),
-        aggregator=aggregators.mean(),
-        server=Server(init, broadcast, apply, lambda state: state.params),
-        batching=batching,
-        **options,
+    weighted = clients.adapt(
+        rule,
+        weight=lambda message, _: message.per_slot.weight,
+        info=lambda message: {"incoming_loss": message.per_slot.loss},
     )
+    server_part = Server(init, broadcast, apply, lambda state: state.params)
+    return averaging(weighted, server=server_part, **options)

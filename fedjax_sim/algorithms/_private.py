@@ -18,14 +18,15 @@ from fedjax_sim.base import (
     Report,
     RoundInfo,
     Server,
-    screen,
+    on_screen,
     split,
 )
 from fedjax_sim.data import FederatedData
 from fedjax_sim.ops import checks
-from fedjax_sim.servers import server_optimizer
+from fedjax_sim.servers import Served, server_optimizer
 
 
+@on_screen
 class PrivateRounds(NamedTuple):
     """What a private algorithm keeps.
 
@@ -36,9 +37,6 @@ class PrivateRounds(NamedTuple):
 
     rounds: engine.FederatedState
     spent: Array
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 def accounted(
@@ -99,9 +97,7 @@ def told_the_mean(optimizer: optax.GradientTransformation | None) -> Server:
     """A server that steps along the private mean and is told nothing else of the cohort."""
     server = server_optimizer(optax.sgd(1.0) if optimizer is None else optimizer)
 
-    def apply(
-        key: Key, state: PyTree, aggregate: PyTree, report: Report
-    ) -> tuple[PyTree, dict[str, Array]]:
+    def apply(key: Key, state: PyTree, aggregate: PyTree, report: Report) -> Served:
         # Without losses, an optimizer that asks for one is refused.
         return server.apply(key, state, aggregate, report._replace(loss=None))
 

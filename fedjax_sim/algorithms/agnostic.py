@@ -22,7 +22,7 @@ from fedjax_sim.base import (
     Report,
     RoundInfo,
     Status,
-    screen,
+    on_screen,
     split,
 )
 from fedjax_sim.clients import Regularizer
@@ -33,6 +33,7 @@ from fedjax_sim.ops import checks, optimizers, trees
 from fedjax_sim.ops.arguments import checked
 
 
+@on_screen
 class AgnosticState(NamedTuple):
     """What agnostic federated learning keeps.
 
@@ -52,9 +53,6 @@ class AgnosticState(NamedTuple):
     num_steps: Array
     previous: PyTree
     places: PyTree
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 @checked

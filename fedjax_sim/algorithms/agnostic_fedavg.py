@@ -1,6 +1,5 @@
 """AgnosticFedAvg: agnostic learning with cohorts, local steps and domains of examples."""
 
-import functools
 from typing import NamedTuple, Unpack
 
 import jax
@@ -8,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_sim import aggregators, clients, engine, metrics
+from fedjax_sim import clients, engine, metrics, servers
 from fedjax_sim.algorithms._ascent import Ascent, Domains, check_domains
+from fedjax_sim.algorithms.averaging import averaging
 from fedjax_sim.base import (
     Algorithm,
     Array,
     Batch,
-    Client,
     ClientRule,
     Cohort,
     Key,
@@ -28,16 +27,16 @@ from fedjax_sim.base import (
     Report,
     Sampler,
     Server,
-    screen,
+    on_screen,
 )
-from fedjax_sim.clients.local_sgd import check_message
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import optimizers, trees
 from fedjax_sim.ops.arguments import checked
 from fedjax_sim.ops.per_example import per_example
-from fedjax_sim.servers import ServerState, sampling, stepped
+from fedjax_sim.servers import ServerState, stepped
 
 
+@on_screen
 class AgnosticAveragingState(NamedTuple):
     """What AgnosticFedAvg keeps on the server.
 
@@ -52,9 +51,6 @@ class AgnosticAveragingState(NamedTuple):
     mixture: Array
     window: Array
     num_steps: Array
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 class _Own(NamedTuple):
@@ -166,7 +162,7 @@ def agnostic_fedavg(
 
     def apply(
         key: Key, state: AgnosticAveragingState, aggregate: Params, report: Report
-    ) -> tuple[AgnosticAveragingState, dict[str, Array]]:
+    ) -> servers.Served:
         served = stepped(optimizer, ServerState(state.params, state.optimizer), aggregate, report)
         given = Mean(report.clients["seen_loss"], report.clients["seen_count"])
         seen = trees.where(~report.dropped, given, jax.tree.map(jnp.zeros_like, given))
@@ -183,12 +179,11 @@ def agnostic_fedavg(
         )
         return new, {"mixture": state.mixture, "domain_loss": seen.value}
 
-    return engine.federated(
-        rule=_domain_weighted(model, client_optimizer, loss, regularizer, domains),
-        sampler=sampler or sampling.everyone(),
-        aggregator=aggregators.mean(),
-        server=Server(init, broadcast, apply, lambda state: state.params),
+    return averaging(
+        _domain_weighted(model, client_optimizer, loss, regularizer, domains),
         batching=batching,
+        sampler=sampler,
+        server=Server(init, broadcast, apply, lambda state: state.params),
         **options,
     )
 
@@ -203,9 +198,7 @@ def _domain_weighted(
     """Local steps on sum_i scale[domain_i] loss_i / beta_k; the weight is beta_k."""
     loss_of = per_example(loss, "loss")
 
-    def objective(
-        leaves: Leaves, batch: Batch, key: Key, factor: Array
-    ) -> tuple[Array, tuple[Mean, PyTree]]:
+    def objective(leaves: Leaves, batch: Batch, key: Key, factor: Array) -> clients.Evaluated:
         outputs, statistics = model.train(leaves.params, batch.examples["x"], key, batch.mask)
         each = loss_of(outputs, batch.examples["y"])
         if domains is not None:
@@ -214,17 +207,13 @@ def _domain_weighted(
         value += 0 if regularizer is None else regularizer(leaves.trained)
         return value, (each.over(batch.mask), statistics)
 
-    base = clients.local_steps(objective, optimizer)._replace(
-        kinds=model.kinds, check=functools.partial(check_message, model)
-    )
-
-    def begin(key: Key, state: PyTree, message: Message, client: Client) -> clients.Work:
+    def factor_of(message: Message, _: PyTree) -> Array:
         scale, beta, _ = message.per_slot
-        factor = jnp.where(beta > 0, scale / jnp.where(beta > 0, beta, 1), 0)
-        return base.begin(key, state, message, client)._replace(extra=factor)
+        return jnp.where(beta > 0, scale / jnp.where(beta > 0, beta, 1), 0)
 
     return clients.adapt(
-        base._replace(begin=begin),
+        clients.local_steps(objective, optimizer, model=model),
+        extra=factor_of,
         weight=lambda message, _: message.per_slot.beta,
         info=lambda message: {
             "seen_loss": message.per_slot.seen.total,

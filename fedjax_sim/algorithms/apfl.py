@@ -1,6 +1,6 @@
 """APFL: every client mixes the global model with one of its own."""
 
-from typing import Any, NamedTuple, Unpack
+from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,7 @@ from fedjax_sim.base import (
     Model,
     Params,
     Sampler,
-    Upload,
-    screen,
+    on_screen,
     split,
 )
 from fedjax_sim.data import Batching
@@ -30,6 +29,7 @@ from fedjax_sim.ops import checks, trees
 from fedjax_sim.ops.arguments import checked
 
 
+@on_screen
 class ApflState(NamedTuple):
     """What a client of APFL keeps.
 
@@ -38,9 +38,6 @@ class ApflState(NamedTuple):
 
     own: Params
     alpha: Array
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 @checked
@@ -87,8 +84,7 @@ def apfl(
         shrinks an adaptive alpha a little in every round.
     """
     checks.in_range("alpha", alpha, 0.0, 1.0)
-    if not callable(client_learning_rate):
-        checks.in_range("client_learning_rate", client_learning_rate, 0.0, open_low=True)
+    clients.check_rate("client_learning_rate", client_learning_rate)
     if not callable(alpha_learning_rate):
         checks.in_range("alpha_learning_rate", alpha_learning_rate, 0.0)
     algorithm = averaging(
@@ -130,50 +126,37 @@ def _mixing_sgd(
     loss: Loss,
 ) -> ClientRule:
     """`local_sgd`, and with it steps on the client's own model in the mixture."""
-    objective = clients.mean_loss(model, loss)
-    base = clients.local_sgd(
-        model, lambda round: optax.sgd(clients.at_round(rate, round)), loss=loss
-    )
+    look = clients.gradient_of(clients.mean_loss(model, loss))
+    base = clients.local_sgd(model, clients.over_rounds(optax.sgd, learning_rate=rate), loss=loss)
 
-    def value(trained: Params, leaves: Leaves, batch: Batch, key: Key) -> Any:
-        found, (_, statistics) = objective(leaves._replace(trained=trained), batch, key, ())
-        return found, statistics
-
-    gradient_of = jax.grad(value, has_aux=True)
-
-    def init(params: Params) -> ApflState:
-        return ApflState(
-            clients.to_keep(split(params, model.kinds)), jnp.asarray(alpha, jnp.float32)
-        )
-
-    def begin(key: Key, kept: ApflState, message: Message, client: Client) -> clients.Work:
+    def begun(message: Message, kept: ApflState) -> _Mixing:
         own = clients.kept_leaves(kept.own, message, model.kinds)
-        extra = _Mixing(own, kept.alpha, jnp.bool_(False))
-        return base.begin(key, (), message, client)._replace(extra=extra)
+        return _Mixing(own, kept.alpha, jnp.bool_(False))
 
     def step(key: Key, work: clients.Work, message: Message, batch: Batch) -> clients.Work:
         own, alpha, started = work.extra
-        mixed = _mixed(alpha, own.trained, work.params)
-        whole = clients.whole_leaves(own, message)
-        gradient, statistics = gradient_of(mixed, whole, batch, key)
+        mixed = own._replace(trained=_mixed(alpha, own.trained, work.params))
+        (_, (_, statistics)), gradient = look(clients.whole_leaves(mixed, message), batch, key)
         at = clients.at_round(rate, message.round)
         trained = jax.tree.map(
             lambda v, g: (v - at * alpha * g).astype(v.dtype), own.trained, gradient
         )
-        apart = trees.subtract(own.trained, work.params)
-        slope = optax.tree.vdot(apart, gradient)
+        slope = optax.tree.vdot(trees.subtract(own.trained, work.params), gradient)
         moved = jnp.clip(alpha - clients.at_round(alpha_rate, message.round) * slope, 0.0, 1.0)
         alpha = jnp.where(started, alpha, moved.astype(alpha.dtype))
         own = own._replace(trained=trained, statistics=statistics)
-        return base.step(key, work, message, batch)._replace(
-            extra=_Mixing(own, alpha, jnp.bool_(True))
-        )
+        extra = _Mixing(own, alpha, jnp.bool_(True))
+        return base.step(key, work, message, batch)._replace(extra=extra)
 
     def finish(
         key: Key, kept: ApflState, message: Message, client: Client, work: clients.Work
-    ) -> tuple[ApflState, Upload, dict[str, Array]]:
+    ) -> clients.Finished:
         _, upload, info = base.finish(key, (), message, client, work)
         own, alpha, _ = work.extra
         return ApflState(clients.to_keep(own), alpha), upload, info | {"alpha": alpha}
 
-    return base._replace(init=init, begin=begin, step=step, finish=finish)
+    return clients.adapt(
+        base._replace(step=step, finish=finish),
+        init=lambda leaves: ApflState(clients.to_keep(leaves), jnp.asarray(alpha, jnp.float32)),
+        extra=begun,
+    )

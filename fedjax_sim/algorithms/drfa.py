@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim import aggregators, clients, engine, metrics
+from fedjax_sim import aggregators, clients, engine, metrics, servers
 from fedjax_sim.base import (
     Algorithm,
     Array,
@@ -25,7 +25,7 @@ from fedjax_sim.base import (
     Sampler,
     Server,
     Status,
-    screen,
+    on_screen,
 )
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import checks, keys, simplex, trees
@@ -33,6 +33,7 @@ from fedjax_sim.ops.arguments import checked
 from fedjax_sim.servers import sampling
 
 
+@on_screen
 class DrfaState(NamedTuple):
     """What the server of DRFA keeps.
 
@@ -44,9 +45,6 @@ class DrfaState(NamedTuple):
     snapshot: Params
     mixture: Array
     step_size: Array
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 class _Shared(NamedTuple):
@@ -201,9 +199,7 @@ def _server(mixture_step_size: float | Array, num_steps: int, published: bool) -
         factors = state.mixture * state.mixture.shape[0]  # N lambda, of which C are averaged
         return draft._replace(shared=shared, per_slot=trees.rows(factors, cohort.ids))
 
-    def apply(
-        key: Key, state: DrfaState, aggregate: _Halfway, report: Report
-    ) -> tuple[DrfaState, dict[str, Array]]:
+    def apply(key: Key, state: DrfaState, aggregate: _Halfway, report: Report) -> servers.Served:
         moved, halfway = (
             trees.add(state.params, part) for part in (aggregate.delta, aggregate.snapshot)
         )
@@ -224,10 +220,7 @@ def _snapshot_sgd(
     model: Model, optimizer: clients.Optimizer, loss: Loss, num_steps: int, published: bool
 ) -> ClientRule:
     """`local_sgd` that remembers its model after a random number of steps; all clients count."""
-    base = clients.adapt(
-        clients.local_sgd(model, optimizer, loss=loss),
-        message=lambda message: message._replace(shared=message.shared.params),
-    )
+    base = clients.local_sgd(model, optimizer, loss=loss)
 
     def begin(key: Key, state: PyTree, message: Message, client: Client) -> clients.Work:
         when = message.shared.when

@@ -5,8 +5,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import optax
 
-from fedjax_sim import aggregators, clients, engine, metrics
+from fedjax_sim import clients, metrics, servers
 from fedjax_sim.algorithms._ascent import Ascent, running_mean
+from fedjax_sim.algorithms.averaging import averaging
 from fedjax_sim.base import (
     Algorithm,
     Array,
@@ -18,14 +19,14 @@ from fedjax_sim.base import (
     Params,
     Report,
     Server,
-    screen,
+    on_screen,
 )
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import checks, trees
 from fedjax_sim.ops.arguments import checked
-from fedjax_sim.servers import sampling
 
 
+@on_screen
 class FairFlearnState(NamedTuple):
     """params, mixture: the last iterates. mean_params: the mean of params. num_steps: int32."""
 
@@ -33,9 +34,6 @@ class FairFlearnState(NamedTuple):
     mixture: Array
     mean_params: Params
     num_steps: Array
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 @checked
@@ -69,8 +67,7 @@ def fair_flearn_afl(
         Li, Sanjabi, Beirami, Smith, "Fair Resource Allocation in Federated Learning", ICLR 2020,
         the AFL baseline of its public code (flearn/trainers/afl.py).
     """
-    if not callable(learning_rate):
-        checks.in_range("learning_rate", learning_rate, 0.0, open_low=True)
+    clients.check_rate("learning_rate", learning_rate)
     checks.in_range("mixture_step_size", mixture_step_size, 0.0)
 
     def init(key: Key, params: Params, data: FederatedData) -> FairFlearnState:
@@ -84,7 +81,7 @@ def fair_flearn_afl(
 
     def apply(
         key: Key, state: FairFlearnState, aggregate: Params, report: Report
-    ) -> tuple[FairFlearnState, dict[str, Array]]:
+    ) -> servers.Served:
         assert report.loss is not None  # that of local_sgd
         params = trees.add(state.params, aggregate)
         mixture = _project(state.mixture + mixture_step_size * report.loss)
@@ -92,20 +89,13 @@ def fair_flearn_afl(
         mean = running_mean(state.mean_params, params, num_steps)
         return FairFlearnState(params, mixture, mean, num_steps), {"mixture": state.mixture}
 
-    return engine.federated(
-        rule=clients.adapt(
-            clients.local_sgd(
-                model,
-                lambda round: optax.sgd(clients.at_round(learning_rate, round)),
-                loss=loss,
-            ),
-            weight=lambda message, _: message.per_slot if use_mixture else jnp.float32(1),
-        ),
-        sampler=sampling.everyone(),
-        aggregator=aggregators.mean(),
-        server=Server(init, broadcast, apply, lambda state: state.mean_params),
-        batching=Batching(None, num_steps=1, shuffle="none"),
+    optimizer = clients.over_rounds(optax.sgd, learning_rate=learning_rate)
+    rule = clients.adapt(
+        clients.local_sgd(model, optimizer, loss=loss),
+        weight=lambda message, _: message.per_slot if use_mixture else jnp.float32(1),
     )
+    server = Server(init, broadcast, apply, lambda state: state.mean_params)
+    return averaging(rule, batching=Batching(None, num_steps=1, shuffle="none"), server=server)
 
 
 def _project(v: Array) -> Array:

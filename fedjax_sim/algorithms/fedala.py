@@ -1,6 +1,6 @@
 """FedALA: every client learns, number by number, how much of the global model to take."""
 
-from typing import Any, NamedTuple, Unpack
+from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,6 @@ from fedjax_sim.base import (
     Algorithm,
     Array,
     Batch,
-    Client,
     ClientRule,
     Key,
     Leaves,
@@ -22,15 +21,14 @@ from fedjax_sim.base import (
     Model,
     Params,
     Sampler,
-    Upload,
-    screen,
-    split,
+    on_screen,
 )
 from fedjax_sim.data import Batching
 from fedjax_sim.ops import checks, leaf_names, trees
 from fedjax_sim.ops.arguments import checked
 
 
+@on_screen
 class FedAlaState(NamedTuple):
     """What a client of FedALA keeps.
 
@@ -42,9 +40,6 @@ class FedAlaState(NamedTuple):
     own: Params
     weights: Params
     joined: Array
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 @checked
@@ -133,14 +128,12 @@ def _adapting_sgd(
     objective = clients.mean_loss(model, loss)
     base = clients.local_sgd(model, optimizer, loss=loss)
 
-    def value(weights: Params, start: _Start, leaves: Leaves, batch: Batch, key: Key) -> Any:
+    @jax.grad
+    def slope_of(weights: Params, start: _Start, leaves: Leaves, batch: Batch, key: Key) -> Array:
         at = _between(weights, start.own, leaves.trained)
         return objective(leaves._replace(trained=at), batch, key, ())[0]
 
-    gradient_of = jax.grad(value)
-
-    def init(params: Params) -> FedAlaState:
-        leaves = split(params, model.kinds)
+    def init(leaves: Leaves) -> FedAlaState:
         weights = jax.tree.map(
             lambda chosen, w: jnp.ones_like(w) if chosen else None,
             leaf_names.is_chosen(adapted, leaves.trained),
@@ -148,18 +141,17 @@ def _adapting_sgd(
         )
         return FedAlaState(clients.to_keep(leaves), weights, jnp.bool_(False))
 
-    def begin(key: Key, kept: FedAlaState, message: Message, client: Client) -> clients.Work:
+    def begun(message: Message, kept: FedAlaState) -> _Start:
         own = clients.kept_leaves(kept.own, message, model.kinds).trained
-        own = trees.where(kept.joined, own, message.shared)
-        extra = _Start(own, kept.weights, jnp.bool_(False))
-        return base.begin(key, (), message, client)._replace(extra=extra)
+        own = trees.where(kept.joined, own, message.trained)
+        return _Start(own, kept.weights, jnp.bool_(False))
 
     def step(key: Key, work: clients.Work, message: Message, batch: Batch) -> clients.Work:
         start: _Start = work.extra
-        leaves = message.leaves(message.shared)
+        leaves = message.leaves(message.trained)
 
         def learned(i: Array, weights: Params) -> Params:
-            slope = gradient_of(weights, start, leaves, batch, key)
+            slope = slope_of(weights, start, leaves, batch, key)
             return jax.tree.map(
                 lambda w, g: jnp.clip(w - weight_rate * g, 0, 1).astype(w.dtype), weights, slope
             )
@@ -167,17 +159,15 @@ def _adapting_sgd(
         # No turn of the loop but in the first step: of all clients of a chunk at once.
         count = jnp.where(start.started, 0, num_weight_steps)
         weights = jax.lax.fori_loop(0, count, learned, start.weights)
-        begun = _between(weights, start.own, message.shared)
+        begun = _between(weights, start.own, message.trained)
         params = trees.where(start.started, work.params, begun)
         extra = _Start(start.own, weights, jnp.bool_(True))
         return base.step(key, work._replace(params=params, extra=extra), message, batch)
 
-    def finish(
-        key: Key, kept: FedAlaState, message: Message, client: Client, work: clients.Work
-    ) -> tuple[FedAlaState, Upload, dict[str, Array]]:
-        _, upload, info = base.finish(key, (), message, client, work)
-        none = clients.kept_leaves(kept.own, message, model.kinds).frozen
-        own = clients.to_keep(Leaves(work.params, work.statistics, none))
-        return FedAlaState(own, work.extra.weights, jnp.bool_(True)), upload, info
+    def keep(
+        message: Message, kept: FedAlaState, work: clients.Work, update: Params
+    ) -> FedAlaState:
+        own = clients.to_keep(message.leaves(work.params, work.statistics))
+        return FedAlaState(own, work.extra.weights, jnp.bool_(True))
 
-    return base._replace(init=init, begin=begin, step=step, finish=finish)
+    return clients.adapt(base._replace(step=step), init=init, extra=begun, keep=keep)

@@ -2,43 +2,24 @@
 
 from typing import NamedTuple, Unpack
 
-import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_sim import aggregators, clients, engine, metrics
-from fedjax_sim.base import (
-    Algorithm,
-    Array,
-    Client,
-    ClientRule,
-    Cohort,
-    Key,
-    Loss,
-    Message,
-    Model,
-    Params,
-    PyTree,
-    Report,
-    Sampler,
-    Server,
-    Upload,
-    screen,
-)
+from fedjax_sim import aggregators, clients, engine, metrics, servers
+from fedjax_sim.algorithms._plain_sgd import plain_sgd
+from fedjax_sim.algorithms.averaging import averaging
+from fedjax_sim.base import Algorithm, Array, Key, Loss, Model, Params, Report, Sampler, on_screen
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import checks, trees
 from fedjax_sim.ops.arguments import checked
-from fedjax_sim.servers import sampling
 
 
+@on_screen
 class FedCmState(NamedTuple):
     """params: the global model. momentum: m, shaped like it; both are sent."""
 
     params: Params
     momentum: Params
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 @checked
@@ -69,8 +50,7 @@ def fedcm(
         model, batching, sampler, loss, **options: as in `fedavg`.
         alpha: share of the own gradient in (0, 1], may be traced; 1 is `fedavg`, 0.1 the paper's.
         client_learning_rate: eta > 0, may be traced; or a function of the round.
-        server_learning_rate: eta_server > 0, may be traced; the paper's eta_g is this times
-            eta tau.
+        server_learning_rate: eta_server > 0, may be traced; the paper's eta_g is eta tau times it.
 
     References:
         Xu, Wang, Wang, Yao, "FedCM: Federated Learning with Client-level Momentum", 2021,
@@ -79,61 +59,23 @@ def fedcm(
     """
     checks.in_range("alpha", alpha, 0.0, 1.0, open_low=True)
     checks.in_range("server_learning_rate", server_learning_rate, 0.0, open_low=True)
-    if not callable(client_learning_rate):
-        checks.in_range("client_learning_rate", client_learning_rate, 0.0, open_low=True)
 
     def init(key: Key, params: Params, data: FederatedData) -> FedCmState:
-        return FedCmState(params, jax.tree.map(jnp.zeros_like, params))
+        return FedCmState(params, optax.tree.zeros_like(params))
 
-    def broadcast(
-        key: Key, state: FedCmState, draft: Message, cohort: Cohort, data: FederatedData
-    ) -> Message:
-        return draft._replace(shared=state)
-
-    def apply(
-        key: Key, state: FedCmState, aggregate: Params, report: Report
-    ) -> tuple[FedCmState, dict[str, Array]]:
+    def apply(key: Key, state: FedCmState, aggregate: Params, report: Report) -> servers.Served:
         live = report.weights > 0
-        travelled = jnp.where(live, report.clients["travelled"], 0).sum()
+        travelled = jnp.where(live, report.num_steps * report.clients["learning_rate"], 0).sum()
         scale = -live.sum() / jnp.where(travelled > 0, travelled, 1)
         moved = trees.add(state.params, trees.scale(aggregate, server_learning_rate))
         return FedCmState(moved, trees.scale(aggregate, scale)), {}
 
-    return engine.federated(
-        rule=_rule(model, client_learning_rate, alpha, loss),
-        sampler=sampler or sampling.everyone(),
-        aggregator=aggregators.uniform_mean(),
-        server=Server(init, broadcast, apply, lambda state: state.params),
-        batching=batching,
-        **options,
+    mixed = clients.leafwise(lambda g, v, w, m: alpha * g + (1 - alpha) * m)
+    rule = plain_sgd(
+        model, client_learning_rate, loss, mixed, extra=lambda message, _: message.shared.momentum
     )
-
-
-def _rule(model: Model, rate: clients.Rate, alpha: float | Array, loss: Loss) -> ClientRule:
-    """`local_sgd` along the mixture of gradient and momentum."""
-
-    def mixed(gradient: Params, work: clients.Work, message: Message) -> Params:
-        return jax.tree.map(lambda g, m: alpha * g + (1 - alpha) * m, gradient, work.extra)
-
-    base = clients.adapt(
-        clients.local_sgd(
-            model,
-            lambda round: optax.sgd(clients.at_round(rate, round)),
-            loss=loss,
-            correct=mixed,
-        ),
-        message=lambda message: message._replace(shared=message.shared.params),
+    server = servers.sharing(init, apply, shared=lambda state: state)
+    mean = aggregators.uniform_mean()
+    return averaging(
+        rule, batching=batching, sampler=sampler, server=server, aggregator=mean, **options
     )
-
-    def begin(key: Key, state: PyTree, message: Message, client: Client) -> clients.Work:
-        work = base.begin(key, state, message, client)
-        return work._replace(extra=message.shared.momentum)
-
-    def finish(
-        key: Key, state: PyTree, message: Message, client: Client, work: clients.Work
-    ) -> tuple[PyTree, Upload, dict[str, Array]]:
-        state, upload, info = base.finish(key, state, message, client, work)
-        travelled = client.num_steps * clients.at_round(rate, message.round)
-        return state, upload, info | {"travelled": jnp.asarray(travelled, jnp.float32)}
-
-    return base._replace(begin=begin, finish=finish)

@@ -7,36 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_sim import clients, engine, metrics
+from fedjax_sim import clients, engine, metrics, servers
 from fedjax_sim.algorithms._stack import stack
-from fedjax_sim.base import (
-    Algorithm,
-    Array,
-    Cohort,
-    Key,
-    Loss,
-    Message,
-    Model,
-    Params,
-    Report,
-    Sampler,
-    Server,
-    screen,
-)
-from fedjax_sim.data import Batching, FederatedData
+from fedjax_sim.algorithms.averaging import averaging
+from fedjax_sim.base import Algorithm, Array, Key, Loss, Model, Params, Report, Sampler, on_screen
+from fedjax_sim.data import Batching
 from fedjax_sim.ops import checks, trees
 from fedjax_sim.ops.arguments import checked
-from fedjax_sim.servers import distil, sampling
 
 
+@on_screen
 class FedDfState(NamedTuple):
     """params: the global model. unlabelled: [M, ...], inputs on which the server distils."""
 
     params: Params
     unlabelled: Array
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 @checked
@@ -91,20 +76,10 @@ def feddf(
     checks.positive_int("num_distillation_steps", num_distillation_steps)
     checks.in_range("temperature", temperature, 0.0, open_low=True)
 
-    def init(key: Key, params: Params, data: FederatedData) -> FedDfState:
-        return FedDfState(params, jnp.asarray(unlabelled))
-
-    def broadcast(
-        key: Key, state: FedDfState, draft: Message, cohort: Cohort, data: FederatedData
-    ) -> Message:
-        return draft._replace(shared=state.params)
-
-    def apply(
-        key: Key, state: FedDfState, sent: Params, report: Report
-    ) -> tuple[FedDfState, dict[str, Array]]:
+    def apply(key: Key, state: FedDfState, sent: Params, report: Report) -> servers.Served:
         total = report.weights.sum()
         share = report.weights / jnp.where(total > 0, total, 1)
-        found = distil(
+        found = servers.distil(
             key,
             model,
             jax.tree.map(lambda w, d: w[None] + d, state.params, sent),
@@ -119,11 +94,13 @@ def feddf(
         ends = found.divergence[jnp.array([0, -1])]
         return state._replace(params=found.params), {"divergence": ends}
 
-    return engine.federated(
-        rule=clients.local_sgd(model, client_optimizer, loss=loss),
-        sampler=sampler or sampling.everyone(),
-        aggregator=stack(),
-        server=Server(init, broadcast, apply, lambda state: state.params),
+    return averaging(
+        clients.local_sgd(model, client_optimizer, loss=loss),
         batching=batching,
+        sampler=sampler,
+        server=servers.sharing(
+            lambda key, params, data: FedDfState(params, jnp.asarray(unlabelled)), apply
+        ),
+        aggregator=stack(),
         **options,
     )

@@ -4,41 +4,23 @@ from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from fedjax_sim import aggregators, clients, engine, metrics
-from fedjax_sim.base import (
-    Algorithm,
-    Array,
-    Client,
-    ClientRule,
-    Cohort,
-    Key,
-    Loss,
-    Message,
-    Model,
-    Params,
-    Report,
-    Sampler,
-    Server,
-    Upload,
-    screen,
-    split,
-)
+from fedjax_sim import aggregators, clients, engine, metrics, servers
+from fedjax_sim.algorithms.averaging import averaging
+from fedjax_sim.base import Algorithm, Array, Key, Loss, Model, Params, Report, Sampler, on_screen
 from fedjax_sim.data import Batching, FederatedData
-from fedjax_sim.ops import checks
+from fedjax_sim.ops import checks, trees
 from fedjax_sim.ops.arguments import checked
-from fedjax_sim.servers import sampling
 
 
+@on_screen
 class FedDynState(NamedTuple):
     """params: the global model. drift: h, shaped like it. num_clients: N, as float32."""
 
     params: Params
     drift: Params
     num_clients: Array
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 @checked
@@ -77,59 +59,22 @@ def feddyn(
     checks.in_range("alpha", alpha, 0.0, open_low=True)
 
     def init(key: Key, params: Params, data: FederatedData) -> FedDynState:
-        drift = jax.tree.map(jnp.zeros_like, params)
-        return FedDynState(params, drift, jnp.float32(data.num_clients))
+        return FedDynState(params, optax.tree.zeros_like(params), jnp.float32(data.num_clients))
 
-    def broadcast(
-        key: Key, state: FedDynState, draft: Message, cohort: Cohort, data: FederatedData
-    ) -> Message:
-        return draft._replace(shared=state.params)
-
-    def apply(
-        key: Key, state: FedDynState, aggregate: Params, report: Report
-    ) -> tuple[FedDynState, dict[str, Array]]:
+    def apply(key: Key, state: FedDynState, aggregate: Params, report: Report) -> servers.Served:
         fraction = (report.weights > 0).sum() / state.num_clients
         drift = jax.tree.map(lambda h, d: h - alpha * fraction * d, state.drift, aggregate)
         params = jax.tree.map(lambda w, d, h: w + d - h / alpha, state.params, aggregate, drift)
         return state._replace(params=params, drift=drift), {}
 
-    return engine.federated(
-        rule=_rule(model, client_optimizer, alpha, loss),
-        sampler=sampler or sampling.everyone(),
-        aggregator=aggregators.uniform_mean(),
-        server=Server(init, broadcast, apply, lambda state: state.params),
-        batching=batching,
-        **options,
+    down = clients.leafwise(lambda gradient, v, w, g: gradient - g + alpha * (v - w))
+    rule = clients.adapt(
+        clients.local_sgd(model, client_optimizer, loss=loss, correct=down),
+        init=lambda leaves: optax.tree.zeros_like(leaves.trained),
+        keep=lambda message, g, work, update: trees.subtract(g, trees.scale(update, alpha)),
     )
-
-
-def _rule(
-    model: Model, optimizer: clients.Optimizer, alpha: float | Array, loss: Loss
-) -> ClientRule:
-    """`local_sgd` with FedDyn's terms; the client keeps g_k, shaped like the trained leaves."""
-
-    def regularized(gradient: Params, work: clients.Work, message: Message) -> Params:
-        return jax.tree.map(
-            lambda g, dual, v, w: g - dual + alpha * (v - w),
-            gradient,
-            work.extra,
-            work.params,
-            message.shared,
-        )
-
-    base = clients.local_sgd(model, optimizer, loss=loss, correct=regularized)
-
-    def init(params: Params) -> Params:
-        return jax.tree.map(jnp.zeros_like, split(params, model.kinds).trained)
-
-    def begin(key: Key, dual: Params, message: Message, client: Client) -> clients.Work:
-        return base.begin(key, (), message, client)._replace(extra=dual)
-
-    def finish(
-        key: Key, dual: Params, message: Message, client: Client, work: clients.Work
-    ) -> tuple[Params, Upload, dict[str, Array]]:
-        _, upload, info = base.finish(key, (), message, client, work)
-        dual = jax.tree.map(lambda g, d: g - alpha * d, dual, upload.update)
-        return dual, upload, info
-
-    return base._replace(init=init, begin=begin, finish=finish)
+    server = servers.sharing(init, apply)
+    mean = aggregators.uniform_mean()
+    return averaging(
+        rule, batching=batching, sampler=sampler, server=server, aggregator=mean, **options
+    )

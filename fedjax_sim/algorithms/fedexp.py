@@ -5,35 +5,20 @@ from typing import NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim import clients, engine, metrics
+from fedjax_sim import clients, engine, metrics, servers
 from fedjax_sim.algorithms.averaging import averaging
-from fedjax_sim.base import (
-    Algorithm,
-    Array,
-    Cohort,
-    Key,
-    Loss,
-    Message,
-    Model,
-    Params,
-    Report,
-    Sampler,
-    Server,
-    screen,
-)
-from fedjax_sim.data import Batching, FederatedData
+from fedjax_sim.base import Algorithm, Array, Key, Loss, Model, Params, Report, Sampler, on_screen
+from fedjax_sim.data import Batching
 from fedjax_sim.ops import checks, trees
 from fedjax_sim.ops.arguments import checked
 
 
+@on_screen
 class FedExpState(NamedTuple):
     """params: the model that clients are sent. previous: that of the round before."""
 
     params: Params
     previous: Params
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 @checked
@@ -72,17 +57,7 @@ def fedexp(
     """
     checks.in_range("server_epsilon", server_epsilon, 0.0)
 
-    def init(key: Key, params: Params, data: FederatedData) -> FedExpState:
-        return FedExpState(params, params)
-
-    def broadcast(
-        key: Key, state: FedExpState, draft: Message, cohort: Cohort, data: FederatedData
-    ) -> Message:
-        return draft._replace(shared=state.params)
-
-    def apply(
-        key: Key, state: FedExpState, aggregate: Params, report: Report
-    ) -> tuple[FedExpState, dict[str, Array]]:
+    def apply(key: Key, state: FedExpState, aggregate: Params, report: Report) -> servers.Served:
         assert report.update_norm is not None  # the engine's
         squares = trees.weighted_sum(jnp.square(report.update_norm), report.weights)
         mean_square = squares / jnp.maximum(report.weights.sum(), 1e-30)
@@ -91,13 +66,10 @@ def fedexp(
         moved = trees.add(state.params, trees.scale(aggregate, rate))
         return FedExpState(moved, state.params), {"server_learning_rate": rate}
 
-    def params(state: FedExpState) -> Params:
-        return jax.tree.map(lambda w, v: (w + v) / 2, state.params, state.previous)
-
-    return averaging(
-        clients.local_sgd(model, client_optimizer, loss=loss),
-        batching=batching,
-        sampler=sampler,
-        server=Server(init, broadcast, apply, params),
-        **options,
+    server = servers.sharing(
+        lambda key, params, data: FedExpState(params, params),
+        apply,
+        params=lambda state: jax.tree.map(lambda w, v: (w + v) / 2, state.params, state.previous),
     )
+    rule = clients.local_sgd(model, client_optimizer, loss=loss)
+    return averaging(rule, batching=batching, sampler=sampler, server=server, **options)

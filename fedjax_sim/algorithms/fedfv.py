@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_sim import clients, engine, metrics
+from fedjax_sim import clients, engine, metrics, servers
 from fedjax_sim.algorithms._stack import stack
+from fedjax_sim.algorithms.averaging import averaging
 from fedjax_sim.base import (
     Algorithm,
     Array,
@@ -21,14 +22,15 @@ from fedjax_sim.base import (
     Report,
     Sampler,
     Server,
-    screen,
+    on_screen,
 )
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import checks, optimizers, stacked, trees
 from fedjax_sim.ops.arguments import checked
-from fedjax_sim.servers import ServerState, sampling, stepped
+from fedjax_sim.servers import ServerState, stepped
 
 
+@on_screen
 class FedFvState(NamedTuple):
     """What the server of FedFV keeps.
 
@@ -43,9 +45,6 @@ class FedFvState(NamedTuple):
     updates: PyTree
     rounds: PyTree
     round: Array
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 @checked
@@ -122,9 +121,7 @@ def fedfv(
         losses = losses_of(key, draft.params(state.params), cohort, data).value
         return draft._replace(shared=state.params, per_slot=losses)
 
-    def apply(
-        key: Key, state: FedFvState, sent: Params, report: Report
-    ) -> tuple[FedFvState, dict[str, Array]]:
+    def apply(key: Key, state: FedFvState, sent: Params, report: Report) -> servers.Served:
         valid = report.weights > 0
         evenly = valid / jnp.maximum(valid.sum(), 1)
         products = stacked.gram(sent, valid)
@@ -146,15 +143,16 @@ def fedfv(
         new = FedFvState(*moved, updates, rounds, state.round + 1)
         return new, {"projected": projected}
 
-    return engine.federated(
-        rule=clients.adapt(
-            clients.local_sgd(model, client_optimizer, loss=loss),
-            info=lambda message: {"incoming_loss": message.per_slot},
-        ),
-        sampler=sampler or sampling.everyone(),
-        aggregator=stack(),
-        server=Server(init, broadcast, apply, lambda state: state.params),
+    rule = clients.adapt(
+        clients.local_sgd(model, client_optimizer, loss=loss),
+        info=lambda message: {"incoming_loss": message.per_slot},
+    )
+    return averaging(
+        rule,
         batching=batching,
+        sampler=sampler,
+        server=Server(init, broadcast, apply, lambda state: state.params),
+        aggregator=stack(),
         **options,
     )
 

@@ -2,35 +2,17 @@
 
 from typing import Unpack
 
-import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_sim import clients, engine, metrics
+from fedjax_sim import clients, engine, metrics, servers
+from fedjax_sim.algorithms._class_counts import told_class_counts
 from fedjax_sim.algorithms.averaging import averaging
-from fedjax_sim.base import (
-    Aggregator,
-    Algorithm,
-    Array,
-    Batch,
-    Client,
-    ClientRule,
-    Cohort,
-    Key,
-    Leaves,
-    Loss,
-    Mean,
-    Message,
-    Model,
-    Params,
-    PyTree,
-    Sampler,
-)
-from fedjax_sim.data import Batching, FederatedData
-from fedjax_sim.ops import checks, trees
+from fedjax_sim.base import Aggregator, Algorithm, Array, Batch, Key, Leaves, Loss, Model, Sampler
+from fedjax_sim.data import Batching
+from fedjax_sim.ops import checks
 from fedjax_sim.ops.arguments import checked
 from fedjax_sim.ops.per_example import per_example
-from fedjax_sim.servers import ServerState, server_optimizer
 
 _FEWEST = 1e-8
 """How many examples a label that the client does not have is taken to have."""
@@ -77,65 +59,21 @@ def fedlc(
         code, a margin of 100 tau.
     """
     checks.in_range("temperature", temperature, 0.0)
-    base = server_optimizer(optax.sgd(1.0) if server is None else server)
-
-    def broadcast(
-        key: Key, state: ServerState, draft: Message, cohort: Cohort, data: FederatedData
-    ) -> Message:
-        message = base.broadcast(key, state, draft, cohort, data)
-        example = jax.tree.map(lambda x: x[:1], data.examples["x"])
-        params = draft.params(state.params)
-        num_classes = jax.eval_shape(model.apply, params, example).shape[-1]
-        labels = data.examples["y"]
-        if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
-            raise ValueError(
-                "fedlc needs labels [M] of integers, a class an example, got "
-                f"{labels.dtype}{list(labels.shape)}. Take fedavg for such data."
-            )
-        counts = _label_counts(cohort, data, num_classes)
-        margins = temperature * jnp.maximum(counts, _FEWEST) ** -0.25
-        # Clients know their labels: nothing but the model is sent.
-        sent = jnp.full(cohort.ids.shape, trees.num_bytes(message.shared), jnp.float32)
-        return message._replace(per_slot=margins.astype(jnp.float32), num_bytes=sent)
-
-    return averaging(
-        _rule(model, client_optimizer, loss),
-        batching=batching,
-        sampler=sampler,
-        server=base._replace(broadcast=broadcast),
-        aggregator=aggregator,
-        **options,
-    )
-
-
-def _label_counts(cohort: Cohort, data: FederatedData, num_classes: int) -> Array:
-    """How many examples of each label every client of the cohort has: [C, K] float32."""
-    place = jnp.arange(data.max_size)
-
-    def count(slot: tuple[Array, Array]) -> Array:
-        start, size = slot
-        labels = data.examples["y"][jnp.where(place < size, start + place, 0)]
-        return trees.group_sum((place < size).astype(jnp.float32), labels, num_classes)
-
-    sizes = jnp.where(cohort.mask, trees.rows(data.sizes, cohort.ids), 0)
-    return jax.lax.map(count, (trees.rows(data.starts, cohort.ids), sizes))
-
-
-def _rule(model: Model, optimizer: clients.Optimizer, loss: Loss) -> ClientRule:
-    """`local_sgd` on outputs less the margins that are the client's row of the message."""
     each = per_example(loss, "loss")
 
-    def objective(
-        leaves: Leaves, batch: Batch, key: Key, margins: Array
-    ) -> tuple[Array, tuple[Mean, PyTree]]:
+    def objective(leaves: Leaves, batch: Batch, key: Key, counts: Array) -> clients.Evaluated:
         outputs, statistics = model.train(leaves.params, batch.examples["x"], key, batch.mask)
+        margins = temperature * jnp.maximum(counts, _FEWEST) ** -0.25
         mean = each(outputs - margins[None], batch.examples["y"]).over(batch.mask)
         return mean.value, (mean, statistics)
 
-    base = clients.local_steps(objective, optimizer)
-    like = clients.local_sgd(model, optimizer, loss=loss)
-
-    def begin(key: Key, state: Params, message: Message, client: Client) -> clients.Work:
-        return base.begin(key, state, message, client)._replace(extra=message.per_slot)
-
-    return base._replace(begin=begin, kinds=like.kinds, check=like.check)
+    rule = clients.local_steps(objective, client_optimizer, model=model)
+    after = servers.server_optimizer(optax.sgd(1.0) if server is None else server)
+    return averaging(
+        clients.adapt(rule, extra=lambda message, _: message.per_slot),
+        server=told_class_counts(after, model, "fedlc"),
+        batching=batching,
+        sampler=sampler,
+        aggregator=aggregator,
+        **options,
+    )

@@ -1,18 +1,17 @@
 """FedNova: updates of clients that make unlike numbers of steps are normalised."""
 
-from collections.abc import Callable
 from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_sim import aggregators, clients, engine, metrics
+from fedjax_sim import clients, engine, metrics, servers
+from fedjax_sim.algorithms.averaging import averaging
 from fedjax_sim.base import (
     Algorithm,
     Array,
     Client,
-    ClientRule,
     Key,
     Loss,
     Message,
@@ -21,12 +20,11 @@ from fedjax_sim.base import (
     PyTree,
     Report,
     Sampler,
-    Upload,
 )
 from fedjax_sim.data import Batching
 from fedjax_sim.ops import checks, trees
 from fedjax_sim.ops.arguments import checked
-from fedjax_sim.servers import ServerState, sampling, server_optimizer, stepped
+from fedjax_sim.servers import ServerState, server_optimizer, stepped
 
 
 @checked
@@ -72,50 +70,39 @@ def fednova(
         Heterogeneous Federated Optimization", NeurIPS 2020. With mu > 0 their code takes the mean
         of tau_k in place of that of |a_k|, and momentum leaves the proximal term out.
     """
-    if not callable(client_learning_rate):
-        checks.in_range("client_learning_rate", client_learning_rate, 0.0, open_low=True)
+    clients.check_rate("client_learning_rate", client_learning_rate)
     checks.in_range("client_momentum", client_momentum, 0.0, 1.0)
     checks.in_range("mu", mu, 0.0)
     after = optax.sgd(1.0) if server is None else server
+    is_plain = not checks.is_traced(client_momentum) and client_momentum == 0
+    optimizer = clients.over_rounds(
+        optax.sgd,
+        learning_rate=client_learning_rate,
+        momentum=None if is_plain else client_momentum,
+    )
+    rule = clients.prox(model, optimizer, mu=mu, loss=loss)
 
-    def optimizer(round: Array | int) -> optax.GradientTransformation:
-        is_plain = not checks.is_traced(client_momentum) and client_momentum == 0
-        rate = clients.at_round(client_learning_rate, round)
-        return optax.sgd(rate, momentum=None if is_plain else client_momentum)
-
-    def normalizer(message: Message, client: Client) -> Array:
+    def finish(
+        key: Key, state: PyTree, message: Message, client: Client, work: clients.Work
+    ) -> clients.Finished:
+        state, upload, info = rule.finish(key, state, message, client, work)
         damping = clients.at_round(client_learning_rate, message.round) * mu
-        return _length(client.num_steps, client_momentum, damping)
+        length = _length(client.num_steps, client_momentum, damping)
+        update = trees.scale(upload.update, 1 / jnp.maximum(length, 1e-30))
+        return state, upload._replace(update=update), info | {"normalizer": length}
 
-    def apply(
-        key: Key, state: ServerState, aggregate: Params, report: Report
-    ) -> tuple[ServerState, dict[str, Array]]:
+    def apply(key: Key, state: ServerState, aggregate: Params, report: Report) -> servers.Served:
         total = trees.weighted_sum(report.clients["normalizer"], report.weights)
         steps = total / jnp.maximum(report.weights.sum(), 1e-30)
         return stepped(after, state, aggregate, report, steps), {"effective_steps": steps}
 
-    return engine.federated(
-        rule=_normalized(clients.prox(model, optimizer, mu=mu, loss=loss), normalizer),
-        sampler=sampler or sampling.everyone(),
-        aggregator=aggregators.mean(),
-        server=server_optimizer(after)._replace(apply=apply),
+    return averaging(
+        rule._replace(finish=finish),
         batching=batching,
+        sampler=sampler,
+        server=server_optimizer(after)._replace(apply=apply),
         **options,
     )
-
-
-def _normalized(rule: ClientRule, normalizer: Callable[[Message, Client], Array]) -> ClientRule:
-    """The rule whose update is divided by what `normalizer` says, which is sent as well."""
-
-    def finish(
-        key: Key, state: PyTree, message: Message, client: Client, work: PyTree
-    ) -> tuple[PyTree, Upload, dict[str, Array]]:
-        state, upload, info = rule.finish(key, state, message, client, work)
-        length = normalizer(message, client)
-        update = trees.scale(upload.update, 1 / jnp.maximum(length, 1e-30))
-        return state, upload._replace(update=update), info | {"normalizer": length}
-
-    return rule._replace(finish=finish)
 
 
 def _length(num_steps: Array, momentum: float | Array, damping: float | Array) -> Array:

@@ -5,27 +5,24 @@ from typing import NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim import aggregators, clients, engine, metrics
+from fedjax_sim import aggregators, clients, engine, metrics, servers
+from fedjax_sim.algorithms.averaging import averaging
 from fedjax_sim.base import (
     Algorithm,
     Array,
     Batch,
     Client,
     ClientRule,
-    Cohort,
     Key,
     Leaves,
     Loss,
-    Mean,
     Message,
     Model,
     Params,
-    PyTree,
     Report,
     Sampler,
-    Server,
     Upload,
-    screen,
+    on_screen,
     split,
 )
 from fedjax_sim.data import Batching, FederatedData
@@ -33,7 +30,6 @@ from fedjax_sim.data.fitting import check_labels
 from fedjax_sim.ops import checks
 from fedjax_sim.ops.arguments import checked
 from fedjax_sim.ops.per_example import per_example
-from fedjax_sim.servers import sampling
 
 
 class Prototypes(NamedTuple):
@@ -46,14 +42,12 @@ class Prototypes(NamedTuple):
     known: Array
 
 
+@on_screen
 class FedProtoState(NamedTuple):
     """prototypes: of all clients. start: the trained leaves with which clients began."""
 
     prototypes: Prototypes
     start: Params
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 class _Seen(NamedTuple):
@@ -121,26 +115,21 @@ def fedproto(
         means = jnp.zeros((num_classes, features.shape[1]), jnp.float32)
         return FedProtoState(Prototypes(means, jnp.zeros(num_classes, jnp.float32)), params)
 
-    def broadcast(
-        key: Key, state: FedProtoState, draft: Message, cohort: Cohort, data: FederatedData
-    ) -> Message:
-        return draft._replace(shared=state.prototypes)
-
-    def apply(
-        key: Key, state: FedProtoState, aggregate: _Seen, report: Report
-    ) -> tuple[FedProtoState, dict[str, Array]]:
+    def apply(key: Key, state: FedProtoState, aggregate: _Seen, report: Report) -> servers.Served:
         had = aggregate.counts > 0
         means = aggregate.sums / jnp.where(had, aggregate.counts, 1)[:, None]
         before = state.prototypes
         means = jnp.where(had[:, None], means, before.means)
         return state._replace(prototypes=Prototypes(means, jnp.where(had, 1, before.known))), {}
 
-    algorithm = engine.federated(
-        rule=_towards_prototypes(model, client_optimizer, pull, loss),
-        sampler=sampler or sampling.everyone(),
+    algorithm = averaging(
+        _towards_prototypes(model, client_optimizer, pull, loss),
+        server=servers.sharing(
+            init, apply, shared=lambda state: state.prototypes, params=lambda state: state.start
+        ),
         aggregator=aggregators.uniform_mean(),
-        server=Server(init, broadcast, apply, lambda state: state.start),
         batching=batching,
+        sampler=sampler,
         **options,
     )
 
@@ -167,16 +156,13 @@ def _towards_prototypes(
     body, head = model.in_two()
     each = per_example(loss, "loss")
 
-    def objective(
-        leaves: Leaves, batch: Batch, key: Key, extra: _Extra
-    ) -> tuple[Array, tuple[Mean, PyTree]]:
+    def objective(leaves: Leaves, batch: Batch, key: Key, extra: _Extra) -> clients.Evaluated:
         labels = batch.examples["y"]
         features, statistics = body.train(leaves.params, batch.examples["x"], key, batch.mask)
         mean = each(head(leaves.params, features), labels).over(batch.mask)
         means, known = extra.prototypes
         apart = jnp.square(features - means[labels]).mean(axis=1) * known[labels]
-        distance = Mean(apart, jnp.ones_like(apart)).over(batch.mask).value
-        return mean.value + pull * distance, (mean, statistics)
+        return mean.value + pull * batch.mean(apart), (mean, statistics)
 
     base = clients.local_steps(objective, optimizer)
 
@@ -191,7 +177,7 @@ def _towards_prototypes(
         return work._replace(statistics=own.statistics, extra=_Extra(message.shared, seen))
 
     def step(key: Key, work: clients.Work, message: Message, batch: Batch) -> clients.Work:
-        leaves = message.leaves(work.params)._replace(statistics=work.statistics)
+        leaves = message.leaves(work.params, work.statistics)
         features = body.apply(leaves.params, batch.examples["x"])
         prototypes, seen = work.extra
         is_of = jax.nn.one_hot(batch.examples["y"], len(seen.counts)) * batch.mask[:, None]
@@ -202,9 +188,8 @@ def _towards_prototypes(
 
     def finish(
         key: Key, kept: Params, message: Message, client: Client, work: clients.Work
-    ) -> tuple[Params, Upload, dict[str, Array]]:
-        none = clients.kept_leaves(kept, message, model.kinds).frozen
-        own = clients.to_keep(Leaves(work.params, work.statistics, none))
+    ) -> clients.Finished:
+        own = clients.to_keep(message.leaves(work.params, work.statistics))
         weight = (client.size > 0).astype(jnp.float32)
         return own, Upload(work.extra.seen, weight, work.loss.value), {}
 

@@ -25,7 +25,6 @@ from fedjax_sim.base import (
     PyTree,
     Sampler,
     Server,
-    Upload,
     split,
 )
 from fedjax_sim.data import Batching
@@ -112,7 +111,8 @@ def _in_turn(
     def begin(key: Key, state: PyTree, message: Message, client: Client) -> _Turns:
         start = message.params(message.shared)
         head, body = (
-            part.begin(key, (), _seen(part, message, start), client) for part in (on_head, on_body)
+            part.begin(key, (), message.holding(start, part.kinds), client)
+            for part in (on_head, on_body)
         )
         steps = jnp.round(head_fraction * client.num_steps).astype(jnp.int32)
         return _Turns(head, body, jnp.int32(0), steps)
@@ -121,11 +121,11 @@ def _in_turn(
         start = message.params(message.shared)
 
         def head_step() -> _Turns:
-            seen = _seen(on_head, message, start)
+            seen = message.holding(start, on_head.kinds)
             return work._replace(head=on_head.step(key, work.head, seen, batch))
 
         def body_step() -> _Turns:
-            seen = _seen(on_body, message, _with_work(on_head, start, work.head))
+            seen = message.holding(_with_work(on_head, start, work.head), on_body.kinds)
             return work._replace(body=on_body.step(key, work.body, seen, batch))
 
         moved = jax.lax.cond(work.num_steps < work.head_steps, head_step, body_step)
@@ -133,7 +133,7 @@ def _in_turn(
 
     def finish(
         key: Key, state: PyTree, message: Message, client: Client, work: _Turns
-    ) -> tuple[PyTree, Upload, dict[str, Array]]:
+    ) -> clients.Finished:
         params = _with_work(on_head, message.params(message.shared), work.head)
         ends = split(_with_work(on_body, params, work.body), model.kinds)
         seen = jax.tree.map(jnp.add, work.head.loss, work.body.loss)
@@ -141,14 +141,6 @@ def _in_turn(
         return whole.finish(key, state, message, client, done)
 
     return whole._replace(begin=begin, step=step, finish=finish)
-
-
-def _seen(rule: ClientRule, message: Message, params: Params) -> Message:
-    """The message to a rule that trains some leaves of these params."""
-    leaves = split(params, rule.kinds)
-    return message._replace(
-        shared=leaves.trained, statistics=leaves.statistics, frozen=leaves.frozen
-    )
 
 
 def _with_work(rule: ClientRule, params: Params, work: clients.Work) -> Params:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_sim import clients, engine, metrics
-from fedjax_sim.algorithms._class_counts import class_counts
+from fedjax_sim.algorithms._class_counts import told_class_counts
 from fedjax_sim.algorithms.averaging import averaging
 from fedjax_sim.base import (
     Aggregator,
@@ -17,21 +17,17 @@ from fedjax_sim.base import (
     Batch,
     Client,
     ClientRule,
-    Cohort,
     Key,
     Leaves,
     Loss,
-    Mean,
     Message,
     Model,
     Params,
     PyTree,
     Sampler,
-    Server,
-    Upload,
     split,
 )
-from fedjax_sim.data import Batching, FederatedData
+from fedjax_sim.data import Batching
 from fedjax_sim.models import freeze
 from fedjax_sim.ops import leaf_names, trees
 from fedjax_sim.ops.arguments import checked
@@ -75,6 +71,9 @@ def fedrod(
     A client knows its own n_kc, which cost no bytes. Keeps one head a client, at first zero: who
     never took part has the generic model.
 
+    Raises:
+        ValueError: when traced, for data whose labels are not a class an example.
+
     References:
         Chen, Chao, "On Bridging Generic and Personalized Federated Learning for Image
         Classification", ICLR 2022, with the linear head; the loss is Ren et al.,
@@ -84,32 +83,16 @@ def fedrod(
         _rule(model, client_optimizer, loss, head),
         batching=batching,
         sampler=sampler,
-        server=_told_classes(server_optimizer(server or optax.sgd(1.0)), model),
+        server=told_class_counts(server_optimizer(server or optax.sgd(1.0)), model, "fedrod"),
         aggregator=aggregator,
         **options,
     )
 
-    def personal_params(state: PyTree) -> PyTree:
-        params = algorithm.params(state)
-        return _combined(lambda phi, psi: psi[None] + phi, state.clients, params)
-
-    return algorithm._replace(personal_params=personal_params)
-
-
-def _told_classes(server: Server, model: Model) -> Server:
-    """The server; clients see how many examples of each class they have themselves, [K]."""
-
-    def broadcast(
-        key: Key, state: PyTree, draft: Message, cohort: Cohort, data: FederatedData
-    ) -> Message:
-        message = server.broadcast(key, state, draft, cohort, data)
-        inputs = data.examples["x"][:1]
-        outputs = jax.eval_shape(model.apply, message.params(message.shared), inputs)
-        counts = trees.rows(class_counts(data, outputs.shape[-1]), cohort.ids)
-        size = jnp.full(cohort.ids.shape, trees.num_bytes(message.shared), jnp.float32)
-        return message._replace(per_slot=counts, num_bytes=size)
-
-    return server._replace(broadcast=broadcast)
+    return algorithm._replace(
+        personal_params=lambda state: _combined(
+            lambda phi, psi: psi[None] + phi, state.clients, algorithm.params(state)
+        )
+    )
 
 
 def _rule(
@@ -118,9 +101,7 @@ def _rule(
     """`local_sgd` by the balanced loss, with a personal head beside the params."""
     each, personal = per_example(loss, "loss"), freeze(model, leaf_names.others(head))
 
-    def objective(
-        leaves: Leaves, batch: Batch, key: Key, prior: Array
-    ) -> tuple[Array, tuple[Mean, PyTree]]:
+    def objective(leaves: Leaves, batch: Batch, key: Key, prior: Array) -> clients.Evaluated:
         generic, phi = leaves.trained
         inputs, labels = batch.examples["x"], batch.examples["y"]
         params = leaves._replace(trained=generic).params
@@ -146,16 +127,13 @@ def _rule(
         work = base.begin(key, (), both(message, phi), client)
         return work._replace(extra=prior)
 
-    def step(key: Key, work: clients.Work, message: Message, batch: Batch) -> clients.Work:
-        return base.step(key, work, both(message, work.params[1]), batch)
-
     def finish(
         key: Key, phi: Params, message: Message, client: Client, work: clients.Work
-    ) -> tuple[Params, Upload, dict[str, Array]]:
+    ) -> clients.Finished:
         _, upload, info = base.finish(key, (), both(message, phi), client, work)
         return work.params[1], upload._replace(update=upload.update[0]), info
 
-    return whole._replace(init=init, begin=begin, step=step, finish=finish)
+    return whole._replace(init=init, begin=begin, step=base.step, finish=finish)
 
 
 def _combined(function: Any, own: PyTree, params: Params) -> PyTree:

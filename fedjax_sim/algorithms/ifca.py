@@ -5,32 +5,29 @@ from typing import NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim import clients, engine, metrics
+from fedjax_sim import clients, engine, metrics, servers
 from fedjax_sim.algorithms._stack import stack
+from fedjax_sim.algorithms.averaging import averaging
 from fedjax_sim.base import (
     Algorithm,
     Array,
-    Client,
-    ClientRule,
     Cohort,
     Key,
     Loss,
     Message,
     Model,
     Params,
-    PyTree,
     Report,
     Sampler,
     Server,
-    Upload,
-    screen,
+    on_screen,
 )
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import checks, stacked, trees
 from fedjax_sim.ops.arguments import checked
-from fedjax_sim.servers import sampling
 
 
+@on_screen
 class IfcaState(NamedTuple):
     """What the server of IFCA keeps.
 
@@ -40,9 +37,6 @@ class IfcaState(NamedTuple):
 
     models: Params
     trained_on: Array
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 @checked
@@ -95,9 +89,7 @@ def ifca(
     losses_of = engine.cohort_loss(model, loss, num_examples=loss_examples)
 
     def init(key: Key, params: Params, data: FederatedData) -> IfcaState:
-        copies = jax.tree.map(
-            lambda x: jnp.broadcast_to(x, (num_clusters, *jnp.shape(x))).copy(), params
-        )
+        copies = jax.tree.map(lambda x: jnp.stack([x] * num_clusters), params)
         noise = trees.random_like(jax.random.normal, key, copies)
         apart = jax.tree.map(
             lambda w, z: w.at[1:].add((spread * z[1:]).astype(w.dtype)), copies, noise
@@ -115,9 +107,7 @@ def ifca(
         sent = jnp.full(chosen.shape, trees.num_bytes(state.models), jnp.float32)
         return draft._replace(shared=state.models, per_slot=chosen, num_bytes=sent)
 
-    def apply(
-        key: Key, state: IfcaState, aggregate: Params, report: Report
-    ) -> tuple[IfcaState, dict[str, Array]]:
+    def apply(key: Key, state: IfcaState, aggregate: Params, report: Report) -> servers.Served:
         is_of = report.clients["cluster"][None] == jnp.arange(num_clusters)[:, None]
         weights = jnp.where(is_of, report.weights[None], 0.0)
         total = weights.sum(axis=1)
@@ -130,41 +120,25 @@ def ifca(
         most = jnp.argmax(state.trained_on)
         return jax.tree.map(lambda x: x[most], state.models)
 
-    algorithm = engine.federated(
-        rule=_chosen_sgd(model, client_optimizer, loss),
-        sampler=sampler or sampling.everyone(),
-        aggregator=stack(),
+    def chosen(message: Message) -> Message:
+        own = jax.tree.map(lambda x: x[message.per_slot], message.shared)
+        return message._replace(shared=own)
+
+    algorithm = averaging(
+        clients.adapt(
+            clients.local_sgd(model, client_optimizer, loss=loss),
+            message=chosen,
+            init=lambda leaves: jnp.int32(0),
+            keep=lambda message, *_: message.per_slot,
+            info=lambda message: {"cluster": message.per_slot},
+        ),
         server=Server(init, broadcast, apply, params),
+        aggregator=stack(),
         batching=batching,
+        sampler=sampler,
         **options,
     )
 
-    def personal_params(state: engine.FederatedState) -> Params:
-        return trees.rows(state.server.models, state.clients)
-
-    return algorithm._replace(personal_params=personal_params)
-
-
-def _chosen_sgd(model: Model, optimizer: clients.Optimizer, loss: Loss) -> ClientRule:
-    """`local_sgd` on the model of the client's cluster, whose number it keeps."""
-
-    def own(message: Message) -> Message:
-        chosen = message.per_slot
-        return message._replace(shared=jax.tree.map(lambda x: x[chosen], message.shared))
-
-    base = clients.adapt(
-        clients.local_sgd(model, optimizer, loss=loss),
-        message=own,
-        info=lambda message: {"cluster": message.per_slot},
+    return algorithm._replace(
+        personal_params=lambda state: trees.rows(state.server.models, state.clients)
     )
-
-    def init(params: Params) -> Array:
-        return jnp.int32(0)
-
-    def finish(
-        key: Key, state: Array, message: Message, client: Client, work: PyTree
-    ) -> tuple[Array, Upload, dict[str, Array]]:
-        _, upload, info = base.finish(key, state, message, client, work)
-        return message.per_slot, upload, info
-
-    return base._replace(init=init, finish=finish)

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_sim import aggregators, clients, engine, metrics
+from fedjax_sim import aggregators, clients, engine, metrics, servers
 from fedjax_sim.algorithms._cohort_gradient import cohort_gradient
+from fedjax_sim.algorithms.averaging import averaging
 from fedjax_sim.base import (
     Algorithm,
-    Array,
     Batch,
     Client,
     ClientRule,
@@ -18,7 +18,6 @@ from fedjax_sim.base import (
     Key,
     Leaves,
     Loss,
-    Mean,
     Message,
     Model,
     Params,
@@ -26,12 +25,11 @@ from fedjax_sim.base import (
     Report,
     Sampler,
     Server,
-    Upload,
 )
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import optimizers, trees
 from fedjax_sim.ops.arguments import checked
-from fedjax_sim.servers import ServerState, sampling
+from fedjax_sim.servers import ServerState
 
 
 class _Shared(NamedTuple):
@@ -142,19 +140,17 @@ def _mime(
         size = jnp.full(cohort.ids.shape, trees.num_bytes(state), jnp.float32)
         return message._replace(num_bytes=size)
 
-    def apply(
-        key: Key, state: ServerState, aggregate: _Sent, report: Report
-    ) -> tuple[ServerState, dict[str, Array]]:
+    def apply(key: Key, state: ServerState, aggregate: _Sent, report: Report) -> servers.Served:
         given = (aggregate.gradient, state.optimizer, state.params)
         _, moved = optimizers.update("client_optimizer", optimizer, *given)
         return ServerState(trees.add(state.params, aggregate.delta), moved), {}
 
-    return engine.federated(
-        rule=_rule(model, optimizer, loss, is_lite),
-        sampler=sampler or sampling.everyone(),
-        aggregator=aggregators.uniform_mean(),
+    return averaging(
+        _rule(model, optimizer, loss, is_lite),
         server=Server(init, broadcast, apply, lambda state: state.params),
+        aggregator=aggregators.uniform_mean(),
         batching=batching,
+        sampler=sampler,
         **options,
     )
 
@@ -165,16 +161,11 @@ def _rule(
     """Local steps from the state of the server's optimizer, which does not move."""
     plain = clients.mean_loss(model, loss)
 
-    def corrected(
-        leaves: Leaves, batch: Batch, key: Key, shared: _Shared
-    ) -> tuple[Array, tuple[Mean, PyTree]]:
+    def corrected(leaves: Leaves, batch: Batch, key: Key, shared: _Shared) -> clients.Evaluated:
         """An objective whose gradient is g_k(w_k) - g_k(w) + c."""
         value, seen = plain(leaves, batch, key, ())
-
-        def at(params: Params) -> Array:
-            return plain(leaves._replace(trained=params), batch, key, ())[0]
-
-        shift = trees.subtract(shared.gradient, jax.grad(at)(shared.params))
+        _, before = clients.gradient_of(plain)(leaves._replace(trained=shared.params), batch, key)
+        shift = trees.subtract(shared.gradient, before)
         return value + optax.tree.vdot(jax.lax.stop_gradient(shift), leaves.trained), seen
 
     def update(
@@ -184,23 +175,14 @@ def _rule(
         return optimizers.update("client_optimizer", optimizer, gradient, state, params)[0], state
 
     frozen = optax.GradientTransformation(optimizer.init, update)
-    steps = clients.local_steps(plain if is_lite else corrected, frozen)
-    like = clients.local_sgd(model, optimizer, loss=loss)
-    base = clients.adapt(
-        steps._replace(kinds=like.kinds, check=like.check),
-        message=lambda message: message._replace(shared=message.shared.params),
-    )
+    base = clients.local_steps(plain if is_lite else corrected, frozen, model=model)
 
     def begin(key: Key, state: PyTree, message: Message, client: Client) -> clients.Work:
         work = base.begin(key, state, message, client)
-        extra = () if is_lite else message.shared
-        return work._replace(optimizer=message.shared.optimizer, extra=extra)
+        return work._replace(optimizer=message.shared.optimizer)
 
-    def finish(
-        key: Key, state: PyTree, message: Message, client: Client, work: clients.Work
-    ) -> tuple[PyTree, Upload, dict[str, Array]]:
-        state, upload, info = base.finish(key, state, message, client, work)
-        sent = _Sent(upload.update, message.shared.gradient)
-        return state, upload._replace(update=sent), info
-
-    return base._replace(begin=begin, finish=finish)
+    return clients.adapt(
+        base._replace(begin=begin),
+        extra=lambda message, _: () if is_lite else message.shared,
+        update=lambda message, work, delta: _Sent(delta, message.shared.gradient),
+    )

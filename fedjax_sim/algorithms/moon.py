@@ -13,20 +13,14 @@ from fedjax_sim.base import (
     Algorithm,
     Array,
     Batch,
-    Client,
-    ClientRule,
     Key,
     Leaves,
     Loss,
-    Mean,
-    Message,
     Model,
     Params,
     PyTree,
     Sampler,
     Server,
-    Upload,
-    split,
 )
 from fedjax_sim.data import Batching
 from fedjax_sim.ops import checks
@@ -39,13 +33,6 @@ class MoonClient(NamedTuple):
 
     trained: Params
     statistics: PyTree
-
-
-class _Compared(NamedTuple):
-    """The models with whose features those of the local model are compared; whole params."""
-
-    shared: Params
-    previous: Params
 
 
 @checked
@@ -93,58 +80,29 @@ def moon(
     """
     checks.in_range("mu", mu, 0.0)
     checks.in_range("temperature", temperature, 0.0, open_low=True)
-    return averaging(
-        _rule(model, client_optimizer, mu, temperature, loss),
-        batching=batching,
-        sampler=sampler,
-        server=server,
-        aggregator=aggregator,
-        **options,
-    )
-
-
-def _rule(
-    model: Model,
-    optimizer: clients.Optimizer,
-    mu: float | Array,
-    temperature: float | Array,
-    loss: Loss,
-) -> ClientRule:
     body, head = model.in_two()
     each = per_example(loss, "loss")
 
-    def objective(
-        leaves: Leaves, batch: Batch, key: Key, compared: _Compared
-    ) -> tuple[Array, tuple[Mean, PyTree]]:
+    def objective(leaves: Leaves, batch: Batch, key: Key, others: Params) -> clients.Evaluated:
         inputs = batch.examples["x"]
         features, statistics = body.train(leaves.params, inputs, key, batch.mask)
-        outputs = head(leaves.params, features)
-        mean = each(outputs, batch.examples["y"]).over(batch.mask)
-        near, past = (_cosine(features, body.apply(other, inputs)) for other in compared)
+        mean = each(head(leaves.params, features), batch.examples["y"]).over(batch.mask)
+        near, past = (_cosine(features, body.apply(other, inputs)) for other in others)
         contrast = jax.nn.softplus((past - near) / temperature)
-        contrast = Mean(contrast, jnp.ones_like(contrast)).over(batch.mask).value
-        return mean.value + mu * contrast, (mean, statistics)
+        return mean.value + mu * batch.mean(contrast), (mean, statistics)
 
-    like = clients.local_sgd(model, optimizer, loss=loss)
-    base = clients.local_steps(objective, optimizer)._replace(kinds=like.kinds, check=like.check)
-
-    def init(params: Params) -> MoonClient:
-        leaves = split(params, model.kinds)
-        return MoonClient(leaves.trained, leaves.statistics)
-
-    def begin(key: Key, past: MoonClient, message: Message, client: Client) -> clients.Work:
-        shared = message.leaves(message.shared)
-        previous = Leaves(past.trained, past.statistics, shared.frozen)
-        work = base.begin(key, (), message, client)
-        return work._replace(extra=_Compared(shared.params, previous.params))
-
-    def finish(
-        key: Key, past: MoonClient, message: Message, client: Client, work: clients.Work
-    ) -> tuple[MoonClient, Upload, dict[str, Array]]:
-        _, upload, info = base.finish(key, (), message, client, work)
-        return MoonClient(work.params, work.statistics), upload, info
-
-    return base._replace(init=init, begin=begin, finish=finish)
+    rule = clients.adapt(
+        clients.local_steps(objective, client_optimizer, model=model),
+        init=lambda leaves: MoonClient(leaves.trained, leaves.statistics),
+        extra=lambda message, past: (
+            message.params(message.trained),
+            message.leaves(past.trained, past.statistics).params,
+        ),
+        keep=lambda message, past, work, update: MoonClient(work.params, work.statistics),
+    )
+    return averaging(
+        rule, batching=batching, sampler=sampler, server=server, aggregator=aggregator, **options
+    )
 
 
 def _cosine(a: Array, b: Array) -> Array:

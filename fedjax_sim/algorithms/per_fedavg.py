@@ -1,28 +1,15 @@
 """Per-FedAvg: a global model from which one step on a client's data goes far."""
 
-from typing import Any, Literal, Unpack
+import dataclasses
+from typing import Literal, Unpack
 
 import jax
 import optax
 
 from fedjax_sim import aggregators, clients, engine, metrics
 from fedjax_sim.algorithms.averaging import averaging
-from fedjax_sim.base import (
-    Algorithm,
-    Array,
-    Batch,
-    Client,
-    ClientRule,
-    Key,
-    Leaves,
-    Loss,
-    Message,
-    Model,
-    Params,
-    Sampler,
-    Upload,
-    split,
-)
+from fedjax_sim.algorithms.fine_tuned import fine_tuned
+from fedjax_sim.base import Algorithm, Array, Batch, Key, Loss, Message, Model, Params, Sampler
 from fedjax_sim.data import Batching
 from fedjax_sim.ops import checks, trees
 from fedjax_sim.ops.arguments import checked
@@ -53,9 +40,9 @@ def per_fedavg(
     it out. The examples of a batch are dealt out to the two or three gradients in turn; a gradient
     for which none is left takes another example of the client. Clients count the same.
 
-    `params(state)` is w, to be fine-tuned by a client before use. `personal_params(state)` are the
-    clients' models after such a step, w_k - alpha g(w_k) in their last local step; keeps one model
-    a client.
+    `params(state)` is w, which a client adapts before use: an evaluation looks at everybody's
+    w - alpha g(w) as well, on one batch, and needs all training examples in memory for that; see
+    `fine_tuned`. Clients keep nothing.
 
     Args:
         model, batching, sampler, loss, **options: as in `fedavg`; batches of two or three times as
@@ -77,70 +64,35 @@ def per_fedavg(
     checks.in_range("alpha", alpha, 0.0)
     checks.in_range("delta", delta, 0.0, open_low=True)
     checks.one_of("variant", variant, ("first_order", "hessian_free"))
-    if not callable(client_learning_rate):
-        checks.in_range("client_learning_rate", client_learning_rate, 0.0, open_low=True)
-    bend = delta if variant == "hessian_free" else None
-    algorithm = averaging(
-        _meta_sgd(model, alpha, client_learning_rate, bend, loss),
-        batching=batching,
-        sampler=sampler,
-        aggregator=aggregators.uniform_mean(),
-        **options,
-    )
-    return algorithm._replace(personal_params=lambda state: state.clients)
-
-
-def _meta_sgd(
-    model: Model,
-    alpha: float | Array,
-    rate: clients.Rate,
-    delta: float | Array | None,
-    loss: Loss,
-) -> ClientRule:
-    """Local SGD on the loss after a step; `Work.extra` is the adapted model."""
-    objective = clients.mean_loss(model, loss)
+    clients.check_rate("client_learning_rate", client_learning_rate)
+    num_parts = 3 if variant == "hessian_free" else 2
+    gradient_of = clients.gradient_of(clients.mean_loss(model, loss))
     base = clients.local_sgd(model, optax.identity(), loss=loss)
-    num_parts = 2 if delta is None else 3
-
-    def value(trained: Params, leaves: Leaves, batch: Batch, key: Key) -> Any:
-        return objective(leaves._replace(trained=trained), batch, key, ())
-
-    value_and_gradient = jax.value_and_grad(value, has_aux=True)
-
-    def begin(key: Key, kept: Params, message: Message, client: Client) -> clients.Work:
-        work = base.begin(key, (), message, client)
-        return work._replace(extra=clients.kept_leaves(kept, message, model.kinds).trained)
 
     def step(key: Key, work: clients.Work, message: Message, batch: Batch) -> clients.Work:
-        leaves = message.leaves(work.params)._replace(statistics=work.statistics)
-
-        def look(params: Params, part: int) -> Any:
-            return value_and_gradient(params, leaves, _dealt(batch, part, num_parts), key)
+        def look(params: Params, part: int) -> tuple[clients.Evaluated, Params]:
+            leaves = message.leaves(params, work.statistics)
+            return gradient_of(leaves, _dealt(batch, part, num_parts), key)
 
         (_, (mean, statistics)), first = look(work.params, 0)
-        adapted = _stepped(work.params, first, alpha)
-        _, gradient = look(adapted, 1)
-        if delta is not None:
+        _, gradient = look(_stepped(work.params, first, alpha), 1)
+        if variant == "hessian_free":
             above, below = (
                 look(_stepped(work.params, gradient, -to), 2)[1] for to in (delta, -delta)
             )
             curved = trees.scale(trees.subtract(above, below), 1 / (2 * delta))
             gradient = _stepped(gradient, curved, alpha)
-        params = _stepped(work.params, gradient, clients.at_round(rate, message.round))
+        rate = clients.at_round(client_learning_rate, message.round)
+        params = _stepped(work.params, gradient, rate)
         seen = jax.tree.map(lambda a, b: a + b.astype(a.dtype), work.loss, mean)
-        return clients.Work(params, statistics, work.optimizer, seen, adapted)
+        return clients.Work(params, statistics, work.optimizer, seen)
 
-    def finish(
-        key: Key, kept: Params, message: Message, client: Client, work: clients.Work
-    ) -> tuple[Params, Upload, dict[str, Array]]:
-        _, upload, info = base.finish(key, (), message, client, work)
-        none = clients.kept_leaves(kept, message, model.kinds).frozen
-        return clients.to_keep(Leaves(work.extra, work.statistics, none)), upload, info
-
-    def init(params: Params) -> Params:
-        return clients.to_keep(split(params, model.kinds))
-
-    return base._replace(init=init, begin=begin, step=step, finish=finish)
+    mean = aggregators.uniform_mean()
+    meta = averaging(
+        base._replace(step=step), batching=batching, sampler=sampler, aggregator=mean, **options
+    )
+    once = dataclasses.replace(batching, num_epochs=None, num_steps=1)
+    return fine_tuned(meta, clients.local_sgd(model, optax.sgd(alpha), loss=loss), batching=once)
 
 
 def _stepped(params: Params, gradient: Params, rate: float | Array) -> Params:

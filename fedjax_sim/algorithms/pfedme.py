@@ -1,6 +1,6 @@
 """pFedMe: personal models near the client's copy of the global one, by Moreau envelopes."""
 
-from typing import Any, NamedTuple, Unpack
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,7 @@ from fedjax_sim.base import (
     Algorithm,
     Array,
     Batch,
-    Client,
-    ClientRule,
     Key,
-    Leaves,
     Loss,
     Mean,
     Message,
@@ -23,8 +20,6 @@ from fedjax_sim.base import (
     Params,
     PyTree,
     Sampler,
-    Upload,
-    split,
 )
 from fedjax_sim.data import Batching
 from fedjax_sim.ops import checks, trees
@@ -80,14 +75,38 @@ def pfedme(
     checks.in_range("pull", pull, 0.0, open_low=True)
     checks.in_range("beta", beta, 0.0, open_low=True)
     checks.positive_int("num_personal_steps", num_personal_steps)
-    rates = {"personal": personal_learning_rate, "client": client_learning_rate}
-    for name, rate in rates.items():
-        if not callable(rate):
-            checks.in_range(f"{name}_learning_rate", rate, 0.0, open_low=True)
-    algorithm = averaging(
-        _moreau(
-            model, pull, personal_learning_rate, client_learning_rate, num_personal_steps, loss
+    clients.check_rate("personal_learning_rate", personal_learning_rate)
+    clients.check_rate("client_learning_rate", client_learning_rate)
+    look = clients.gradient_of(clients.mean_loss(model, loss))
+
+    def step(key: Key, work: clients.Work, message: Message, batch: Batch) -> clients.Work:
+        at = clients.at_round(personal_learning_rate, message.round)
+
+        def nearer(i: Array, carry: tuple[Params, PyTree, Mean]) -> tuple[Params, PyTree, Mean]:
+            leaves = message.leaves(carry[0], work.statistics)
+            (_, (mean, moved)), gradient = look(leaves, batch, key)
+            theta = jax.tree.map(
+                lambda t, g, w: t - at * (g + pull * (t - w)), carry[0], gradient, work.params
+            )
+            return theta, moved, Mean(*(x.astype(jnp.float32) for x in mean))
+
+        start = (work.extra, work.statistics, Mean(jnp.float32(0), jnp.float32(0)))
+        theta, statistics, mean = jax.lax.fori_loop(0, num_personal_steps, nearer, start)
+        moved = clients.at_round(client_learning_rate, message.round) * pull
+        params = jax.tree.map(lambda w, t: w - moved * (w - t), work.params, theta)
+        return clients.Work(params, statistics, work.optimizer, trees.add(work.loss, mean), theta)
+
+    rule = clients.adapt(
+        clients.local_sgd(model, optax.identity(), loss=loss)._replace(step=step),
+        init=clients.to_keep,
+        extra=lambda message, _: message.trained,
+        keep=lambda message, _, work, __: clients.to_keep(
+            message.leaves(work.extra, work.statistics)
         ),
+        weight=lambda message, size: (size > 0).astype(jnp.float32),
+    )
+    algorithm = averaging(
+        rule,
         batching=batching,
         sampler=sampler,
         server=optax.sgd(beta),
@@ -95,66 +114,3 @@ def pfedme(
         **options,
     )
     return algorithm._replace(personal_params=lambda state: state.clients)
-
-
-class _Work(NamedTuple):
-    """What a client carries: its copy w_k of the global model, theta, and the loss so far."""
-
-    params: Params
-    personal: Leaves
-    loss: Mean
-
-
-def _moreau(
-    model: Model,
-    pull: float | Array,
-    personal_rate: clients.Rate,
-    rate: clients.Rate,
-    num_personal_steps: int,
-    loss: Loss,
-) -> ClientRule:
-    objective = clients.mean_loss(model, loss)
-    base = clients.local_sgd(model, optax.identity(), loss=loss)
-
-    def value(trained: Params, leaves: Leaves, batch: Batch, key: Key) -> Any:
-        return objective(leaves._replace(trained=trained), batch, key, ())
-
-    value_and_gradient = jax.value_and_grad(value, has_aux=True)
-
-    def begin(key: Key, kept: Params, message: Message, client: Client) -> _Work:
-        work = base.begin(key, (), message, client)
-        none = clients.kept_leaves(kept, message, model.kinds).frozen
-        return _Work(work.params, Leaves(work.params, work.statistics, none), work.loss)
-
-    def step(key: Key, work: _Work, message: Message, batch: Batch) -> _Work:
-        at = clients.at_round(personal_rate, message.round)
-        statistics = work.personal.statistics
-
-        def nearer(i: Array, carry: tuple[Params, PyTree, Mean]) -> tuple[Params, PyTree, Mean]:
-            theta, _, _ = carry
-            leaves = clients.whole_leaves(Leaves(theta, statistics, None), message)
-            (_, (mean, moved)), gradient = value_and_gradient(theta, leaves, batch, key)
-            theta = jax.tree.map(
-                lambda t, g, w: t - at * (g + pull * (t - w)), theta, gradient, work.params
-            )
-            return theta, moved, Mean(*(x.astype(jnp.float32) for x in mean))
-
-        start = (work.personal.trained, statistics, Mean(jnp.float32(0), jnp.float32(0)))
-        theta, statistics, mean = jax.lax.fori_loop(0, num_personal_steps, nearer, start)
-        moved = clients.at_round(rate, message.round) * pull
-        params = jax.tree.map(lambda w, t: w - moved * (w - t), work.params, theta)
-        own = work.personal._replace(trained=theta, statistics=statistics)
-        return _Work(params, own, trees.add(work.loss, mean))
-
-    def finish(
-        key: Key, kept: Params, message: Message, client: Client, work: _Work
-    ) -> tuple[Params, Upload, dict[str, Array]]:
-        delta = trees.subtract(work.params, message.shared)
-        weight = (client.size > 0).astype(jnp.float32)
-        upload = Upload(delta, weight, work.loss.value, work.personal.statistics)
-        return clients.to_keep(work.personal), upload, {}
-
-    def init(params: Params) -> Params:
-        return clients.to_keep(split(params, model.kinds))
-
-    return base._replace(init=init, begin=begin, step=step, finish=finish)

@@ -5,13 +5,13 @@ from typing import NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim import clients, engine, matching, metrics
+from fedjax_sim import clients, engine, matching, metrics, servers
 from fedjax_sim.algorithms._class_counts import class_counts
 from fedjax_sim.algorithms._stack import stack
+from fedjax_sim.algorithms.averaging import averaging
 from fedjax_sim.base import (
     Algorithm,
     Array,
-    Client,
     ClientRule,
     Cohort,
     Key,
@@ -19,18 +19,17 @@ from fedjax_sim.base import (
     Message,
     Model,
     Params,
-    PyTree,
     Report,
     Sampler,
     Server,
-    screen,
+    on_screen,
 )
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import checks, keys, trees
 from fedjax_sim.ops.arguments import checked
-from fedjax_sim.servers import sampling
 
 
+@on_screen
 class PfnmState(NamedTuple):
     """What the server of PFNM keeps.
 
@@ -47,9 +46,6 @@ class PfnmState(NamedTuple):
     class_counts: Array
     assignments: list[Array]
     sent: Array
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 class _Own(NamedTuple):
@@ -165,14 +161,12 @@ def pfnm(
         own = _Own(
             trees.rows(_starts(state), cohort.ids),
             pull * served,
-            trees.rows(class_counts(data, state.class_counts.shape[1]), cohort.ids),
+            class_counts(cohort, data, state.class_counts.shape[1]),
         )
         one = trees.num_bytes(state.networks) // data.num_clients
         return draft._replace(per_slot=own, num_bytes=jnp.where(served, float(one), 0.0))
 
-    def apply(
-        key: Key, state: PfnmState, aggregate: _Sent, report: Report
-    ) -> tuple[PfnmState, dict[str, Array]]:
+    def apply(key: Key, state: PfnmState, aggregate: _Sent, report: Report) -> servers.Served:
         ids = jnp.where(report.weights > 0, report.ids, state.sent.shape[0])
         trained = trees.add(trees.rows(_starts(state), ids), aggregate.delta)
         state = state._replace(
@@ -188,12 +182,12 @@ def pfnm(
     def init(key: Key, params: Params, data: FederatedData) -> PfnmState:
         return _initial_state(key, model, params, data.num_clients)
 
-    return engine.federated(
-        rule=_sub_network_sgd(model, client_optimizer, loss, regularizer),
-        sampler=sampler or sampling.everyone(),
-        aggregator=stack(),
-        server=Server(init, broadcast, apply, lambda state: state.params),
+    return averaging(
+        _sub_network_sgd(model, client_optimizer, loss, regularizer),
         batching=batching,
+        sampler=sampler,
+        server=Server(init, broadcast, apply, lambda state: state.params),
+        aggregator=stack(),
         **options,
     )
 
@@ -237,16 +231,12 @@ def _sub_network_sgd(
         return jax.tree.map(lambda g, w, s: g + mu * (w - s), gradient, work.params, message.shared)
 
     sgd = clients.local_sgd(model, optimizer, loss=loss, regularizer=regularizer, correct=pulled)
-    base = clients.adapt(
+    return clients.adapt(
         sgd,
         message=lambda message: message._replace(shared=message.per_slot.start),
+        extra=lambda message, _: message.per_slot.pull,
         update=lambda message, work, delta: _Sent(delta, message.per_slot.class_counts),
     )
-
-    def begin(key: Key, state: PyTree, message: Message, client: Client) -> clients.Work:
-        return base.begin(key, state, message, client)._replace(extra=message.per_slot.pull)
-
-    return base._replace(begin=begin)
 
 
 def _check_budgets(params: list[tuple[Array, Array]], networks: list[tuple[Array, Array]]) -> None:

@@ -1,6 +1,5 @@
 """PropFair: clients share the utility proportionally, as in Nash's bargaining."""
 
-import functools
 from typing import Unpack
 
 import jax.numpy as jnp
@@ -8,8 +7,7 @@ import optax
 
 from fedjax_sim import clients, engine, metrics
 from fedjax_sim.algorithms.averaging import averaging
-from fedjax_sim.base import Algorithm, Array, Batch, Key, Leaves, Loss, Mean, Model, PyTree, Sampler
-from fedjax_sim.clients.local_sgd import check_message
+from fedjax_sim.base import Algorithm, Array, Batch, Key, Leaves, Loss, Model, PyTree, Sampler
 from fedjax_sim.data import Batching
 from fedjax_sim.ops import checks
 from fedjax_sim.ops.arguments import checked
@@ -59,20 +57,12 @@ def propfair(
     checks.in_range("epsilon", epsilon, 0.0, open_low=True)
     mean_of = clients.mean_loss(model, loss)
 
-    def objective(
-        leaves: Leaves, batch: Batch, key: Key, extra: PyTree
-    ) -> tuple[Array, tuple[Mean, PyTree]]:
+    def objective(leaves: Leaves, batch: Batch, key: Key, extra: PyTree) -> clients.Evaluated:
         value, seen = mean_of(leaves, batch, key, extra)
         utility = baseline - value
         line = 1 - jnp.log(epsilon) - utility / epsilon
         curve = -jnp.log(jnp.maximum(utility, epsilon))
         return jnp.where(utility >= epsilon, curve, line), seen
 
-    rule = clients.local_steps(objective, client_optimizer)
-    return averaging(
-        rule._replace(kinds=model.kinds, check=functools.partial(check_message, model)),
-        batching=batching,
-        sampler=sampler,
-        server=server,
-        **options,
-    )
+    rule = clients.local_steps(objective, client_optimizer, model=model)
+    return averaging(rule, batching=batching, sampler=sampler, server=server, **options)

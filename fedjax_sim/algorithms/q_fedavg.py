@@ -7,6 +7,7 @@ import optax
 
 from fedjax_sim import clients, engine, metrics
 from fedjax_sim.algorithms._loss_weighted import WeightedState, loss_weighted
+from fedjax_sim.algorithms._plain_sgd import plain_sgd
 from fedjax_sim.base import Algorithm, Array, Loss, Model, Report, Sampler
 from fedjax_sim.data import Batching
 from fedjax_sim.ops import checks
@@ -57,14 +58,6 @@ def q_fedavg(
         algorithms 1 and 2. As in their code, 1e-10 is added to F_k.
     """
     checks.in_range("q", q, 0.0)
-    if not callable(client_learning_rate):
-        checks.in_range("client_learning_rate", client_learning_rate, 0.0, open_low=True)
-
-    def rate(round: Array | int) -> Array:
-        return jnp.asarray(clients.at_round(client_learning_rate, round), jnp.float32)
-
-    def log_weights(losses: Array, sizes: Array) -> Array:
-        return q * jnp.log(losses + 1e-10)
 
     def scale(state: WeightedState, report: Report) -> tuple[Array, Array]:
         assert report.update_norm is not None  # the engine's
@@ -72,20 +65,16 @@ def q_fedavg(
         squared = jnp.square(report.update_norm / rates)
         losses = report.clients["incoming_loss"] + 1e-10
         curvature = 1 + rates * q * squared / losses
-        valid = report.weights > 0
-        total = jnp.where(valid, report.weights * curvature, 0).sum()
+        total = jnp.where(report.weights > 0, report.weights * curvature, 0).sum()
         return state.log_scale, report.weights.sum() / jnp.where(total > 0, total, 1)
 
     return loss_weighted(
-        model,
-        optimizer=lambda round: optax.sgd(rate(round)),
-        info=lambda message: {"learning_rate": rate(message.round)},
-        log_weights=log_weights,
-        scale=scale,
+        plain_sgd(model, client_learning_rate, loss),
+        engine.cohort_loss(model, loss, num_examples=loss_examples),
+        lambda losses, sizes: q * jnp.log(losses + 1e-10),
+        scale,
+        server=server,
         batching=batching,
         sampler=sampler,
-        server=server,
-        loss=loss,
-        loss_examples=loss_examples,
         **options,
     )

@@ -7,25 +7,12 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_sim import aggregators, clients, engine, metrics
-from fedjax_sim.base import (
-    Algorithm,
-    Array,
-    Batch,
-    Client,
-    ClientRule,
-    Cohort,
-    Key,
-    Loss,
-    Message,
-    Model,
-    Params,
-    Upload,
-    split,
-)
+from fedjax_sim.algorithms.averaging import averaging
+from fedjax_sim.base import Algorithm, Array, Batch, Cohort, Key, Loss, Message, Model, Params
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import checks, keys, trees
 from fedjax_sim.ops.arguments import checked
-from fedjax_sim.servers import ServerState, sampling, server_optimizer
+from fedjax_sim.servers import ServerState, server_optimizer
 
 
 class ScaffnewClient(NamedTuple):
@@ -43,13 +30,6 @@ class _Shared(NamedTuple):
 
     params: Params
     num_steps: Array
-
-
-class _Extra(NamedTuple):
-    """The client's control variate, and the steps that are left to it."""
-
-    control: Params
-    left: Array
 
 
 @checked
@@ -108,7 +88,6 @@ def scaffnew(
             "batching must give num_steps for scaffnew: all clients make equally many."
         )
     chance = 1 / most if probability is None else probability
-    server = server_optimizer(optax.sgd(1.0))
 
     def broadcast(
         key: Key, state: ServerState, draft: Message, cohort: Cohort, data: FederatedData
@@ -121,52 +100,33 @@ def scaffnew(
             length = jnp.minimum(tosses, most).astype(jnp.int32)
         return draft._replace(shared=_Shared(state.params, length))
 
-    return engine.federated(
-        rule=_rule(model, client_learning_rate, chance, probability is not None, loss),
-        sampler=sampling.everyone(),
-        aggregator=aggregators.uniform_mean(),
-        server=server._replace(broadcast=broadcast),
-        batching=batching,
-        **options,
+    def begun(message: Message, own: ScaffnewClient) -> tuple[Params, Array]:
+        """h_k, which moves once the client is told the mean of its last round; steps to make."""
+        missed = trees.subtract(message.trained, own.end)
+        control = trees.add(own.control, trees.scale(missed, chance / client_learning_rate))
+        return control, message.shared.num_steps
+
+    base = clients.local_sgd(
+        model,
+        optax.sgd(client_learning_rate),
+        loss=loss,
+        correct=lambda gradient, work, _: trees.subtract(gradient, work.extra[0]),
     )
-
-
-def _rule(
-    model: Model, rate: float | Array, chance: float | Array, is_random: bool, loss: Loss
-) -> ClientRule:
-    """`local_sgd` with h_k, which moves once the client is told the mean of its last round."""
-    base = clients.adapt(
-        clients.local_sgd(
-            model,
-            optax.sgd(rate),
-            loss=loss,
-            correct=lambda gradient, work, _: trees.subtract(gradient, work.extra.control),
-        ),
-        message=lambda message: message._replace(shared=message.shared.params),
-    )
-
-    def init(params: Params) -> ScaffnewClient:
-        trained = split(params, model.kinds).trained
-        return ScaffnewClient(jax.tree.map(jnp.zeros_like, trained), trained)
-
-    def begin(key: Key, own: ScaffnewClient, message: Message, client: Client) -> clients.Work:
-        missed = trees.subtract(message.shared.params, own.end)
-        control = trees.add(own.control, trees.scale(missed, chance / rate))
-        work = base.begin(key, (), message, client)
-        return work._replace(extra=_Extra(control, message.shared.num_steps))
 
     def step(key: Key, work: clients.Work, message: Message, batch: Batch) -> clients.Work:
         moved = base.step(key, work, message, batch)
-        if not is_random:
+        if probability is None:
             return moved
-        moved = trees.where(work.extra.left > 0, moved, work)
-        return moved._replace(extra=work.extra._replace(left=work.extra.left - 1))
+        control, left = work.extra
+        return trees.where(left > 0, moved, work)._replace(extra=(control, left - 1))
 
-    def finish(
-        key: Key, own: ScaffnewClient, message: Message, client: Client, work: clients.Work
-    ) -> tuple[ScaffnewClient, Upload, dict[str, Array]]:
-        _, upload, info = base.finish(key, (), message, client, work)
-        info = info | {"steps_taken": message.shared.num_steps}
-        return ScaffnewClient(work.extra.control, work.params), upload, info
-
-    return base._replace(init=init, begin=begin, step=step, finish=finish)
+    rule = clients.adapt(
+        base._replace(step=step),
+        init=lambda leaves: ScaffnewClient(optax.tree.zeros_like(leaves.trained), leaves.trained),
+        extra=begun,
+        keep=lambda message, own, work, update: ScaffnewClient(work.extra[0], work.params),
+        info=lambda message: {"steps_taken": message.shared.num_steps},
+    )
+    after = server_optimizer(optax.sgd(1.0))._replace(broadcast=broadcast)
+    mean = aggregators.uniform_mean()
+    return averaging(rule, batching=batching, server=after, aggregator=mean, **options)

@@ -5,36 +5,21 @@ from typing import NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim import aggregators, clients, engine, metrics
-from fedjax_sim.base import (
-    Algorithm,
-    Array,
-    Cohort,
-    Key,
-    Loss,
-    Message,
-    Model,
-    Params,
-    Report,
-    Sampler,
-    Server,
-    screen,
-)
+from fedjax_sim import aggregators, clients, engine, metrics, servers
+from fedjax_sim.algorithms.averaging import averaging
+from fedjax_sim.base import Algorithm, Array, Key, Loss, Model, Params, Report, Sampler, on_screen
 from fedjax_sim.clients import ControlledModel
 from fedjax_sim.data import Batching, FederatedData
 from fedjax_sim.ops import checks, trees
 from fedjax_sim.ops.arguments import checked
-from fedjax_sim.servers import sampling
 
 
+@on_screen
 class ScaffoldState(NamedTuple):
     """model: the global params and control variate. num_clients: N, as float32."""
 
     model: ControlledModel
     num_clients: Array
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 @checked
@@ -68,14 +53,9 @@ def scaffold(
         zero = jax.tree.map(jnp.zeros_like, params)
         return ScaffoldState(ControlledModel(params, zero), jnp.float32(data.num_clients))
 
-    def broadcast(
-        key: Key, state: ScaffoldState, draft: Message, cohort: Cohort, data: FederatedData
-    ) -> Message:
-        return draft._replace(shared=state.model)
-
     def apply(
         key: Key, state: ScaffoldState, aggregate: ControlledModel, report: Report
-    ) -> tuple[ScaffoldState, dict[str, Array]]:
+    ) -> servers.Served:
         fraction = (report.weights > 0).sum() / state.num_clients
         moved = ControlledModel(
             trees.add(state.model.params, trees.scale(aggregate.params, server_learning_rate)),
@@ -83,11 +63,13 @@ def scaffold(
         )
         return state._replace(model=moved), {}
 
-    return engine.federated(
-        rule=clients.scaffold(model, learning_rate=client_learning_rate, loss=loss),
-        sampler=sampler or sampling.everyone(),
-        aggregator=aggregators.uniform_mean(),
-        server=Server(init, broadcast, apply, lambda state: state.model.params),
+    return averaging(
+        clients.scaffold(model, learning_rate=client_learning_rate, loss=loss),
         batching=batching,
+        sampler=sampler,
+        server=servers.sharing(
+            init, apply, shared=lambda state: state.model, params=lambda state: state.model.params
+        ),
+        aggregator=aggregators.uniform_mean(),
         **options,
     )

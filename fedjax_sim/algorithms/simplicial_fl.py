@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_sim import clients, engine, metrics
-from fedjax_sim.algorithms._loss_weighted import WeightedState, loss_weighted
-from fedjax_sim.base import Algorithm, Array, Loss, Model, Report, Sampler
+from fedjax_sim.algorithms._loss_weighted import loss_weighted
+from fedjax_sim.base import Algorithm, Array, Loss, Model, Sampler
 from fedjax_sim.data import Batching
 from fedjax_sim.ops import checks
 from fedjax_sim.ops.arguments import checked
@@ -75,18 +75,8 @@ def simplicial_fl(
             given = jnp.where(ranked >= quantile, share, 0)
         return jnp.log(jnp.zeros_like(given).at[order].set(given))
 
-    def scale(state: WeightedState, report: Report) -> tuple[Array, Array]:
-        return state.log_scale, jnp.float32(1)
-
+    rule = clients.local_sgd(model, client_optimizer, loss=loss)
+    losses_of = engine.cohort_loss(model, loss, num_examples=loss_examples)
     return loss_weighted(
-        model,
-        optimizer=client_optimizer,
-        log_weights=log_weights,
-        scale=scale,
-        batching=batching,
-        sampler=sampler,
-        server=server,
-        loss=loss,
-        loss_examples=loss_examples,
-        **options,
+        rule, losses_of, log_weights, server=server, batching=batching, sampler=sampler, **options
     )

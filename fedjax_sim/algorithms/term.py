@@ -67,14 +67,12 @@ def term(
         return mixed, jnp.exp(now - mixed)
 
     return loss_weighted(
-        model,
-        optimizer=client_optimizer,
-        log_weights=lambda losses, sizes: t * losses,
-        scale=scale,
+        clients.local_sgd(model, client_optimizer, loss=loss),
+        engine.cohort_loss(model, loss, num_examples=loss_examples),
+        lambda losses, sizes: t * losses,
+        scale,
+        server=server,
         batching=batching,
         sampler=sampler,
-        server=server,
-        loss=loss,
-        loss_examples=loss_examples,
         **options,
     )

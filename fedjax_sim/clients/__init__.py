@@ -2,10 +2,12 @@
 
 A rule is `begin` (message -> work), `step` (one batch) and `finish` (work -> Upload); see
 `base.ClientRule`. To write your own objective, copy `prox`: it is `local_sgd` plus one term. A rule
-that reads another server's message, or weighs its update otherwise, is `adapt` around one that
-stands here. Malicious clients are rules as well: `malicious` says who follows which.
+that reads another server's message, keeps something between rounds, or weighs its update otherwise,
+is `adapt` around one that stands here. Malicious clients are rules as well: `malicious` says who
+follows which.
 
-    local_sgd    local_sgd; local_steps, mean_loss and at_round, of which it is made
+    local_sgd    local_sgd; local_steps, mean_loss, gradient_of and at_round, of which it is made;
+                 leafwise: the formula of a corrected step
     over_rounds  over_rounds: optimizers whose schedules count rounds
     prox         prox: FedProx
     scaffold     scaffold: gradients corrected by control variates
@@ -15,7 +17,7 @@ stands here. Malicious clients are rules as well: `malicious` says who follows w
     own_model    to_keep, kept_leaves, whole_leaves: a model that a client keeps between rounds
     local_parts  local_parts: leaves that stay with the client
     momentum     worker_momentum: send a running mean of one's updates
-    adapt        adapt: a rule made for one server, under another
+    adapt        adapt: a rule with other things to read, to keep and to send
     malicious    malicious; targeted_poisoning, stealthy_poisoning, alternating_poisoning: what
                  attackers do
 """
@@ -26,11 +28,17 @@ from fedjax_sim.clients.ditto import ditto
 from fedjax_sim.clients.dp_sgd import dp_sgd
 from fedjax_sim.clients.local_parts import LocalParts, local_parts
 from fedjax_sim.clients.local_sgd import (
+    Correction,
+    Evaluated,
+    Finished,
     Optimizer,
     Rate,
     Regularizer,
     Work,
     at_round,
+    check_rate,
+    gradient_of,
+    leafwise,
     local_sgd,
     local_steps,
     mean_loss,
@@ -47,6 +55,9 @@ from fedjax_sim.clients.targeted_poisoning import targeted_poisoning
 
 __all__ = [
     "ControlledModel",
+    "Correction",
+    "Evaluated",
+    "Finished",
     "LocalParts",
     "MomentumState",
     "Optimizer",
@@ -56,9 +67,12 @@ __all__ = [
     "adapt",
     "alternating_poisoning",
     "at_round",
+    "check_rate",
     "ditto",
     "dp_sgd",
+    "gradient_of",
     "kept_leaves",
+    "leafwise",
     "local_parts",
     "local_sgd",
     "local_steps",

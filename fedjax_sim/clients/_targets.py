@@ -17,11 +17,10 @@ from fedjax_sim.base import (
     Message,
     Model,
     Params,
-    Upload,
     split,
 )
 from fedjax_sim.clients.adapt import adapt
-from fedjax_sim.clients.local_sgd import Work
+from fedjax_sim.clients.local_sgd import Finished, Work
 from fedjax_sim.clients.malicious import model_alone
 from fedjax_sim.data import federate
 from fedjax_sim.data.fitting import check_labels
@@ -50,9 +49,7 @@ def remembering(base: ClientRule, model: Model, begin: Callable, loss_of: Callab
     """`base` for a History, remembering what it sends; `begin` reads the memory."""
     inner = adapt(base, message=model_alone)
 
-    def finish(
-        key: Key, memory: Memory, message: Message, client: Client, work: Work
-    ) -> tuple[Memory, Upload, dict[str, Array]]:
+    def finish(key: Key, memory: Memory, message: Message, client: Client, work: Work) -> Finished:
         _, upload, info = inner.finish(key, (), message, client, work)
         info = info | {"target_loss": loss_of(work.params, message)}
         return Memory(upload.update, jnp.int32(message.round)), upload, info

@@ -18,7 +18,6 @@ from fedjax_sim.base import (
     Model,
     Params,
     PyTree,
-    Upload,
 )
 from fedjax_sim.clients._targets import (
     Memory,
@@ -27,7 +26,7 @@ from fedjax_sim.clients._targets import (
     remembering,
     target_loss,
 )
-from fedjax_sim.clients.local_sgd import Optimizer, Work, at_round, local_sgd
+from fedjax_sim.clients.local_sgd import Finished, Optimizer, Work, at_round, local_sgd
 from fedjax_sim.clients.malicious import model_alone
 from fedjax_sim.ops import checks, optimizers, trees
 from fedjax_sim.ops.arguments import checked
@@ -167,9 +166,7 @@ def alternating_poisoning(
     if keep_distance is None:
         return rule
 
-    def finish(
-        key: Key, memory: Memory, message: Message, client: Client, work: Work
-    ) -> tuple[Memory, Upload, dict[str, Array]]:
+    def finish(key: Key, memory: Memory, message: Message, client: Client, work: Work) -> Finished:
         return rule.finish(key, memory, message, client, _at_distance(work, keep_distance))
 
     return rule._replace(finish=finish)

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 
 from fedjax_sim.base import (
-    Array,
     Batch,
     Client,
     ClientRule,
@@ -16,14 +15,14 @@ from fedjax_sim.base import (
     Message,
     Params,
     PyTree,
-    Upload,
-    screen,
-    split,
+    on_screen,
 )
+from fedjax_sim.clients.local_sgd import Finished
 from fedjax_sim.ops import leaf_names, trees
 from fedjax_sim.ops.arguments import checked
 
 
+@on_screen
 class LocalParts(NamedTuple):
     """What a client keeps: the state of its rule, and its own leaves.
 
@@ -32,9 +31,6 @@ class LocalParts(NamedTuple):
 
     rule: PyTree
     own: Params
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 @checked
@@ -64,20 +60,19 @@ def local_parts(rule: ClientRule, local: str | Sequence[str]) -> ClientRule:
     def is_own(params: Params) -> PyTree:
         known = _kinds(rule, params)
         meant = leaf_names.is_chosen(local, params)
-        own = jax.tree.map(lambda m, kind: m and kind is not Kind.FROZEN, meant, known)
-        kinds, owned = jax.tree.leaves(known), jax.tree.leaves(own)
-        is_shared = [k is Kind.TRAINED and not o for k, o in zip(kinds, owned, strict=True)]
-        if not any(owned) or not any(is_shared):
-            what = "all that are trained" if any(owned) else "none that are trained"
+        return jax.tree.map(lambda m, kind: m and kind is not Kind.FROZEN, meant, known)
+
+    def kinds(params: Params) -> PyTree:
+        own, known = is_own(params), _kinds(rule, params)
+        rest = jax.tree.map(lambda o, kind: Kind.FROZEN if o else kind, own, known)
+        is_any = any(jax.tree.leaves(own))
+        if not is_any or Kind.TRAINED not in jax.tree.leaves(rest):
+            what = "all that are trained" if is_any else "none that are trained"
             raise ValueError(
                 f"local must name some leaves and leave some to share, got {what}. "
                 f"Leaves: {list(trees.flat_dict(params))}."
             )
-        return own
-
-    def kinds(params: Params) -> PyTree:
-        known = _kinds(rule, params)
-        return jax.tree.map(lambda o, kind: Kind.FROZEN if o else kind, is_own(params), known)
+        return rest
 
     def init(params: Params) -> LocalParts:
         own = jax.tree.map(lambda o, leaf: leaf if o else None, is_own(params), params)
@@ -96,7 +91,7 @@ def local_parts(rule: ClientRule, local: str | Sequence[str]) -> ClientRule:
 
     def finish(
         key: Key, state: LocalParts, message: Message, client: Client, work: tuple[Params, PyTree]
-    ) -> tuple[LocalParts, Upload, dict[str, Array]]:
+    ) -> Finished:
         seen, (own, inner) = whole(message, state.own), work
         kept, upload, info = rule.finish(key, state.rule, seen, client, inner)
         _check_alike(upload.update, seen.shared)
@@ -110,10 +105,7 @@ def local_parts(rule: ClientRule, local: str | Sequence[str]) -> ClientRule:
     def whole(message: Message, own: Params | None = None) -> Message:
         """The message as if the server had sent this client's own leaves as well."""
         params = message.params(message.shared)
-        leaves = split(params if own is None else trees.filled(own, params), rule.kinds)
-        return message._replace(
-            shared=leaves.trained, statistics=leaves.statistics, frozen=leaves.frozen
-        )
+        return message.holding(params if own is None else trees.filled(own, params), rule.kinds)
 
     def check(message: Message, data: Any) -> None:
         if rule.check is not None:

@@ -13,6 +13,7 @@ from fedjax_sim.base import (
     Batch,
     Client,
     ClientRule,
+    Info,
     Key,
     Leaves,
     Loss,
@@ -25,7 +26,7 @@ from fedjax_sim.base import (
 )
 from fedjax_sim.data import FederatedData
 from fedjax_sim.data.fitting import check_fit
-from fedjax_sim.ops import optimizers, trees
+from fedjax_sim.ops import checks, optimizers, trees
 from fedjax_sim.ops.arguments import checked
 from fedjax_sim.ops.per_example import per_example
 
@@ -57,8 +58,12 @@ class Work(NamedTuple):
 
 
 Correction = Callable[[Params, Work, Message], Params]
-"""correct(gradient, work, message) -> the gradient to step with; `message.shared` are params."""
-Objective = Callable[[Leaves, Batch, Key, PyTree], tuple[Array, tuple[Mean, PyTree]]]
+"""correct(gradient, work, message) -> the gradient to step with."""
+Finished = tuple[PyTree, Upload, Info]
+"""(client state, Upload, info), what a rule's `finish` returns."""
+Evaluated = tuple[Array, tuple[Mean, PyTree]]
+"""(value, (Mean of the loss, moved statistics)), of an Objective."""
+Objective = Callable[[Leaves, Batch, Key, PyTree], Evaluated]
 """objective(leaves, batch, key, extra) -> (value, (Mean of the loss, moved statistics)).
 
 The value is minimised over `leaves.trained`; `extra` is that of the Work.
@@ -90,53 +95,55 @@ def local_sgd(
         correct: correct(gradient, work, message) -> the gradient to step with.
 
     Returns:
-        A rule without client state, for a server that shares params. The update is
-        `client params - server params`, the weight is the client's number of examples, and the loss
-        is the mean training loss over the round.
+        A rule without client state, for a server that shares params, alone or with something else
+        (`Message.trained`). The update is `client params - server params`, the weight is the
+        client's number of examples, and the loss is the mean training loss over the round.
 
     Raises:
         TypeError, ValueError: `model` is no Model, `loss` no function; when the round is traced, a
             loss that is not one of `base.Loss`, or outputs that are not [B, ...].
     """
     objective = mean_loss(model, loss, regularizer)
-    rule = local_steps(objective, optimizer, correct=correct)
-    return rule._replace(kinds=model.kinds, check=functools.partial(check_message, model))
+    return local_steps(objective, optimizer, correct=correct, model=model)
 
 
 def check_message(model: Model, message: Message, data: FederatedData) -> None:
     """Raise unless the model that a message of params holds fits the data."""
-    check_fit(model, message.params(message.shared), data)
+    check_fit(model, message.params(message.trained), data)
 
 
 @checked
 def local_steps(
-    objective: Objective, optimizer: Optimizer, *, correct: Correction | None = None
+    objective: Objective,
+    optimizer: Optimizer,
+    *,
+    correct: Correction | None = None,
+    model: Model | None = None,
 ) -> ClientRule:
     """Take optimizer steps on an objective of one's own, batch by batch; else it is `local_sgd`.
 
     Args:
         objective: what a batch's step goes down; see `Objective`.
         optimizer, correct: as in `local_sgd`.
+        model: whose leaves these are, and which must fit the data; None for params of which all
+            are trained.
     """
-
-    def value(params: Params, leaves: Leaves, batch: Batch, key: Key, extra: PyTree) -> Any:
-        return objective(leaves._replace(trained=params), batch, key, extra)
-
-    value_and_gradient = jax.value_and_grad(value, has_aux=True)
+    value_and_gradient = gradient_of(objective)
 
     def begin(key: Key, client_state: PyTree, message: Message, client: Client) -> Work:
-        leaves = message.leaves(message.shared)
+        leaves = message.leaves(message.trained)
         at = at_round(optimizer, message.round)
         state = optimizers.init("client_optimizer", at, leaves.trained)
         zero = Mean(jnp.float32(0), jnp.float32(0))
         return Work(leaves.trained, leaves.statistics, state, zero)
 
     def step(key: Key, work: Work, message: Message, batch: Batch) -> Work:
-        leaves = message.leaves(work.params)._replace(statistics=work.statistics)
+        leaves = message.leaves(work.params, work.statistics)
 
-        def look(params: Params) -> tuple[Params, tuple[Array, tuple[Mean, PyTree]]]:
+        def look(params: Params) -> tuple[Params, Evaluated]:
             """The gradient to step with, and what the objective gives there."""
-            seen, gradient = value_and_gradient(params, leaves, batch, key, work.extra)
+            at = leaves._replace(trained=params)
+            seen, gradient = value_and_gradient(at, batch, key, work.extra)
             if correct is not None:
                 gradient = correct(gradient, work._replace(params=params), message)
             return gradient, seen
@@ -147,7 +154,7 @@ def local_steps(
 
             def value_at(params: Params, grad_fn: Any = None) -> Array:
                 # Line searches hand on what they have no use for, which it must take.
-                return value(params, leaves, batch, key, work.extra)[0]
+                return objective(leaves._replace(trained=params), batch, key, work.extra)[0]
 
             known["value_fn"] = value_at
         at = at_round(optimizer, message.round)
@@ -159,12 +166,46 @@ def local_steps(
 
     def finish(
         key: Key, client_state: PyTree, message: Message, client: Client, work: Work
-    ) -> tuple[PyTree, Upload, dict[str, Array]]:
-        delta = trees.subtract(work.params, message.shared)
+    ) -> Finished:
+        delta = trees.subtract(work.params, message.trained)
         weight = client.size.astype(jnp.float32)
         return client_state, Upload(delta, weight, work.loss.value, work.statistics), {}
 
-    return ClientRule(lambda params: (), begin, step, finish)
+    rule = ClientRule(lambda params: (), begin, step, finish)
+    if model is None:
+        return rule
+    return rule._replace(kinds=model.kinds, check=functools.partial(check_message, model))
+
+
+def gradient_of(objective: Objective) -> Callable[..., tuple[Evaluated, Params]]:
+    """The function (leaves, batch, key, extra=()) -> (what the objective gives, its gradient)."""
+
+    def value(trained: Params, leaves: Leaves, *seen: Any) -> Evaluated:
+        return objective(leaves._replace(trained=trained), *seen)
+
+    found = jax.value_and_grad(value, has_aux=True)
+
+    def look(
+        leaves: Leaves, batch: Batch, key: Key, extra: PyTree = ()
+    ) -> tuple[Evaluated, Params]:
+        return found(leaves.trained, leaves, batch, key, extra)
+
+    return look
+
+
+def leafwise(function: Callable[..., Array]) -> Correction:
+    """A correction that treats every leaf alike.
+
+    Args:
+        function: (gradient, the client's params, the server's) -> the gradient to step with; where
+            the work has an `extra`, which must be shaped like the params, that comes fourth.
+    """
+
+    def correct(gradient: Params, work: Work, message: Message) -> Params:
+        beside = () if isinstance(work.extra, tuple) and not work.extra else (work.extra,)
+        return jax.tree.map(function, gradient, work.params, message.trained, *beside)
+
+    return correct
 
 
 @checked
@@ -172,9 +213,7 @@ def mean_loss(model: Model, loss: Loss, regularizer: Regularizer | None = None) 
     """The mean loss of a batch's examples, and the regularizer."""
     each = per_example(loss, "loss")
 
-    def objective(
-        leaves: Leaves, batch: Batch, key: Key, extra: PyTree
-    ) -> tuple[Array, tuple[Mean, PyTree]]:
+    def objective(leaves: Leaves, batch: Batch, key: Key, extra: PyTree) -> Evaluated:
         inputs, labels = batch.examples["x"], batch.examples["y"]
         outputs, statistics = model.train(leaves.params, inputs, key, batch.mask)
         mean = each(outputs, labels).over(batch.mask)
@@ -182,6 +221,12 @@ def mean_loss(model: Model, loss: Loss, regularizer: Regularizer | None = None) 
         return value, (mean, statistics)
 
     return objective
+
+
+def check_rate(name: str, rate: Rate) -> None:
+    """Raise unless a learning rate is > 0, as far as that is known."""
+    if not callable(rate):
+        checks.in_range(name, rate, 0.0, open_low=True)
 
 
 def at_round(value: Any, round: Array | int) -> Any:

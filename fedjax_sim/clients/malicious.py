@@ -19,10 +19,9 @@ from fedjax_sim.base import (
     Upload,
 )
 from fedjax_sim.clients.adapt import adapt
+from fedjax_sim.clients.local_sgd import Finished
 from fedjax_sim.ops import checks, trees
 from fedjax_sim.ops.arguments import checked
-
-_Sent = tuple[PyTree, Upload, dict[str, Array]]
 
 
 @checked
@@ -78,14 +77,14 @@ def malicious(
         message: Message,
         client: Client,
         work: tuple[Array, PyTree, PyTree],
-    ) -> _Sent:
+    ) -> Finished:
         is_attacking, behaving, attacking = work
 
-        def behave() -> _Sent:
+        def behave() -> Finished:
             new, upload, info = honest.finish(key, states[0], message, client, behaving)
             return (new, states[1]), upload, info
 
-        def attack() -> _Sent:
+        def attack() -> Finished:
             new, upload, info = attacker.finish(key, states[1], message, client, attacking)
             return (states[0], new), upload, info
 
@@ -93,8 +92,8 @@ def malicious(
         like = sent[0][-1] | sent[1][-1]
         knows_loss = all(upload.loss is not None for _, upload, _ in sent)
 
-        def alike(branch: Callable[[], _Sent]) -> Callable[[], _Sent]:
-            def run() -> _Sent:
+        def alike(branch: Callable[[], Finished]) -> Callable[[], Finished]:
+            def run() -> Finished:
                 state, upload, info = branch()
                 return state, _filled(upload, message, knows_loss), trees.fill(info, like)
 

@@ -13,14 +13,15 @@ from fedjax_sim.base import (
     Message,
     Params,
     PyTree,
-    Upload,
-    screen,
+    on_screen,
     split,
 )
+from fedjax_sim.clients.local_sgd import Finished
 from fedjax_sim.ops import checks, trees
 from fedjax_sim.ops.arguments import checked
 
 
+@on_screen
 class MomentumState(NamedTuple):
     """What a client with momentum keeps.
 
@@ -32,9 +33,6 @@ class MomentumState(NamedTuple):
     rule: PyTree
     momentum: Params
     started: Array
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 @checked
@@ -70,7 +68,7 @@ def worker_momentum(
 
     def finish(
         key: Key, state: MomentumState, message: Message, client: Client, work: PyTree
-    ) -> tuple[MomentumState, Upload, dict[str, Array]]:
+    ) -> Finished:
         inner, upload, info = rule.finish(key, state.rule, message, client, work)
         _check_alike(upload.update, state.momentum)
         kept = trees.scale(state.momentum, momentum)

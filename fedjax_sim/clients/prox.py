@@ -1,9 +1,7 @@
 """FedProx: local training with a pull to the server's model."""
 
-import jax
-
-from fedjax_sim.base import Array, ClientRule, Loss, Message, Model, Params
-from fedjax_sim.clients.local_sgd import Optimizer, Regularizer, Work, local_sgd
+from fedjax_sim.base import Array, ClientRule, Loss, Model
+from fedjax_sim.clients.local_sgd import Optimizer, Regularizer, leafwise, local_sgd
 from fedjax_sim.ops import checks
 from fedjax_sim.ops.arguments import checked
 
@@ -30,7 +28,5 @@ def prox(
     """
     checks.in_range("mu", mu, 0.0)
 
-    def pull(gradient: Params, work: Work, message: Message) -> Params:
-        return jax.tree.map(lambda g, w, s: g + mu * (w - s), gradient, work.params, message.shared)
-
+    pull = leafwise(lambda g, v, w: g + mu * (v - w))
     return local_sgd(model, optimizer, loss=loss, regularizer=regularizer, correct=pull)

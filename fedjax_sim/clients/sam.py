@@ -3,12 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.base import Array, Batch, ClientRule, Key, Leaves, Loss, Mean, Model, PyTree
+from fedjax_sim.base import Array, Batch, ClientRule, Key, Leaves, Loss, Model, PyTree
 from fedjax_sim.clients.local_sgd import (
+    Evaluated,
     Objective,
     Optimizer,
     Regularizer,
-    local_sgd,
+    gradient_of,
     local_steps,
     mean_loss,
 )
@@ -51,9 +52,7 @@ def sharpness_aware(
     if adaptivity is not None:
         checks.in_range("adaptivity", adaptivity, 0.0)
     plain = mean_loss(model, loss, regularizer)
-    rule = local_steps(_worst_nearby(plain, rho, adaptivity), optimizer)
-    like = local_sgd(model, optimizer, loss=loss, regularizer=regularizer)
-    return rule._replace(kinds=like.kinds, check=like.check)
+    return local_steps(_worst_nearby(plain, rho, adaptivity), optimizer, model=model)
 
 
 def _worst_nearby(
@@ -61,14 +60,10 @@ def _worst_nearby(
 ) -> Objective:
     """The objective at a distance from the leaves that does not depend on them."""
 
-    def objective(
-        leaves: Leaves, batch: Batch, key: Key, extra: PyTree
-    ) -> tuple[Array, tuple[Mean, PyTree]]:
-        def at(trained: PyTree) -> tuple[Array, tuple[Mean, PyTree]]:
-            return plain(leaves._replace(trained=trained), batch, key, extra)
-
+    def objective(leaves: Leaves, batch: Batch, key: Key, extra: PyTree) -> Evaluated:
         here = jax.lax.stop_gradient(leaves.trained)
-        gradient, seen = jax.grad(at, has_aux=True)(here)
+        at = leaves._replace(trained=here)
+        (_, seen), gradient = gradient_of(plain)(at, batch, key, extra)
         scales = jax.tree.map(
             lambda w: jnp.ones_like(w) if adaptivity is None else jnp.abs(w) + adaptivity, here
         )
@@ -76,7 +71,8 @@ def _worst_nearby(
         length = trees.norm(scaled)
         factor = jnp.where(length > 0, rho / jnp.where(length > 0, length, 1), 0)
         ascent = jax.tree.map(jnp.multiply, scales, trees.scale(scaled, factor))
-        value, _ = at(trees.add(leaves.trained, jax.lax.stop_gradient(ascent)))
+        worst = trees.add(leaves.trained, jax.lax.stop_gradient(ascent))
+        value, _ = plain(leaves._replace(trained=worst), batch, key, extra)
         return value, seen
 
     return objective

@@ -6,21 +6,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_sim.base import (
-    Array,
-    Client,
-    ClientRule,
-    Key,
-    Loss,
-    Message,
-    Model,
-    Params,
-    Upload,
-    split,
-)
+from fedjax_sim.base import Client, ClientRule, Key, Loss, Message, Model, Params
 from fedjax_sim.clients.adapt import adapt
-from fedjax_sim.clients.local_sgd import Rate, Regularizer, Work, at_round, local_sgd
-from fedjax_sim.ops import checks, trees
+from fedjax_sim.clients.local_sgd import (
+    Finished,
+    Rate,
+    Regularizer,
+    Work,
+    at_round,
+    check_rate,
+    leafwise,
+    local_sgd,
+)
+from fedjax_sim.clients.over_rounds import over_rounds
+from fedjax_sim.ops import trees
 from fedjax_sim.ops.arguments import checked
 
 
@@ -57,29 +56,21 @@ def scaffold(
         Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning",
         ICML 2020, algorithm 1.
     """
-    if not callable(learning_rate):
-        checks.in_range("learning_rate", learning_rate, 0.0, open_low=True)
+    check_rate("learning_rate", learning_rate)
+    corrected = local_sgd(
+        model,
+        over_rounds(optax.sgd, learning_rate=learning_rate),
+        loss=loss,
+        regularizer=regularizer,
+        correct=leafwise(lambda g, v, w, correction: g + correction),
+    )
     base = adapt(
-        local_sgd(
-            model,
-            lambda round: optax.sgd(at_round(learning_rate, round)),
-            loss=loss,
-            regularizer=regularizer,
-            correct=lambda gradient, work, message: trees.add(gradient, work.extra),
-        ),
-        message=lambda message: message._replace(shared=message.shared.params),
+        corrected,
+        init=lambda leaves: optax.tree.zeros_like(leaves.trained),
+        extra=lambda message, control: trees.subtract(message.shared.control, control),
     )
 
-    def init(params: Params) -> Params:
-        return jax.tree.map(jnp.zeros_like, split(params, model.kinds).trained)
-
-    def begin(key: Key, control: Params, message: Message, client: Client) -> Work:
-        correction = trees.subtract(message.shared.control, control)
-        return base.begin(key, (), message, client)._replace(extra=correction)
-
-    def finish(
-        key: Key, control: Params, message: Message, client: Client, work: Work
-    ) -> tuple[Params, Upload, dict[str, Array]]:
+    def finish(key: Key, control: Params, message: Message, client: Client, work: Work) -> Finished:
         _, upload, info = base.finish(key, (), message, client, work)
         travelled = jnp.maximum(client.num_steps, 1) * at_round(learning_rate, message.round)
         change = jax.tree.map(
@@ -89,4 +80,4 @@ def scaffold(
         upload = upload._replace(update=update, weight=jnp.float32(1))
         return trees.add(control, change), upload, info
 
-    return base._replace(init=init, begin=begin, finish=finish)
+    return base._replace(finish=finish)

@@ -27,7 +27,7 @@ from fedjax_sim.clients._targets import (
     others_update,
     target_loss,
 )
-from fedjax_sim.clients.local_sgd import Optimizer, at_round
+from fedjax_sim.clients.local_sgd import Finished, Optimizer, at_round
 from fedjax_sim.ops import checks, optimizers, trees
 from fedjax_sim.ops.arguments import checked
 
@@ -92,7 +92,7 @@ def targeted_poisoning(
 
     def finish(
         key: Key, memory: PyTree, message: Message, client: Client, work: tuple[()]
-    ) -> tuple[PyTree, Upload, dict[str, Array]]:
+    ) -> Finished:
         start = message.shared.params
         if estimate != "none":
             others = others_update(memory, message, boost)

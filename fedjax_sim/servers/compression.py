@@ -15,14 +15,16 @@ from fedjax_sim.base import (
     Report,
     Server,
     Uplink,
+    on_screen,
     outline,
-    screen,
 )
 from fedjax_sim.data import FederatedData
 from fedjax_sim.ops import trees
 from fedjax_sim.ops.arguments import checked
+from fedjax_sim.servers.sharing import Served
 
 
+@on_screen
 class CompressedState(NamedTuple):
     """What a compressing server keeps.
 
@@ -36,9 +38,6 @@ class CompressedState(NamedTuple):
     link: PyTree
     sent: Array
     had: Array
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 @checked
@@ -94,9 +93,7 @@ def compressed(server: Server, uplink: Uplink) -> Server:
         own = trees.num_bytes(message.per_slot) / cohort.ids.shape[0]
         return message._replace(shared=state.view, num_bytes=missed + jnp.float32(own))
 
-    def apply(
-        key: Key, state: CompressedState, aggregate: PyTree, report: Report
-    ) -> tuple[CompressedState, dict[str, Array]]:
+    def apply(key: Key, state: CompressedState, aggregate: PyTree, report: Report) -> Served:
         new, info = server.apply(key, state.server, aggregate, report)
         # The change is made once, when the model has moved, and sent with the next message.
         message = Message(state.view)

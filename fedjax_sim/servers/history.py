@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 from fedjax_sim.base import (
-    Array,
     Cohort,
     History,
     Key,
@@ -12,20 +11,19 @@ from fedjax_sim.base import (
     PyTree,
     Report,
     Server,
-    screen,
+    on_screen,
 )
 from fedjax_sim.data import FederatedData
 from fedjax_sim.ops.arguments import checked
+from fedjax_sim.servers.sharing import Served
 
 
+@on_screen
 class HistoryState(NamedTuple):
     """server: the state of the server inside. previous: its params a round ago."""
 
     server: PyTree
     previous: Params
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 @checked
@@ -48,9 +46,7 @@ def with_history(server: Server) -> Server:
         message = server.broadcast(key, state.server, draft, cohort, data)
         return message._replace(shared=History(message.shared, state.previous))
 
-    def apply(
-        key: Key, state: HistoryState, aggregate: Params, report: Report
-    ) -> tuple[HistoryState, dict[str, Array]]:
+    def apply(key: Key, state: HistoryState, aggregate: Params, report: Report) -> Served:
         new, info = server.apply(key, state.server, aggregate, report)
         return HistoryState(new, server.params(state.server)), info
 

@@ -4,20 +4,19 @@ from typing import NamedTuple
 
 import optax
 
-from fedjax_sim.base import Array, Cohort, Key, Message, Params, PyTree, Report, Server, screen
+from fedjax_sim.base import Array, Key, Params, PyTree, Report, Server, on_screen
 from fedjax_sim.data import FederatedData
 from fedjax_sim.ops import optimizers, trees
 from fedjax_sim.ops.arguments import checked
+from fedjax_sim.servers.sharing import Served, sharing
 
 
+@on_screen
 class ServerState(NamedTuple):
     """params: the global model. optimizer: the state of the server optimizer."""
 
     params: Params
     optimizer: PyTree
-
-    def __repr__(self) -> str:
-        return screen(self)
 
 
 @checked
@@ -41,17 +40,10 @@ def server_optimizer(optimizer: optax.GradientTransformation) -> Server:
     def init(key: Key, params: Params, data: FederatedData) -> ServerState:
         return ServerState(params, optimizers.init("server", optimizer, params))
 
-    def broadcast(
-        key: Key, state: ServerState, draft: Message, cohort: Cohort, data: FederatedData
-    ) -> Message:
-        return draft._replace(shared=state.params)
-
-    def apply(
-        key: Key, state: ServerState, aggregate: Params, report: Report
-    ) -> tuple[ServerState, dict[str, Array]]:
+    def apply(key: Key, state: ServerState, aggregate: Params, report: Report) -> Served:
         return stepped(optimizer, state, aggregate, report), {}
 
-    return Server(init, broadcast, apply, lambda state: state.params)
+    return sharing(init, apply)
 
 
 def stepped(

@@ -1,6 +1,7 @@
 """PFNM over rounds against NumPy: local training, matching, and the sub-networks sent back."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -8,7 +9,7 @@ import pytest
 import reference_matching as reference
 from fedjax_sim import algorithms, matching, models, simulate
 from fedjax_sim.algorithms._class_counts import class_counts
-from fedjax_sim.base import Status
+from fedjax_sim.base import Cohort, Status
 from fedjax_sim.data import Batching, federate
 from fedjax_sim.servers import sampling
 
@@ -138,4 +139,5 @@ def test_params_must_hold_the_clients(params, message, data, key):
 def test_labels_that_do_not_count_are_no_class_of_another_client():
     y = np.array([-1, 0, 2, 2, -1, 1])
     data = federate({"x": np.zeros((6, 1)), "y": y}, np.split(np.arange(6), 2), ignore_label=-1)
-    assert class_counts(data, 3).tolist() == [[1, 0, 1], [0, 1, 1]]
+    cohort = Cohort(jnp.array([1, 0, 2]), jnp.array([True, True, False]))
+    assert class_counts(cohort, data, 3).tolist() == [[0, 1, 1], [1, 0, 1], [0, 0, 0]]

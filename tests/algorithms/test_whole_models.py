@@ -40,6 +40,8 @@ def test_frozen_leaves_stay_shared_and_statistics_move(name):
         state, info = step(jax.random.fold_in(KEY, r), state, data)
         assert int(info.status) == 0
     shared, own = algorithm.params(state), algorithm.personal_params(state)
+    if algorithm.adapted is not None:
+        own = algorithm.adapted(KEY, state, data)
     assert own["params"]["body"] == {"kernel": None, "bias": None}
     np.testing.assert_array_equal(
         shared["params"]["body"]["kernel"], params["params"]["body"]["kernel"]
