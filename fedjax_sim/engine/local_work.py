@@ -191,15 +191,11 @@ def work(
         x = x.swapaxes(0, 1).reshape(-1, *x.shape[3:])
         return x[jnp.argsort(order)[:num_slots]] if ragged else x[:num_slots]
 
-    dealt = jax.tree.map(deal, dealt)
     walk = functools.partial(_walk, local)
     on_devices = walk if mesh is None else _sharded(walk, mesh)
-    (total, statistics), states, (updates, new, seen) = on_devices(
-        dealt, states, message, receiver, data
+    (total, statistics), states, (updates, seen) = on_devices(
+        jax.tree.map(deal, dealt), states, message, receiver, data
     )
-    if mesh is not None:  # what a device writes, the others do not see
-        new = jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), new)
-        states = trees.with_rows(states, dealt.slots().keeper.reshape(-1), new)
     report, faults = packing.unpack(jax.tree.map(collect, seen))
     if local.summand is None:
         if mesh is not None:
@@ -229,9 +225,10 @@ def _walk(
     receiver: Receiver,
     data: FederatedData,
 ) -> tuple[PyTree, ClientState, tuple[PyTree, ...]]:
-    """One device's chunks [1, chunks, width, ...] -> its sums, states, and what is kept per client.
+    """One device's chunks [1, chunks, width, ...] -> its sums, states, and what is seen of clients.
 
-    Without a mesh states [N, ...] are replaced where they are; else the new ones are listed.
+    All devices have the states [N, ...] of everybody, and replace rows where they are: after each
+    chunk their own, and those that the other devices send.
     """
 
     @functools.partial(jax.jit, inline=True)  # traced once, for its shapes and in the loop
@@ -252,9 +249,10 @@ def _walk(
         total, states = carry
         members = dealt.slots()
         terms, new, (update, told) = chunk(members, trees.rows(states, members.client.id))
-        if local.mesh is None:
-            states, new = trees.with_rows(states, members.keeper, new), ()
-        return (trees.add(total, terms), states), (update, new, told)
+        keeper = members.keeper
+        if local.mesh is not None and jax.tree.leaves(new):
+            keeper, new = jax.lax.all_gather((keeper, new), local.mesh.axis_names, tiled=True)
+        return (trees.add(total, terms), trees.with_rows(states, keeper, new)), (update, told)
 
     chunks = jax.tree.map(lambda x: x[0], chunks)
     first = jax.tree.map(lambda x: x[0], chunks).slots()

@@ -353,7 +353,8 @@ def test_a_client_drawn_twice_starts_from_its_old_state_in_both_slots(key, width
     assert state.clients.tolist() == [0, 2, 0, 2, 0, 0, 0, 2, 0, 0]
 
 
-def test_what_clients_keep_is_replaced_where_it_is(key):
+@pytest.mark.parametrize("on_mesh", [False, True])
+def test_what_clients_keep_is_replaced_where_it_is(key, on_mesh):
     """A round needs no second copy of the states of all clients."""
     data, _ = population((12,) * 40)
     algorithm = algorithms.ditto(
@@ -363,6 +364,7 @@ def test_what_clients_keep_is_replaced_where_it_is(key):
         pull=0.1,
         batching=Batching(4),
         width=1,
+        mesh=devices.mesh(jax.devices()[:1]) if on_mesh else None,
     )
     params = models.mlp(CLASSES, hidden=(500,)).init(key, jnp.zeros((1, FEATURES)))
     state = jax.eval_shape(algorithm.init, key, params, data)
