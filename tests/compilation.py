@@ -1,6 +1,8 @@
 """Compiling what is tested sooner."""
 
 import contextlib
+import functools
+import itertools
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -9,6 +11,7 @@ import jax
 import jax.monitoring
 import jaxlib.version
 from jax._src import compiler  # only here can options be given for all programs of a process
+from jax._src.interpreters import mlir
 
 from fedjax_sim.ops import permutation
 
@@ -41,7 +44,12 @@ def quick() -> Iterator[None]:
         given = _XLA_OPTIONS | (env_options_overrides or {})
         return usual(*args, env_options_overrides=given, **named)
 
+    @functools.lru_cache(maxsize=1)
+    def context(number: int) -> Any:
+        return make_context()
+
     permute, usual = permutation.permute, compiler.get_compile_options
+    make_context, programs = mlir.make_ir_context, itertools.count()
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     try:
@@ -49,6 +57,9 @@ def quick() -> Iterator[None]:
             mock.patch.object(compiler, "get_compile_options", options),
             # The same permutation by a loop, which is a quarter of what a round compiles.
             mock.patch.object(permutation, "permute", rolled),
+            # Every program is written in a context of its own, which takes longer to make than a
+            # small program; each keeps the constants of its programs, so it is renewed in time.
+            mock.patch.object(mlir, "make_ir_context", lambda: context(next(programs) // 100)),
         ):
             yield
     finally:

@@ -1029,7 +1029,16 @@ def scanned(algorithm: Algorithm) -> Callable:
     return run
 
 
-@law(ALGORITHMS)
+# One of each kind: every row is scanned, too, where seeds are vmapped.
+@law(
+    {
+        name: ALGORITHMS[name]
+        for name in (
+            *("fedavg", "federated", "scaffold", "mime", "agnostic_fedavg", "fair_flearn_afl"),
+            *("fedfv", "feddf", "dp_ftrl", "drfa", "ditto", "ifca", "fedper", "fedala"),
+        )
+    }
+)
 def test_a_scan_is_a_python_loop_bit_for_bit(row):
     loop = looped(row)
     run = jax.jit(scanned(loop.algorithm))
@@ -1077,14 +1086,37 @@ def without_jit(but: Iterable[tuple[types.ModuleType, str, Callable]] = ()) -> I
         yield
 
 
-@law(ALGORITHMS)
+# One of each kind: what sums up, has an aggregator, an uplink and an attack, keeps states, weighs
+# gradients, solves a program, trains at the server, adds noise, takes two steps, splits its model.
+@law(
+    {
+        name: ALGORITHMS[name]
+        for name in (
+            *("fedavg", "federated", "scaffold", "agnostic, per domain", "agnostic, weighted"),
+            *("agnostic_fedavg", "fedfv", "feddf", "dp_fedavg", "drfa", "ditto", "fedper"),
+        )
+    }
+)
 def test_a_round_without_jit_is_the_same(row):
     loop = looped(row)
     key = jax.random.fold_in(jax.random.key(0), 0)
-    with without_jit(() if row is ALGORITHMS["fedavg"] else DRAWING):
+    with without_jit(DRAWING):
         state, info = loop.algorithm.step(key, loop.states[0], contracts.population())
     assert_close(state, loop.states[1])
     assert_close(info, jax.tree.map(lambda x: x[0], loop.info))
+
+
+def test_what_is_drawn_without_jit_is_the_same():
+    """Which rounds without jit leave compiled."""
+
+    def draw(key: Any) -> tuple[Any, Any, Any]:
+        words = permutation.words(key)
+        shuffled = permutation.permute(words, 5, jnp.arange(5))
+        return words, shuffled, jax.random.key_data(keys.fold_in(key, 3))
+
+    expected = jax.jit(draw)(KEY)
+    with without_jit():
+        assert_equal(draw(KEY), expected)
 
 
 @law(ALGORITHMS)
