@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import contracts
+import record
 from contracts import (
     AGGREGATORS,
     ALGORITHMS,
@@ -984,7 +985,7 @@ class Trajectory(NamedTuple):
 
 @functools.cache
 def looped(row: AlgorithmRow, seed: int = 0) -> Trajectory:
-    algorithm, step, traces = stepping(row)
+    algorithm, step, traces = contracts.stepping(row)
     data = contracts.population()
     key = jax.random.key(seed)
     before = len(traces)
@@ -992,29 +993,13 @@ def looped(row: AlgorithmRow, seed: int = 0) -> Trajectory:
     del traces[before:]  # a broadcast that looks at the data is traced by init, for its shape
     infos, counts = [], []
     for r in range(NUM_ROUNDS):
-        state, info = step(jax.random.fold_in(key, r), states[-1], data)
+        with jax.debug_nans(True):  # as record.py has it, which shares the compiled step
+            state, info = step(jax.random.fold_in(key, r), states[-1], data)
         states.append(state)
         infos.append(info)
         counts.append(len(traces))
     stacked = jax.tree.map(lambda *x: np.stack(x), *infos)
     return Trajectory(algorithm, states, stacked, counts[0], counts[-1])
-
-
-@functools.cache
-def stepping(row: AlgorithmRow) -> tuple[Algorithm, Callable, list[None]]:
-    """The algorithm, its jitted step, and a list that grows when its model is traced."""
-    traces: list[None] = []
-
-    def watched(model: Model) -> Model:
-        def apply(params: Any, inputs: Any, key: Any = None) -> Any:
-            traces.append(None)
-            return model.apply(params, inputs)
-
-        body = None if model.body is None else watched(model.body)
-        return model._replace(apply=apply, body=body)
-
-    algorithm = row.build(watched(row.model))
-    return algorithm, jax.jit(algorithm.step), traces
 
 
 def scanned(algorithm: Algorithm) -> Callable:
@@ -1143,6 +1128,13 @@ def test_an_algorithms_state_is_a_stable_carry(row):
         assert shapes(loop.algorithm.params(state)) == shapes(params)
     assert_equal(loop.algorithm.params(loop.states[0]), params)
     assert distance(loop.algorithm.params(loop.states[-1]), params) > 0.05
+
+
+@law(ALGORITHMS)
+def test_an_algorithm_computes_what_is_recorded(row):
+    """The others: test_record.py. Here the compiled step is at hand."""
+    (name,) = (name for name, each in ALGORITHMS.items() if each is row)
+    record.assert_recorded(f"algorithm/{name}")
 
 
 @law(ALGORITHMS)
