@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -13,7 +13,7 @@ import jaxlib.version
 from jax._src import compiler  # only here can options be given for all programs of a process
 from jax._src.interpreters import mlir
 
-from fedjax_sim.ops import permutation
+from fedjax_sim.ops import keys, permutation
 
 # Neither changes what is computed. Before 0.11, XLA could still make code for CPUs in an older way,
 # which is quicker; an option that it does not know ends the process.
@@ -64,6 +64,27 @@ def quick() -> Iterator[None]:
             yield
     finally:
         jax.config.update("jax_disable_most_optimizations", before)
+
+
+@contextlib.contextmanager
+def only_draws_jitted() -> Iterator[None]:
+    """Leave compiled what rounds draw by, a thousand operations, where `jax.disable_jit` is on."""
+
+    def still(compiled: Callable) -> Callable:
+        def call(*args: Any, **options: Any) -> Any:
+            with jax.disable_jit(False):
+                return compiled(*args, **options)
+
+        return call
+
+    with contextlib.ExitStack() as stack:
+        for module, name, compiled in (
+            (keys, "_threefry", keys._threefry),
+            (permutation, "words", jax.jit(permutation.words)),
+            (permutation, "permute", jax.jit(permutation.permute, static_argnames="unroll")),
+        ):
+            stack.enter_context(mock.patch.object(module, name, still(compiled)))
+        yield
 
 
 @contextlib.contextmanager

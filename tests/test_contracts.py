@@ -1,12 +1,10 @@
 """Every law of a contract on every part that signs it; the table is contracts.py."""
 
-import contextlib
 import dataclasses
 import functools
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import compilation
 import contracts
 import record
 from contracts import (
@@ -1045,32 +1044,6 @@ def test_seeds_vmapped_are_separate_runs(row):
         assert_close(found, (loop.states[-1], loop.info))
 
 
-# What all rows have in common and takes a thousand operations, compiled.
-DRAWING = [
-    (keys, "_threefry", keys._threefry),
-    (permutation, "words", jax.jit(permutation.words)),
-    (permutation, "permute", jax.jit(permutation.permute, static_argnames="unroll")),
-]
-
-
-@contextlib.contextmanager
-def without_jit(but: Iterable[tuple[types.ModuleType, str, Callable]] = ()) -> Iterator[None]:
-    """One operation after another, but for some functions: (module, name, compiled)."""
-
-    def still(compiled: Callable) -> Callable:
-        def call(*args: Any, **options: Any) -> Any:
-            with jax.disable_jit(False):
-                return compiled(*args, **options)
-
-        return call
-
-    with contextlib.ExitStack() as stack:
-        for module, name, compiled in but:
-            stack.enter_context(mock.patch.object(module, name, still(compiled)))
-        stack.enter_context(jax.disable_jit())
-        yield
-
-
 # One of each kind: what sums up, has an aggregator, an uplink and an attack, keeps states, weighs
 # gradients, solves a program, trains at the server, adds noise, takes two steps, splits its model.
 @law(
@@ -1085,7 +1058,7 @@ def without_jit(but: Iterable[tuple[types.ModuleType, str, Callable]] = ()) -> I
 def test_a_round_without_jit_is_the_same(row):
     loop = looped(row)
     key = jax.random.fold_in(jax.random.key(0), 0)
-    with without_jit(DRAWING):
+    with compilation.only_draws_jitted(), jax.disable_jit():
         state, info = loop.algorithm.step(key, loop.states[0], contracts.population())
     assert_close(state, loop.states[1])
     assert_close(info, jax.tree.map(lambda x: x[0], loop.info))
@@ -1100,7 +1073,7 @@ def test_what_is_drawn_without_jit_is_the_same():
         return words, shuffled, jax.random.key_data(keys.fold_in(key, 3))
 
     expected = jax.jit(draw)(KEY)
-    with without_jit():
+    with jax.disable_jit():
         assert_equal(draw(KEY), expected)
 
 
