@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -28,6 +29,23 @@ QUICK_ENVIRONMENT = {
 """What `quick` is for a process of its own."""
 
 
+_make_context, _programs = mlir.make_ir_context, itertools.count()
+
+
+def _context() -> Any:
+    """What a program is written in, which takes longer to make than a small program.
+
+    It keeps the constants of its programs, so it is renewed in time. JAX reuses it from 0.11 on,
+    but ten times only.
+    """
+    return _context_of(threading.get_ident(), next(_programs) // 100)
+
+
+@functools.lru_cache(maxsize=4)
+def _context_of(thread: int, number: int) -> Any:
+    return _make_context()
+
+
 @contextlib.contextmanager
 def quick() -> Iterator[None]:
     """Compile without optimisation: in a third of the time, to slower programs.
@@ -44,12 +62,7 @@ def quick() -> Iterator[None]:
         given = _XLA_OPTIONS | (env_options_overrides or {})
         return usual(*args, env_options_overrides=given, **named)
 
-    @functools.lru_cache(maxsize=1)
-    def context(number: int) -> Any:
-        return make_context()
-
     permute, usual = permutation.permute, compiler.get_compile_options
-    make_context, programs = mlir.make_ir_context, itertools.count()
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     try:
@@ -57,9 +70,7 @@ def quick() -> Iterator[None]:
             mock.patch.object(compiler, "get_compile_options", options),
             # The same permutation by a loop, which is a quarter of what a round compiles.
             mock.patch.object(permutation, "permute", rolled),
-            # Every program is written in a context of its own, which takes longer to make than a
-            # small program; each keeps the constants of its programs, so it is renewed in time.
-            mock.patch.object(mlir, "make_ir_context", lambda: context(next(programs) // 100)),
+            mock.patch.object(mlir, "make_ir_context", _context),
         ):
             yield
     finally:
