@@ -1,7 +1,10 @@
 """Compiling what is tested sooner."""
 
 import contextlib
-from collections.abc import Iterator
+import functools
+import itertools
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -9,8 +12,9 @@ import jax
 import jax.monitoring
 import jaxlib.version
 from jax._src import compiler  # only here can options be given for all programs of a process
+from jax._src.interpreters import mlir
 
-from fedjax_sim.ops import permutation
+from fedjax_sim.ops import keys, permutation
 
 # Neither changes what is computed. Before 0.11, XLA could still make code for CPUs in an older way,
 # which is quicker; an option that it does not know ends the process.
@@ -23,6 +27,23 @@ QUICK_ENVIRONMENT = {
     "XLA_FLAGS": " ".join(f"--{name}={int(value)}" for name, value in _XLA_OPTIONS.items()),
 }
 """What `quick` is for a process of its own."""
+
+
+_make_context, _programs = mlir.make_ir_context, itertools.count()
+
+
+def _context() -> Any:
+    """What a program is written in, which takes longer to make than a small program.
+
+    It keeps the constants of its programs, so it is renewed in time. JAX reuses it from 0.11 on,
+    but ten times only.
+    """
+    return _context_of(threading.get_ident(), next(_programs) // 100)
+
+
+@functools.lru_cache(maxsize=4)
+def _context_of(thread: int, number: int) -> Any:
+    return _make_context()
 
 
 @contextlib.contextmanager
@@ -49,10 +70,32 @@ def quick() -> Iterator[None]:
             mock.patch.object(compiler, "get_compile_options", options),
             # The same permutation by a loop, which is a quarter of what a round compiles.
             mock.patch.object(permutation, "permute", rolled),
+            mock.patch.object(mlir, "make_ir_context", _context),
         ):
             yield
     finally:
         jax.config.update("jax_disable_most_optimizations", before)
+
+
+@contextlib.contextmanager
+def only_draws_jitted() -> Iterator[None]:
+    """Leave compiled what rounds draw by, a thousand operations, where `jax.disable_jit` is on."""
+
+    def still(compiled: Callable) -> Callable:
+        def call(*args: Any, **options: Any) -> Any:
+            with jax.disable_jit(False):
+                return compiled(*args, **options)
+
+        return call
+
+    with contextlib.ExitStack() as stack:
+        for module, name, compiled in (
+            (keys, "_threefry", keys._threefry),
+            (permutation, "words", jax.jit(permutation.words)),
+            (permutation, "permute", jax.jit(permutation.permute, static_argnames="unroll")),
+        ):
+            stack.enter_context(mock.patch.object(module, name, still(compiled)))
+        yield
 
 
 @contextlib.contextmanager

@@ -1261,6 +1261,23 @@ class AlgorithmRow(Row):
     params: Callable[[Array], Params] = initial_params
 
 
+@functools.cache
+def stepping(row: AlgorithmRow) -> tuple[Algorithm, Callable, list[None]]:
+    """The algorithm, its jitted step, and a list that grows when its model is traced."""
+    traces: list[None] = []
+
+    def watched(model: Model) -> Model:
+        def apply(params: Any, inputs: Any, key: Any = None) -> Any:
+            traces.append(None)
+            return model.apply(params, inputs)
+
+        body = None if model.body is None else watched(model.body)
+        return model._replace(apply=apply, body=body)
+
+    algorithm = row.build(watched(row.model))
+    return algorithm, jax.jit(algorithm.step), traces
+
+
 def _wide(key: Array) -> Params:
     """A budget of 7 neurons, fewer than all clients' together."""
     return models.mlp(CLASSES, hidden=(7,)).init(key, jnp.zeros((1, FEATURES)))

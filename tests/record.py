@@ -5,9 +5,9 @@
     python tests/record.py --check                compute again and compare, with either
     python tests/record.py --only TEXT            only what has TEXT in its name, with any
 
-test_record.py compares parts too. Write a file anew only where results are meant to change. The
-contract table builds the parts and the command runs the experiments, so little here hangs on how
-the package is laid out.
+test_record.py compares parts too, and test_contracts.py algorithms. Write a file anew only where
+results are meant to change. The contract table builds the parts and the command runs the
+experiments, so little here hangs on how the package is laid out.
 """
 
 import argparse
@@ -90,10 +90,13 @@ def everybody(**parts: Any) -> Any:
 
 
 def algorithm(row: contracts.AlgorithmRow) -> Numbers:
-    """By `simulate.run`, for the keys that it gives rounds."""
-    data, params = contracts.population(), row.params(KEY)
-    result = simulate.run(row.build(row.model), params, data, key=KEY, num_rounds=NUM_ROUNDS)
-    return left(result.params, result.state)
+    """With the keys that `simulate.run` gives rounds."""
+    made, step, _ = contracts.stepping(row)
+    data = contracts.population()
+    state = made.init(KEY, row.params(KEY), data)
+    for r in range(NUM_ROUNDS):
+        state, _ = step(simulate.round_key(KEY, r), state, data)
+    return left(made.params(state), state)
 
 
 def aggregator(row: contracts.AggregatorRow) -> Numbers:
@@ -221,6 +224,7 @@ def compute_part(name: str) -> Numbers:
         return compute(rows[row])
 
 
+@functools.cache
 def read_parts() -> dict[str, Numbers]:
     """The record: "kind/name" -> place -> values."""
     found: dict[str, Numbers] = {}
@@ -251,6 +255,15 @@ def deviation(found: Numbers, recorded: Numbers) -> tuple[float, str]:
         apart = np.nan_to_num(apart / size, nan=math.inf)
         worst = max(worst, (float(apart.max(initial=0.0)), place))
     return worst
+
+
+def assert_recorded(name: str) -> None:
+    """Raise unless the row computes what the record holds."""
+    recorded = read_parts()
+    hint = f"run `python tests/record.py --only '{name}'`"
+    assert name in recorded, f"this row is not in the record: {hint}"
+    largest, place = deviation(compute_part(name), recorded[name])
+    assert largest <= LOOSE.get(name, PARTS_TOLERANCE), place
 
 
 # Experiments.

@@ -4,6 +4,7 @@ import importlib
 import itertools
 import json
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,20 +18,48 @@ import pytest
 import compilation
 from fedjax_sim import parts
 from fedjax_sim.base import Uplink
+from fedjax_sim.ops import devices
 
 BENCH = Path(__file__).parents[1] / "scripts" / "bench"
 
 
-def run(name: str, *options: str) -> list[dict[str, Any]]:
-    """The JSON lines of one script, which must print a table as well."""
-    command = [sys.executable, BENCH / f"{name}.py", "--quick", *options]
+def quick_environment() -> dict[str, str]:
+    """For processes whose timings mean nothing."""
     path = os.pathsep.join([str(BENCH.parents[1]), os.environ.get("PYTHONPATH", "")])
-    here = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
-    # Timings mean nothing here.
-    environment = os.environ | compilation.QUICK_ENVIRONMENT | here
+    return compilation.QUICK_ENVIRONMENT | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
+
+
+Run = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a script in this process: to import JAX takes a process longer than most benchmarks."""
+
+    def run(name: str, *options: str) -> list[dict[str, Any]]:
+        for variable, value in quick_environment().items():  # of processes that it starts
+            monkeypatch.setenv(variable, value)
+        monkeypatch.setattr(devices, "use_all_cores", lambda: None)  # JAX has started already
+        monkeypatch.syspath_prepend(BENCH)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", "--quick", *options])
+        runpy.run_path(str(BENCH / f"{name}.py"), run_name="__main__")
+        return checked(name, capsys.readouterr().out)
+
+    return run
+
+
+def run_alone(name: str, *options: str) -> list[dict[str, Any]]:
+    """The lines of a script that runs in a process of its own, as users start it."""
+    command = [sys.executable, BENCH / f"{name}.py", "--quick", *options]
+    environment = os.environ | quick_environment()
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    return checked(name, done.stdout)
+
+
+def checked(name: str, printed: str) -> list[dict[str, Any]]:
+    """The JSON lines of what a script printed, which must hold a table as well."""
+    lines = printed.splitlines()
     assert any(line.startswith("| ") for line in lines), "no table"
     found = [json.loads(line) for line in lines if line.startswith("{")]
     for line in found:
@@ -41,13 +70,13 @@ def run(name: str, *options: str) -> list[dict[str, Any]]:
     return found
 
 
-def test_rounds_without_peers() -> None:
+def test_rounds_without_peers(run: Run) -> None:
     (line,) = run("rounds", "--peers")
     assert (line["simulator"], line["clients"], line["cohort"]) == ("fedjax_sim", 4, 4)
     assert line["parameters"] == 7850
 
 
-def test_methods_without_peers() -> None:
+def test_methods_without_peers(run: Run) -> None:
     found = run("methods", "--peers")
     assert [(line["method"], line["simulator"]) for line in found] == [
         ("fedavg", "fedjax_sim"),
@@ -56,18 +85,18 @@ def test_methods_without_peers() -> None:
     assert all(line["parameters"] == PARAMETERS["mlp"] for line in found)
 
 
-def test_whole_runs_by_width() -> None:
+def test_whole_runs_by_width(run: Run) -> None:
     found = run("width")
     assert [(line["width"], line["rounds"]) for line in found] == [("auto", 2), ("1", 2)]
 
 
-def test_sweep() -> None:
+def test_sweep(run: Run) -> None:
     found = run("sweep")
     assert [line["algorithm"] for line in found] == ["agnostic", "fedavg"]
     assert all(line["runs"] == 2 and line["largest_difference"] < 1e-4 for line in found)
 
 
-def test_scaling() -> None:
+def test_scaling(run: Run) -> None:
     found = run("scaling", "--what", "cohort", "--at-once", "4")
     by = {(line["part"], line["clients"]): line for line in found}
     assert list(by) == [("cohort", 10), ("cohort", 100)]
@@ -77,7 +106,7 @@ def test_scaling() -> None:
     assert more < 31_400
 
 
-def test_ragged_counts_the_steps_that_run() -> None:
+def test_ragged_counts_the_steps_that_run(run: Run) -> None:
     (line,) = run("ragged")
     assert line["useful_steps"] < line["executed_steps"] < 2 * line["useful_steps"]
     assert line["wasted_fraction"] == pytest.approx(
@@ -86,19 +115,19 @@ def test_ragged_counts_the_steps_that_run() -> None:
 
 
 def test_devices_compute_the_same() -> None:
-    found = run("devices")
+    found = run_alone("devices")
     assert [line["num_devices"] for line in found] == [1, 8]
     assert all(line["relative_difference"] < 1e-6 for line in found)
 
 
 def test_memory_of_a_mean_is_smaller_than_of_stacked_updates() -> None:
-    mean, stacked = run("memory")
+    mean, stacked = run_alone("memory")
     assert (mean["aggregator"], stacked["aggregator"]) == ("mean", "stacked")
     rest = stacked["temporary_bytes"] - mean["temporary_bytes"]
     assert rest > 0.9 * mean["cohort"] * mean["model_bytes"]
 
 
-def test_roofline() -> None:
+def test_roofline(run: Run) -> None:
     peaks, line = run("roofline")
     assert peaks["peak_flops"] > 0 and peaks["peak_bytes"] > 0
     # 4 clients, 3 steps of 20 images of 784 pixels to 10 classes, forward and kernel gradient.
@@ -106,13 +135,13 @@ def test_roofline() -> None:
     assert line["floor_seconds"] == pytest.approx(line["flops"] / peaks["peak_flops"])
 
 
-def test_projections_agree() -> None:
+def test_projections_agree(run: Run) -> None:
     found = run("simplex")
     assert [line["draws"] for line in found] == ["wide", "near uniform"]
     assert all(line["largest_difference"] < 1e-5 for line in found)
 
 
-def test_gpu_workloads_run_anywhere() -> None:
+def test_gpu_workloads_run_anywhere(run: Run) -> None:
     _, *found = run("gpu", "--workload", "cifar10", "models")
     assert [line["workload"] for line in found] == ["cifar10", "models"]
     assert all(line["client_steps_per_second"] > 0 for line in found)
@@ -257,7 +286,7 @@ def test_a_run_of_all_goes_on_where_it_stopped(
 
 
 def test_cold_starts() -> None:
-    found = run("coldstart", "--peers")
+    found = run_alone("coldstart", "--peers")
     scripts = [line for line in found if line["part"] == "scripts"]
     assert [line["process"] for line in scripts] == ["first", "again"]
     before, after = scripts[0]["losses"]
@@ -265,12 +294,12 @@ def test_cold_starts() -> None:
     assert scripts[1]["losses"] == scripts[0]["losses"]
 
 
-def test_evaluation_of_every_client() -> None:
+def test_evaluation_of_every_client(run: Run) -> None:
     (line,) = run("evaluation", "--peers")
     assert line["evaluated_clients"] == line["clients"] == 4
 
 
-def test_uplinks() -> None:
+def test_uplinks(run: Run) -> None:
     (line,) = run("uplinks")
     assert (line["uplink"], line["bits"]) == ("clip(1.0)", 32)
     assert line["seconds_without"] > 0
@@ -284,7 +313,7 @@ def test_every_uplink_is_measured_with_what_it_needs(bench: Callable[[str], Any]
 
 
 def test_robust_rules_on_several_devices() -> None:
-    found = run("devices", "--aggregators", "krum", "trimmed_mean", "--strong")
+    found = run_alone("devices", "--aggregators", "krum", "trimmed_mean", "--strong")
     assert [(line["aggregator"], line["num_devices"], line["clients"]) for line in found] == [
         (rule, number, 8) for rule in ("krum", "trimmed_mean") for number in (1, 8)
     ]

@@ -1,12 +1,10 @@
 """Every law of a contract on every part that signs it; the table is contracts.py."""
 
-import contextlib
 import dataclasses
 import functools
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import compilation
 import contracts
+import record
 from contracts import (
     AGGREGATORS,
     ALGORITHMS,
@@ -984,7 +984,7 @@ class Trajectory(NamedTuple):
 
 @functools.cache
 def looped(row: AlgorithmRow, seed: int = 0) -> Trajectory:
-    algorithm, step, traces = stepping(row)
+    algorithm, step, traces = contracts.stepping(row)
     data = contracts.population()
     key = jax.random.key(seed)
     before = len(traces)
@@ -992,29 +992,13 @@ def looped(row: AlgorithmRow, seed: int = 0) -> Trajectory:
     del traces[before:]  # a broadcast that looks at the data is traced by init, for its shape
     infos, counts = [], []
     for r in range(NUM_ROUNDS):
-        state, info = step(jax.random.fold_in(key, r), states[-1], data)
+        with jax.debug_nans(True):  # as record.py has it, which shares the compiled step
+            state, info = step(jax.random.fold_in(key, r), states[-1], data)
         states.append(state)
         infos.append(info)
         counts.append(len(traces))
     stacked = jax.tree.map(lambda *x: np.stack(x), *infos)
     return Trajectory(algorithm, states, stacked, counts[0], counts[-1])
-
-
-@functools.cache
-def stepping(row: AlgorithmRow) -> tuple[Algorithm, Callable, list[None]]:
-    """The algorithm, its jitted step, and a list that grows when its model is traced."""
-    traces: list[None] = []
-
-    def watched(model: Model) -> Model:
-        def apply(params: Any, inputs: Any, key: Any = None) -> Any:
-            traces.append(None)
-            return model.apply(params, inputs)
-
-        body = None if model.body is None else watched(model.body)
-        return model._replace(apply=apply, body=body)
-
-    algorithm = row.build(watched(row.model))
-    return algorithm, jax.jit(algorithm.step), traces
 
 
 def scanned(algorithm: Algorithm) -> Callable:
@@ -1029,7 +1013,16 @@ def scanned(algorithm: Algorithm) -> Callable:
     return run
 
 
-@law(ALGORITHMS)
+# One of each kind: every row is scanned, too, where seeds are vmapped.
+@law(
+    {
+        name: ALGORITHMS[name]
+        for name in (
+            *("fedavg", "federated", "scaffold", "mime", "agnostic_fedavg", "fair_flearn_afl"),
+            *("fedfv", "feddf", "dp_ftrl", "drfa", "ditto", "ifca", "fedper", "fedala"),
+        )
+    }
+)
 def test_a_scan_is_a_python_loop_bit_for_bit(row):
     loop = looped(row)
     run = jax.jit(scanned(loop.algorithm))
@@ -1051,40 +1044,37 @@ def test_seeds_vmapped_are_separate_runs(row):
         assert_close(found, (loop.states[-1], loop.info))
 
 
-# What all rows have in common and takes a thousand operations, compiled.
-DRAWING = [
-    (keys, "_threefry", keys._threefry),
-    (permutation, "words", jax.jit(permutation.words)),
-    (permutation, "permute", jax.jit(permutation.permute, static_argnames="unroll")),
-]
-
-
-@contextlib.contextmanager
-def without_jit(but: Iterable[tuple[types.ModuleType, str, Callable]] = ()) -> Iterator[None]:
-    """One operation after another, but for some functions: (module, name, compiled)."""
-
-    def still(compiled: Callable) -> Callable:
-        def call(*args: Any, **options: Any) -> Any:
-            with jax.disable_jit(False):
-                return compiled(*args, **options)
-
-        return call
-
-    with contextlib.ExitStack() as stack:
-        for module, name, compiled in but:
-            stack.enter_context(mock.patch.object(module, name, still(compiled)))
-        stack.enter_context(jax.disable_jit())
-        yield
-
-
-@law(ALGORITHMS)
+# One of each kind: what sums up, has an aggregator, an uplink and an attack, keeps states, weighs
+# gradients, solves a program, trains at the server, adds noise, takes two steps, splits its model.
+@law(
+    {
+        name: ALGORITHMS[name]
+        for name in (
+            *("fedavg", "federated", "scaffold", "agnostic, per domain", "agnostic, weighted"),
+            *("agnostic_fedavg", "fedfv", "feddf", "dp_fedavg", "drfa", "ditto", "fedper"),
+        )
+    }
+)
 def test_a_round_without_jit_is_the_same(row):
     loop = looped(row)
     key = jax.random.fold_in(jax.random.key(0), 0)
-    with without_jit(() if row is ALGORITHMS["fedavg"] else DRAWING):
+    with compilation.only_draws_jitted(), jax.disable_jit():
         state, info = loop.algorithm.step(key, loop.states[0], contracts.population())
     assert_close(state, loop.states[1])
     assert_close(info, jax.tree.map(lambda x: x[0], loop.info))
+
+
+def test_what_is_drawn_without_jit_is_the_same():
+    """Which rounds without jit leave compiled."""
+
+    def draw(key: Any) -> tuple[Any, Any, Any]:
+        words = permutation.words(key)
+        shuffled = permutation.permute(words, 5, jnp.arange(5))
+        return words, shuffled, jax.random.key_data(keys.fold_in(key, 3))
+
+    expected = jax.jit(draw)(KEY)
+    with jax.disable_jit():
+        assert_equal(draw(KEY), expected)
 
 
 @law(ALGORITHMS)
@@ -1111,6 +1101,13 @@ def test_an_algorithms_state_is_a_stable_carry(row):
         assert shapes(loop.algorithm.params(state)) == shapes(params)
     assert_equal(loop.algorithm.params(loop.states[0]), params)
     assert distance(loop.algorithm.params(loop.states[-1]), params) > 0.05
+
+
+@law(ALGORITHMS)
+def test_an_algorithm_computes_what_is_recorded(row):
+    """The others: test_record.py. Here the compiled step is at hand."""
+    (name,) = (name for name, each in ALGORITHMS.items() if each is row)
+    record.assert_recorded(f"algorithm/{name}")
 
 
 @law(ALGORITHMS)

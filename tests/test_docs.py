@@ -68,8 +68,17 @@ def short(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+# Its rounds take much longer than their compilation.
+LONG = ROOT / "docs" / "how-to" / "own-algorithm.md"
+
+
 @pytest.mark.parametrize(
-    "path", [path for path in PAGES if "```python" in path.read_text(encoding="utf-8")], ids=short
+    "path",
+    [
+        pytest.param(path, id=short(path), marks=[pytest.mark.optimised] if path == LONG else [])
+        for path in PAGES
+        if "```python" in path.read_text(encoding="utf-8")
+    ],
 )
 def test_examples_of_a_page_print_what_they_say(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

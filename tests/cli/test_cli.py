@@ -561,6 +561,7 @@ def test_files_that_have_clients(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_table_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As a spreadsheet of a country with decimal commas writes it, and as Parquet: the same run."""
     rng = np.random.default_rng(0)
@@ -664,6 +665,7 @@ def test_ctrl_c_from_outside(tmp_path: Path) -> None:
     assert len(arrays(output)["rounds/status"]) == results["rounds"]
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_impatience_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def impatient(self: RunFolder, *args: Any) -> None:
         signal.raise_signal(signal.SIGINT)
@@ -682,6 +684,7 @@ def test_impatience_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert 10 <= read(tmp_path / "run" / "results.json")["rounds"] <= 20
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_an_interrupt_after_the_last_round_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -986,6 +989,7 @@ def houses(path: Path, *, regions: int = 4) -> None:
     path.write_text("\n".join(lines), encoding="utf-8")
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_regression_from_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     houses(tmp_path / "price.csv")
     args = [
@@ -1016,6 +1020,7 @@ def test_a_regression_from_a_table(tmp_path: Path, capsys: pytest.CaptureFixture
     assert np.std(means) > 20_000  # clients differ in their targets
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_client_without_test_rows_stays(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,5 +14,4 @@ def test_killed_runs_end_as_if_never_killed(
     for name, value in compilation.QUICK_ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    told = list(killing.kill_runs(2, tmp_path))
-    assert len(told) == 2
+    assert len(list(killing.kill_runs(1, tmp_path))) == 1

@@ -107,6 +107,7 @@ def test_ctrl_c_leaves_what_is_done(tmp_path, monkeypatch, capsys, swept):
     same_page(output, swept)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_failed_program_costs_no_other(tmp_path, capsys):
     output = tmp_path / "sweep"
     over = ["--over", "aggregator=krum(num_byzantine=9),mean"]
@@ -116,6 +117,7 @@ def test_a_failed_program_costs_no_other(tmp_path, capsys):
     assert "1 runs, 1 ways" in (output / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_runs_that_do_not_fit_are_dealt_out(tmp_path, swept):
     output = tmp_path / "sweep"
     assert run(*SMALL, *OVER, "--runs-at-once", 1, "--output", output) == 0
@@ -127,6 +129,7 @@ def test_runs_that_do_not_fit_are_dealt_out(tmp_path, swept):
         assert one["test"]["loss"]["mean"] == pytest.approx(other["test"]["loss"]["mean"], rel=1e-4)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_file_gives_options_too(tmp_path):
     file = tmp_path / "base.toml"
     file.write_text(
