@@ -1,9 +1,6 @@
 """Compiling what is tested sooner."""
 
 import contextlib
-import functools
-import itertools
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -12,7 +9,6 @@ import jax
 import jax.monitoring
 import jaxlib.version
 from jax._src import compiler  # only here can options be given for all programs of a process
-from jax._src.interpreters import mlir
 
 from fedjax_sim.ops import keys, permutation
 
@@ -27,23 +23,6 @@ QUICK_ENVIRONMENT = {
     "XLA_FLAGS": " ".join(f"--{name}={int(value)}" for name, value in _XLA_OPTIONS.items()),
 }
 """What `quick` is for a process of its own."""
-
-
-_make_context, _programs = mlir.make_ir_context, itertools.count()
-
-
-def _context() -> Any:
-    """What a program is written in, which takes longer to make than a small program.
-
-    It keeps the constants of its programs, so it is renewed in time. JAX reuses it from 0.11 on,
-    but ten times only.
-    """
-    return _context_of(threading.get_ident(), next(_programs) // 100)
-
-
-@functools.lru_cache(maxsize=4)
-def _context_of(thread: int, number: int) -> Any:
-    return _make_context()
 
 
 @contextlib.contextmanager
@@ -70,7 +49,6 @@ def quick() -> Iterator[None]:
             mock.patch.object(compiler, "get_compile_options", options),
             # The same permutation by a loop, which is a quarter of what a round compiles.
             mock.patch.object(permutation, "permute", rolled),
-            mock.patch.object(mlir, "make_ir_context", _context),
         ):
             yield
     finally:

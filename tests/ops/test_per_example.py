@@ -187,6 +187,7 @@ ARGUMENTS: dict[str, Any] = {
     "num_rounds": 3,
     "boost": 2.0,
     "targets": TARGETS,
+    "objective": fs.clients.mean_loss(NET, fs.metrics.cross_entropy),
     "names": "kernel",
     "local": "dense_0/*",
     "num_clusters": 2,
