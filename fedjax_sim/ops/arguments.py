@@ -165,7 +165,7 @@ def fitting(name: str, value: Any, kind: Any) -> Any:
         checks.one_of(name, value, typing.get_args(kind))
     if kind is jax.Array and name == "key":  # the engine checks keys
         return value
-    if kind is Model and not inspect.isfunction(value):
+    if Model in _alternatives(kind) and not inspect.isfunction(value):
         per_example.check_model(value)  # knows which adapter makes one
     names = {getattr(each, "__name__", "") for each in _alternatives(kind)}
     hint = "".join(text for of, text in _HINTS.items() if of in names)
