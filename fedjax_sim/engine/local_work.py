@@ -338,8 +338,9 @@ def _pad(slots: Slots, length: int, num_clients: int) -> Slots:
         return slots
     last = jax.tree.map(lambda x: jnp.repeat(x[-1:], missing, axis=0), slots)
     nobody = jnp.full(missing, num_clients, jnp.int32)
-    none, off = jnp.zeros(missing, jnp.int32), jnp.zeros(missing, bool)
-    last = last._replace(client=Client(nobody, none, none), mask=off, keeper=nobody)
+    none = jnp.zeros(missing, jnp.int32)
+    empty = Client(nobody, none, none)
+    last = last._replace(client=empty, mask=jnp.zeros(missing, bool), keeper=nobody)
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), slots, last)
 
 

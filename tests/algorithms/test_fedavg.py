@@ -152,6 +152,7 @@ def test_a_trajectory_equals_its_float64_twin(name):
     make, expected = FAMILY[name]
     expected = expected()
     error = np.linalg.norm(trained(make()) - expected) / np.linalg.norm(expected)
+    # 1.5e-7 on a CPU, 1.6e-7 (FedAvgM) on an H200, both in the highest precision.
     assert error < TOLERANCES.get(name, 2e-7)
 
 
