@@ -133,18 +133,23 @@ class Outcome(NamedTuple):
 
 
 def look_up(
-    key: Key, cohort: Cohort, own: PyTree, data: FederatedData, batching: Batching
+    key: Key, cohort: Cohort, own: PyTree, data: FederatedData, batching: Batching, *, keeps: bool
 ) -> Slots:
-    """Look up every slot's client. Empty slots get size 0 and no steps."""
+    """Look up every slot's client. Empty slots get size 0 and no steps.
+
+    Cost: O(N) more where clients keep something (`keeps`): whose slot is the last one?
+    """
     size = jnp.where(cohort.mask, trees.rows(data.sizes, cohort.ids), 0)
     own_keys = jax.vmap(keys.fold_in, (None, 0))(key, cohort.ids)
-    number = jnp.arange(cohort.ids.shape[0], dtype=jnp.int32)
-    last = jnp.zeros(data.num_clients, jnp.int32).at[cohort.ids].max(number, mode="drop")
+    number, keeper = jnp.arange(cohort.ids.shape[0], dtype=jnp.int32), cohort.ids
+    if keeps:
+        last = jnp.zeros(data.num_clients, jnp.int32).at[cohort.ids].max(number, mode="drop")
+        keeper = jnp.where(trees.rows(last, cohort.ids) == number, keeper, data.num_clients)
     return Slots(
         number=number,
         client=Client(cohort.ids, size, batching.steps(size, data.max_size)),
         mask=cohort.mask,
-        keeper=jnp.where(trees.rows(last, cohort.ids) == number, cohort.ids, data.num_clients),
+        keeper=keeper,
         start=trees.rows(data.starts, cohort.ids),
         key=own_keys,
         words=jax.vmap(permutation.words)(own_keys),

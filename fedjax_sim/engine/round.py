@@ -302,7 +302,10 @@ def _local_work(
     """What the cohort makes of the message, at the width that was asked for or is fastest."""
     local = LocalWork(parts.rule, parts.uplink, parts.batching, parts.aggregator.summand, mesh)
     states = ClientState(state.clients, state.uplink)
-    slots = local_work.look_up(keys[Stream.CLIENTS], cohort, message.per_slot, data, parts.batching)
+    keeps = bool(jax.tree.leaves(states))
+    slots = local_work.look_up(
+        keys[Stream.CLIENTS], cohort, message.per_slot, data, parts.batching, keeps=keeps
+    )
     shared = message._replace(per_slot=(), num_bytes=None)
     width = 1 if plain() else parts.width
     if width == "auto":
